@@ -1,0 +1,146 @@
+"""The VAN family: the sizes the paper trains, and the checks that every size must pass.
+
+Imports neither Keras nor a backend, so the command line and the catalogue stay instant.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+DATA_FORMATS = ("channels_last", "channels_first")
+POOLINGS = ("avg", "max", None)
+
+
+@dataclass(frozen=True)
+class VANConfig:
+    """The four per-stage lists that make one member of the family.
+
+    Args:
+        embed_dims: Channels of each stage.
+        mlp_ratios: Hidden channels of each stage's MLP, as a multiple of `embed_dims`.
+        depths: Number of blocks in each stage.
+
+    Raises:
+        ValueError: A list is empty, the lengths differ, or a value is not positive.
+    """
+
+    embed_dims: tuple[int, ...]
+    mlp_ratios: tuple[float, ...]
+    depths: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        for field, whole in (
+            ("embed_dims", True),
+            ("mlp_ratios", False),
+            ("depths", True),
+        ):
+            received = getattr(self, field)
+            if (
+                not isinstance(received, Sequence)
+                or isinstance(received, str)
+                or not received
+            ):
+                raise ValueError(
+                    f"`{field}` must be a list with one entry per stage (at least one stage). "
+                    f"Received: {field}={received!r}"
+                )
+            values = tuple(received)
+            allowed = (int,) if whole else (int, float)
+            if not all(
+                isinstance(v, allowed) and not isinstance(v, bool) and v > 0
+                for v in values
+            ):
+                kind = "positive integers" if whole else "positive numbers"
+                raise ValueError(
+                    f"`{field}` must hold {kind}. Received: {field}={list(values)!r}"
+                )
+            object.__setattr__(self, field, values)
+        lengths = {
+            f: len(getattr(self, f)) for f in ("embed_dims", "mlp_ratios", "depths")
+        }
+        if len(set(lengths.values())) > 1:
+            raise ValueError(
+                "`embed_dims`, `mlp_ratios` and `depths` must have one entry per stage, so the "
+                f"same length. Received lengths: {lengths}"
+            )
+        for dim, ratio in zip(self.embed_dims, self.mlp_ratios, strict=True):
+            if int(dim * ratio) < 1:
+                raise ValueError(
+                    "`embed_dims` x `mlp_ratios` must give at least one hidden channel. "
+                    f"Received: {dim} x {ratio}"
+                )
+
+    @property
+    def num_stages(self) -> int:
+        return len(self.depths)
+
+    @property
+    def hidden_dims(self) -> tuple[int, ...]:
+        """Hidden channels of each stage's MLP (rounded down, as the original does)."""
+        return tuple(
+            int(d * r) for d, r in zip(self.embed_dims, self.mlp_ratios, strict=True)
+        )
+
+
+def stage_kernel_stride(stage: int) -> tuple[int, int]:
+    """Kernel size and stride of the patch embedding of a 0-based stage (paper, Table 2)."""
+    return (7, 4) if stage == 0 else (3, 2)
+
+
+# Paper (arXiv 2202.09741) Table 2 for B0-B6; B0's depths from the authors' code.
+CONFIGURATIONS: dict[str, VANConfig] = {
+    "van_b0": VANConfig((32, 64, 160, 256), (8, 8, 4, 4), (3, 3, 5, 2)),
+    "van_b1": VANConfig((64, 128, 320, 512), (8, 8, 4, 4), (2, 2, 4, 2)),
+    "van_b2": VANConfig((64, 128, 320, 512), (8, 8, 4, 4), (3, 3, 12, 3)),
+    "van_b3": VANConfig((64, 128, 320, 512), (8, 8, 4, 4), (3, 5, 27, 3)),
+    "van_b4": VANConfig((64, 128, 320, 512), (8, 8, 4, 4), (3, 6, 40, 3)),
+    "van_b5": VANConfig((96, 192, 480, 768), (8, 8, 4, 4), (3, 3, 24, 3)),
+    "van_b6": VANConfig((96, 192, 384, 768), (8, 8, 4, 4), (6, 6, 90, 6)),
+}
+
+# The authors' constructor defaults, used where no configuration is named.
+DEFAULT = VANConfig((64, 128, 256, 512), (4, 4, 4, 4), (3, 4, 6, 3))
+
+
+def resolve(
+    configuration: str | None = None,
+    embed_dims: Sequence[int] | None = None,
+    mlp_ratios: Sequence[float] | None = None,
+    depths: Sequence[int] | None = None,
+    num_stages: int | None = None,
+) -> VANConfig:
+    """Named configuration plus overrides -> a checked `VANConfig`.
+
+    Raises:
+        ValueError: The name is unknown, the lists do not fit together, or `num_stages`
+            contradicts them.
+    """
+    if configuration is None:
+        base = DEFAULT
+    elif isinstance(configuration, str) and configuration in CONFIGURATIONS:
+        base = CONFIGURATIONS[configuration]
+    else:
+        raise ValueError(
+            f"`configuration` must be one of {', '.join(CONFIGURATIONS)}, or None to give "
+            f"`embed_dims`, `mlp_ratios` and `depths` yourself. Received: {configuration!r}"
+        )
+
+    def pick(override, default):
+        if override is None:
+            return default
+        if isinstance(override, Sequence) and not isinstance(override, str):
+            return tuple(override)
+        return override  # VANConfig names it and refuses it
+
+    config = VANConfig(
+        pick(embed_dims, base.embed_dims),
+        pick(mlp_ratios, base.mlp_ratios),
+        pick(depths, base.depths),
+    )
+    if num_stages is not None and num_stages != config.num_stages:
+        raise ValueError(
+            f"`num_stages` must equal the length of `depths`, {config.num_stages}. "
+            f"Received: num_stages={num_stages!r}"
+        )
+    return config

@@ -1,0 +1,279 @@
+"""The generic parts of the model: what the paper takes from elsewhere.
+
+Every layer is channels-last, serialisable, and the same code on the TensorFlow, JAX and
+PyTorch backends of Keras. Where TensorFlow has a faster or more exact kernel than the one
+Keras picks, it is used here and nowhere else.
+"""
+
+from __future__ import annotations
+
+import math
+
+import keras
+from keras import ops
+
+PACKAGE = "van_classification_tensorflow"
+register = keras.saving.register_keras_serializable(package=PACKAGE)
+
+if keras.backend.backend() == "tensorflow":
+    import tensorflow as tf
+else:
+    tf = None
+
+
+# A compiled kernel costs about 0.2 ms to launch on a CPU; below this many elements TensorFlow's
+# own operations are as fast (benchmarks/LOG.md, step 3).
+_COMPILE_FROM = 2**18
+_SQRT_HALF = math.sqrt(0.5)
+
+
+@register
+def gelu(x):
+    """x * Phi(x) with the exact normal distribution function (erf), as torch's `nn.GELU`.
+
+    TensorFlow evaluates it, and its gradient, as five to ten passes over memory, which cost
+    more than the convolutions around them in stage 1. Here it is written so that one kernel
+    does it: fused behind a matrix product by oneDNN where that is possible, else compiled by
+    XLA where the shape is known. Only `x` is kept for the gradient.
+    """
+    return keras.activations.gelu(x, approximate=False) if tf is None else _tf_gelu(x)
+
+
+def _erf_gelu(x):
+    # Not tf.nn.gelu: its erfc is twice as slow, and ONNX has no Erfc.
+    return 0.5 * x * (1.0 + tf.math.erf(x * _SQRT_HALF))
+
+
+def _erf_gelu_gradient(x, upstream):
+    v = x * _SQRT_HALF  # d/dx [x Phi(x)] = Phi(x) + x phi(x)
+    density = v * (math.sqrt(1.0 / math.pi) * tf.exp(-tf.square(v)))
+    return upstream * (0.5 * (1.0 + tf.math.erf(v)) + density)
+
+
+if tf is not None:
+    _compiled_gelu = tf.function(_erf_gelu, jit_compile=True)
+    _compiled_gelu_gradient = tf.function(_erf_gelu_gradient, jit_compile=True)
+    _xla = tf.test.is_built_with_xla()
+
+    def _compiles(x) -> bool:
+        # A new shape costs a compilation, so a model traced for any size does without.
+        return (
+            _xla
+            and x.shape.is_fully_defined()
+            and x.shape.num_elements() >= _COMPILE_FROM
+        )
+
+    def _gradient_of(x):
+        def gradient(upstream):
+            function = _compiled_gelu_gradient if _compiles(x) else _erf_gelu_gradient
+            return function(x, upstream)
+
+        return gradient
+
+    @tf.custom_gradient
+    def _tf_gelu(x):
+        """Plain operations: the form that oneDNN fuses behind MatMul + BiasAdd."""
+        return _erf_gelu(x), _gradient_of(x)
+
+    @tf.custom_gradient
+    def _tf_compiled_gelu(x):
+        function = _compiled_gelu if _compiles(x) else _erf_gelu
+        return function(x), _gradient_of(x)
+
+
+@register
+class FanOutNormal(keras.initializers.RandomNormal):
+    """N(0, sqrt(2 / fan_out)) with fan_out = k * k * C_out / groups: the authors' `_init_weights`.
+
+    Keras's `VarianceScaling(mode="fan_out")` ignores groups, and would draw a depthwise
+    kernel sqrt(C) too small.
+
+    Args:
+        fan_out: Connections that leave one input channel.
+        seed: Seed of the draw.
+    """
+
+    def __init__(self, fan_out: int, seed: int | None = None):
+        super().__init__(mean=0.0, stddev=math.sqrt(2.0 / fan_out), seed=seed)
+        self.fan_out = fan_out
+
+    def get_config(self) -> dict:
+        return {"fan_out": self.fan_out, "seed": self._init_seed}
+
+
+@register
+class BatchNorm(keras.layers.BatchNormalization):
+    """Batch normalisation as PyTorch does it: eps 1e-5, momentum 0.1 (Keras's 0.9).
+
+    It normalises with the biased batch variance but keeps the *unbiased* one, n / (n - 1),
+    in its running statistics; Keras keeps the biased one and drifts from the original in
+    training. Input and output: (B, H, W, C).
+    """
+
+    def __init__(self, epsilon: float = 1e-5, momentum: float = 0.9, **kwargs):
+        super().__init__(epsilon=epsilon, momentum=momentum, **kwargs)
+
+    def call(self, inputs, training=None, mask=None):
+        training = bool(training and self.trainable)
+        fused = tf is not None and not self.synchronized
+        if not training:
+            return (
+                self._fused(inputs, False)[0]
+                if fused
+                else super().call(inputs, training=False)
+            )
+        if fused:
+            outputs, mean, variance = self._fused(inputs, True)
+        else:
+            outputs, mean, variance = self._portable(inputs)
+        # `assign` on a float32 variable: statistics never live in half precision.
+        keep = self.momentum
+        self.moving_mean.assign(self.moving_mean * keep + mean * (1.0 - keep))
+        self.moving_variance.assign(
+            self.moving_variance * keep + variance * (1.0 - keep)
+        )
+        return outputs
+
+    def _fused(self, inputs, training: bool):
+        """TensorFlow's one-pass kernel; its batch variance is already the unbiased one."""
+        none = tf.zeros([0])
+        outputs, mean, variance, *_ = tf.raw_ops.FusedBatchNormV3(
+            x=inputs,
+            scale=tf.convert_to_tensor(self.gamma),
+            offset=tf.convert_to_tensor(self.beta),
+            mean=none if training else tf.convert_to_tensor(self.moving_mean),
+            variance=none if training else tf.convert_to_tensor(self.moving_variance),
+            epsilon=self.epsilon,
+            is_training=training,
+        )
+        return outputs, mean, variance
+
+    def _portable(self, inputs):
+        x = ops.cast(inputs, "float32")
+        mean, variance = ops.moments(
+            x, self._reduction_axes, synchronized=self.synchronized
+        )
+        outputs = ops.batch_normalization(
+            x,
+            mean,
+            variance,
+            axis=self.axis,
+            offset=self.beta,
+            scale=self.gamma,
+            epsilon=self.epsilon,
+        )
+        count = ops.cast(
+            math.prod(ops.shape(x)[a] for a in self._reduction_axes), "float32"
+        )
+        variance = variance * (count / ops.maximum(count - 1.0, 1.0))
+        return ops.cast(outputs, self.compute_dtype), mean, variance
+
+
+@register
+class PointwiseConv(keras.layers.Dense):
+    """A 1 x 1 convolution over channels: (B, H, W, C_in) -> (B, H, W, units).
+
+    It is a `Dense`, so that Keras's LoRA and quantisation apply. As one matrix product over
+    all positions its gradients are faster, and oneDNN runs product, bias and GELU as a single
+    kernel; without either, TensorFlow's convolution kernel is.
+    """
+
+    def __init__(self, units: int, activation=None, **kwargs):
+        kwargs.setdefault("kernel_initializer", FanOutNormal(units))
+        super().__init__(units, activation=activation, **kwargs)
+
+    def call(self, inputs, training=None):
+        if (
+            tf is not None
+            and not training
+            and self.activation is keras.activations.linear
+        ):
+            return ops.add(ops.conv(inputs, self.kernel[None, None]), self.bias)
+        shape = ops.shape(inputs)
+        x = ops.reshape(inputs, (-1, inputs.shape[-1]))  # (B*H*W, C_in)
+        x = super().call(x, training=training)
+        return ops.reshape(x, (*shape[:-1], self.units))
+
+
+@register
+class DepthwiseConv(keras.layers.DepthwiseConv2D):
+    """Stride-1 depthwise convolution, zero-padded to keep H x W: never a grouped one.
+
+    Args:
+        kernel_size: Odd side of the kernel.
+        dilation: Distance between its taps.
+        gelu: Whether GELU follows.
+    """
+
+    def __init__(
+        self, kernel_size: int, dilation: int = 1, gelu: bool = False, **kwargs
+    ):
+        # With stride 1 and an odd extent, "same" is torch's symmetric zero padding.
+        super().__init__(
+            kernel_size,
+            padding="same",
+            dilation_rate=dilation,
+            depthwise_initializer=FanOutNormal(kernel_size * kernel_size),
+            **kwargs,
+        )
+        self.dilation = dilation
+        self.gelu = gelu
+
+    def call(self, inputs):
+        x = super().call(inputs)
+        if not self.gelu:
+            return x
+        return gelu(x) if tf is None else _tf_compiled_gelu(x)
+
+    def get_config(self) -> dict:
+        config = keras.layers.Layer.get_config(self)
+        own = {
+            "kernel_size": self.kernel_size[0],
+            "dilation": self.dilation,
+            "gelu": self.gelu,
+        }
+        return {**config, **own}
+
+
+@register
+class DropPath(keras.layers.Dropout):
+    """Stochastic depth (arXiv 1603.09382): zeroes a residual branch per sample.
+
+    Args:
+        rate: Probability in [0, 1) of dropping; what stays is divided by 1 - rate.
+    """
+
+    def __init__(self, rate: float, seed: int | None = None, **kwargs):
+        super().__init__(rate, noise_shape=(None, 1, 1, 1), seed=seed, **kwargs)
+
+    def get_config(self) -> dict:
+        config = super().get_config()
+        del config["noise_shape"]
+        return config
+
+
+@register
+class LayerScale(keras.layers.Layer):
+    """A learned factor per channel on a residual branch (arXiv 2103.17239).
+
+    Args:
+        init_value: Value of every factor before training; the authors use 1e-2.
+    """
+
+    def __init__(self, init_value: float = 1e-2, **kwargs):
+        super().__init__(**kwargs)
+        self.init_value = init_value
+
+    def build(self, input_shape):
+        self.gamma = self.add_weight(
+            name="gamma",
+            shape=(input_shape[-1],),
+            initializer=keras.initializers.Constant(self.init_value),
+        )
+        self.built = True
+
+    def call(self, inputs):
+        return inputs * ops.cast(self.gamma, inputs.dtype)
+
+    def get_config(self) -> dict:
+        return {**super().get_config(), "init_value": self.init_value}

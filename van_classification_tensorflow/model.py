@@ -1,0 +1,539 @@
+"""Visual Attention Network (Guo et al., arXiv 2202.09741), in the order of the paper.
+
+Shapes: B images, H x W positions, C channels; everything inside is channels-last.
+Layer names are the authors' tensor names, so that `block1.0.attn.proj_1.weight` of a
+published checkpoint is `model.get_layer("block1_0").attn.proj_1.kernel` here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+from keras import layers
+
+from .config import DATA_FORMATS, POOLINGS, resolve, stage_kernel_stride
+from .layers import (
+    BatchNorm,
+    DepthwiseConv,
+    DropPath,
+    FanOutNormal,
+    LayerScale,
+    PointwiseConv,
+    gelu,
+    register,
+)
+
+
+class _Part(layers.Layer):
+    """A layer made of named sub-layers that keeps the shape (B, H, W, C) of its input."""
+
+    def compute_output_shape(self, input_shape):
+        return tuple(input_shape)
+
+
+@register
+class LKA(_Part):
+    """Large kernel attention (paper, Section 3.1, Equations 1 and 2).
+
+    Attention = Conv1x1(DW-D-Conv(DW-Conv(F))), Output = Attention * F: a 21 x 21 kernel
+    decomposed into a 5 x 5 depthwise, a 7 x 7 depthwise dilated by 3, and a 1 x 1 convolution.
+    """
+
+    def __init__(self, dim: int, **kwargs):
+        super().__init__(**kwargs)
+        self.dim = dim
+        self.conv0 = DepthwiseConv(5, name="conv0", dtype=self.dtype_policy)
+        self.conv_spatial = DepthwiseConv(
+            7, dilation=3, name="conv_spatial", dtype=self.dtype_policy
+        )
+        self.conv1 = PointwiseConv(dim, name="conv1", dtype=self.dtype_policy)
+
+    def build(self, input_shape):
+        for layer in (self.conv0, self.conv_spatial, self.conv1):
+            layer.build(input_shape)
+        self.built = True
+
+    def call(self, x):
+        attention = self.conv1(self.conv_spatial(self.conv0(x)))  # (B, H, W, C)
+        return attention * x
+
+    def get_config(self) -> dict:
+        return {**super().get_config(), "dim": self.dim}
+
+
+@register
+class Attention(_Part):
+    """proj_2(LKA(GELU(proj_1(x)))) + x (paper, Figure 2d)."""
+
+    def __init__(self, dim: int, **kwargs):
+        super().__init__(**kwargs)
+        self.dim = dim
+        self.proj_1 = PointwiseConv(dim, gelu, name="proj_1", dtype=self.dtype_policy)
+        self.spatial_gating_unit = LKA(
+            dim, name="spatial_gating_unit", dtype=self.dtype_policy
+        )
+        self.proj_2 = PointwiseConv(dim, name="proj_2", dtype=self.dtype_policy)
+
+    def build(self, input_shape):
+        for layer in (self.proj_1, self.spatial_gating_unit, self.proj_2):
+            layer.build(input_shape)
+        self.built = True
+
+    def call(self, x):
+        return self.proj_2(self.spatial_gating_unit(self.proj_1(x))) + x
+
+    def get_config(self) -> dict:
+        return {**super().get_config(), "dim": self.dim}
+
+
+@register
+class Mlp(_Part):
+    """Convolutional feed-forward: 1 x 1, 3 x 3 depthwise, GELU, 1 x 1 (paper, Figure 2a)."""
+
+    def __init__(self, dim: int, hidden_dim: int, drop_rate: float = 0.0, **kwargs):
+        super().__init__(**kwargs)
+        self.dim = dim
+        self.hidden_dim = hidden_dim
+        self.drop_rate = drop_rate
+        self.fc1 = PointwiseConv(hidden_dim, name="fc1", dtype=self.dtype_policy)
+        self.dwconv = DepthwiseConv(
+            3, gelu=True, name="dwconv", dtype=self.dtype_policy
+        )
+        self.fc2 = PointwiseConv(dim, name="fc2", dtype=self.dtype_policy)
+        self.drop1 = layers.Dropout(drop_rate, name="drop1", dtype=self.dtype_policy)
+        self.drop2 = layers.Dropout(drop_rate, name="drop2", dtype=self.dtype_policy)
+
+    def build(self, input_shape):
+        hidden_shape = (*input_shape[:-1], self.hidden_dim)
+        self.fc1.build(input_shape)
+        self.dwconv.build(hidden_shape)
+        self.fc2.build(hidden_shape)
+        self.built = True
+
+    def call(self, x, training=None):
+        x = self.dwconv(self.fc1(x))  # (B, H, W, hidden)
+        x = self.drop1(x, training=training)
+        return self.drop2(self.fc2(x), training=training)  # (B, H, W, C)
+
+    def get_config(self) -> dict:
+        own = {
+            "dim": self.dim,
+            "hidden_dim": self.hidden_dim,
+            "drop_rate": self.drop_rate,
+        }
+        return {**super().get_config(), **own}
+
+
+@register
+class Block(_Part):
+    """One VAN block: attention, then MLP, each on a scaled residual branch (Figure 2a).
+
+    The attention's own shortcut starts at the output of `norm1`, not at `x`, as in the
+    authors' code.
+
+    Args:
+        dim: Channels C.
+        hidden_dim: Channels inside the MLP.
+        drop_rate: Dropout inside the MLP, in [0, 1).
+        drop_path_rate: Probability in [0, 1) of dropping either branch for a sample.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        hidden_dim: int,
+        drop_rate: float = 0.0,
+        drop_path_rate: float = 0.0,
+        **kwargs,
+    ):
+        super().__init__(**kwargs)
+        self.dim = dim
+        self.hidden_dim = hidden_dim
+        self.drop_rate = drop_rate
+        self.drop_path_rate = drop_path_rate
+        dtype = self.dtype_policy
+        self.norm1 = BatchNorm(name="norm1", dtype=dtype)
+        self.attn = Attention(dim, name="attn", dtype=dtype)
+        self.layer_scale_1 = LayerScale(name="layer_scale_1", dtype=dtype)
+        self.norm2 = BatchNorm(name="norm2", dtype=dtype)
+        self.mlp = Mlp(dim, hidden_dim, drop_rate, name="mlp", dtype=dtype)
+        self.layer_scale_2 = LayerScale(name="layer_scale_2", dtype=dtype)
+        self.drop_path = DropPath(drop_path_rate, name="drop_path", dtype=dtype)
+
+    def build(self, input_shape):
+        for layer in (self.norm1, self.attn, self.layer_scale_1):
+            layer.build(input_shape)
+        for layer in (self.norm2, self.mlp, self.layer_scale_2):
+            layer.build(input_shape)
+        self.built = True
+
+    def call(self, x, training=None):
+        a = self.attn(self.norm1(x, training=training))
+        x = x + self.drop_path(self.layer_scale_1(a), training=training)
+        m = self.mlp(self.norm2(x, training=training), training=training)
+        return x + self.drop_path(self.layer_scale_2(m), training=training)
+
+    def get_config(self) -> dict:
+        own = {
+            "dim": self.dim,
+            "hidden_dim": self.hidden_dim,
+            "drop_rate": self.drop_rate,
+            "drop_path_rate": self.drop_path_rate,
+        }
+        return {**super().get_config(), **own}
+
+
+@register
+class OverlapPatchEmbed(layers.Layer):
+    """Overlapping patch embedding: strided convolution, then batch norm (paper, Section 3.2).
+
+    (B, H, W, C_in) -> (B, ceil(H / stride), ceil(W / stride), dim). Zeros are added on each
+    side (kernel_size // 2), which is not TensorFlow's "same" for an even size.
+    """
+
+    def __init__(self, dim: int, kernel_size: int = 7, stride: int = 4, **kwargs):
+        super().__init__(**kwargs)
+        self.dim = dim
+        self.kernel_size = kernel_size
+        self.stride = stride
+        dtype = self.dtype_policy
+        self.pad = layers.ZeroPadding2D(kernel_size // 2, name="pad", dtype=dtype)
+        self.proj = layers.Conv2D(
+            dim,
+            kernel_size,
+            stride,
+            kernel_initializer=FanOutNormal(kernel_size * kernel_size * dim),
+            name="proj",
+            dtype=dtype,
+        )
+        self.norm = BatchNorm(name="norm", dtype=dtype)
+
+    def build(self, input_shape):
+        self.proj.build(input_shape)
+        self.norm.build((*input_shape[:-1], self.dim))
+        self.built = True
+
+    def call(self, x, training=None):
+        return self.norm(self.proj(self.pad(x)), training=training)
+
+    def compute_output_shape(self, input_shape):
+        def strided(size):
+            return (
+                None if size is None else _patches(size, self.kernel_size, self.stride)
+            )
+
+        batch, height, width, _ = input_shape
+        return batch, strided(height), strided(width), self.dim
+
+    def get_config(self) -> dict:
+        own = {"dim": self.dim, "kernel_size": self.kernel_size, "stride": self.stride}
+        return {**super().get_config(), **own}
+
+
+def _patches(size: int, kernel_size: int, stride: int) -> int:
+    return (size + 2 * (kernel_size // 2) - kernel_size) // stride + 1
+
+
+def _min_image_size(num_stages: int) -> int:
+    """Smallest side at which every stage still has at least one whole stride of input."""
+    size = 1
+    for stage in reversed(range(num_stages)):
+        kernel_size, stride = stage_kernel_stride(stage)
+        need = max(size, 1)
+        size = stride  # an input shorter than the stride would see mostly padding
+        while _patches(size, kernel_size, stride) < need:
+            size += 1
+    return size
+
+
+@register
+class VAN(keras.Model):
+    """Visual Attention Network, built through Keras's functional API.
+
+    Every layer is reachable by name (`patch_embed1`, `block1_0`, ..., `norm1`, ..., `head`,
+    `pred`), and `pyramid_outputs` holds the stage outputs for dense prediction.
+
+    Args:
+        configuration: `"van_b0"` ... `"van_b6"`, or None to give the lists below (their
+            defaults are then the authors': 64-128-256-512 channels, 3-4-6-3 blocks, ratio 4).
+            Any argument beside it overrides it.
+        in_chans: Channels of the images.
+        num_classes: Classes of the head. 0 is not a headless model: use `include_top`.
+        embed_dims: Channels of each stage.
+        mlp_ratios: Hidden channels of each stage's MLP, as a multiple of `embed_dims`.
+        drop_rate: Dropout inside the MLPs, in [0, 1).
+        drop_path_rate: Stochastic depth of the last block, in [0, 1); grows linearly from 0.
+        depths: Blocks of each stage.
+        num_stages: Length of the lists; only checked against them.
+        include_top: True: class scores (B, num_classes). False: features.
+        classifier_activation: Activation of the scores; None or "linear" for logits.
+        data_format: Format of the *input*: "channels_last" (B, H, W, C) or "channels_first"
+            (B, C, H, W). Everything inside and every intermediate output is channels-last.
+        img_resolution: Side, or (height, width), to fix the graph to, for engines that want
+            static shapes. None: any size, changing from call to call.
+        pooling: Features without the top: "avg" (B, C), "max" (B, C), None (B, h, w, C).
+        weights: None; or anything that `load_checkpoint` takes, loaded at once.
+        name: Name of the model; the configuration's by default.
+        dtype: Keras dtype policy; the global one by default.
+        trainable: Whether the weights are trained.
+
+    Input: float images, normalised (see `preprocess_input`).
+
+    Raises:
+        ValueError: An argument is not allowed; names it, what is allowed and what came.
+    """
+
+    _display_shape: tuple | None = (
+        None  # class-level: Functional.__init__ calls build(None)
+    )
+
+    def __init__(
+        self,
+        configuration: str | None = None,
+        in_chans: int = 3,
+        num_classes: int = 1000,
+        embed_dims: Sequence[int] | None = None,
+        mlp_ratios: Sequence[float] | None = None,
+        drop_rate: float = 0.0,
+        drop_path_rate: float = 0.0,
+        depths: Sequence[int] | None = None,
+        num_stages: int | None = None,
+        include_top: bool = True,
+        classifier_activation: Any = "softmax",
+        data_format: str = "channels_last",
+        img_resolution: int | Sequence[int] | None = None,
+        pooling: str | None = "avg",
+        name: str | None = None,
+        dtype: Any = None,
+        trainable: bool = True,
+    ):
+        config = resolve(configuration, embed_dims, mlp_ratios, depths, num_stages)
+        _check_positive("in_chans", in_chans)
+        _check_positive("num_classes", num_classes)
+        _check_rate("drop_rate", drop_rate)
+        _check_rate("drop_path_rate", drop_path_rate)
+        _check_choice("data_format", data_format, DATA_FORMATS)
+        _check_choice("pooling", pooling, POOLINGS)
+        activation = _activation(classifier_activation)
+        size = _resolution(img_resolution, config.num_stages)
+        policy = keras.dtype_policies.get(dtype or keras.config.dtype_policy())
+        # Scores and losses stay in float32 when the model computes in half precision.
+        head_dtype = (
+            "float32" if policy.compute_dtype in ("float16", "bfloat16") else policy
+        )
+
+        # --- Layers and functional model, in one walk ---
+        channels_first = data_format == "channels_first"
+        shape = (in_chans, *size) if channels_first else (*size, in_chans)
+        images = keras.Input(shape, name="images", dtype=policy.compute_dtype)
+        x = images
+        if channels_first:
+            x = layers.Permute((2, 3, 1), name="to_channels_last", dtype=policy)(x)
+        rate_step = drop_path_rate / max(sum(config.depths) - 1, 1)
+        index = 0
+        pyramid_outputs = {}
+        stages = zip(config.embed_dims, config.hidden_dims, config.depths, strict=True)
+        for stage, (dim, hidden_dim, depth) in enumerate(stages):
+            i = stage + 1
+            kernel_size, stride = stage_kernel_stride(stage)
+            x = OverlapPatchEmbed(
+                dim, kernel_size, stride, name=f"patch_embed{i}", dtype=policy
+            )(x)
+            for j in range(depth):
+                rate = rate_step * index
+                x = Block(
+                    dim, hidden_dim, drop_rate, rate, name=f"block{i}_{j}", dtype=policy
+                )(x)
+                index += 1
+            x = layers.LayerNormalization(epsilon=1e-6, name=f"norm{i}", dtype=policy)(
+                x
+            )
+            pyramid_outputs[f"P{i + 1}"] = x  # stride 4, 8, 16, 32
+
+        if include_top or pooling == "avg":
+            x = layers.GlobalAveragePooling2D(name="pool", dtype=policy)(x)  # (B, C)
+        elif pooling == "max":
+            x = layers.GlobalMaxPooling2D(name="pool", dtype=policy)(x)
+        if include_top:
+            # timm's trunc_normal_(std=.02) cuts at +-2 absolute: at 100 sigma, never.
+            init = keras.initializers.RandomNormal(stddev=0.02)
+            head = layers.Dense(
+                num_classes, kernel_initializer=init, name="head", dtype=head_dtype
+            )
+            x = layers.Activation(activation, name="pred", dtype=head_dtype)(head(x))
+
+        super().__init__(
+            images, x, name=name or configuration or "van", trainable=trainable
+        )
+
+        # --- Config ---
+        self.dtype_policy = policy
+        self.configuration = configuration
+        self.in_chans = in_chans
+        self.num_classes = num_classes
+        self.embed_dims = list(config.embed_dims)
+        self.mlp_ratios = list(config.mlp_ratios)
+        self.drop_rate = drop_rate
+        self.drop_path_rate = drop_path_rate
+        self.depths = list(config.depths)
+        self.num_stages = config.num_stages
+        self.include_top = include_top
+        self.classifier_activation = classifier_activation
+        self.data_format = data_format
+        self.img_resolution = img_resolution
+        self.pooling = pooling
+        self.pyramid_outputs = pyramid_outputs
+
+    def __call__(self, inputs, *args, **kwargs):
+        self._check_images(getattr(inputs, "shape", None))
+        return super().__call__(inputs, *args, **kwargs)
+
+    def build(self, input_shape):
+        """Checks `input_shape`, and makes `summary()` show the shapes it leads to."""
+        if input_shape is not None:
+            self._check_images(tuple(input_shape), "input_shape")
+            self._display_shape = tuple(input_shape)
+        super().build(input_shape)
+
+    def summary(self, *args, **kwargs):
+        """Keras's summary, with concrete output shapes once `build(shape)` was called."""
+        if self._display_shape is None:
+            return super().summary(*args, **kwargs)
+        # A temporary second trace of the same layers; its nodes are taken off them again,
+        # or `layer.output` would become ambiguous and old traces would never be freed.
+        steps = self.layers
+        outbound = [len(layer._outbound_nodes) for layer in steps]
+        inbound = [len(layer._inbound_nodes) for layer in steps]
+        try:
+            batch, *shape = self._display_shape
+            inputs = keras.Input(
+                shape, batch, dtype=self.inputs[0].dtype, name="images"
+            )
+            x = inputs
+            for layer in steps[1:]:
+                x = layer(x)
+            view = keras.Model(inputs, x, name=self.name)
+            view.optimizer = getattr(self, "optimizer", None)
+            return view.summary(*args, **kwargs)
+        finally:
+            for layer, n_in, n_out in zip(steps, inbound, outbound, strict=True):
+                del layer._inbound_nodes[n_in:]
+                del layer._outbound_nodes[n_out:]
+
+    def get_config(self) -> dict:
+        """The constructor's arguments."""
+        return {
+            "configuration": self.configuration,
+            "in_chans": self.in_chans,
+            "num_classes": self.num_classes,
+            "embed_dims": self.embed_dims,
+            "mlp_ratios": self.mlp_ratios,
+            "drop_rate": self.drop_rate,
+            "drop_path_rate": self.drop_path_rate,
+            "depths": self.depths,
+            "num_stages": self.num_stages,
+            "include_top": self.include_top,
+            "classifier_activation": keras.activations.serialize(
+                keras.activations.get(self.classifier_activation)
+            ),
+            "data_format": self.data_format,
+            "img_resolution": self.img_resolution,
+            "pooling": self.pooling,
+            "name": self.name,
+            "dtype": keras.dtype_policies.serialize(self.dtype_policy),
+            "trainable": self.trainable,
+        }
+
+    @classmethod
+    def from_config(cls, config, custom_objects=None):
+        return cls(**config)
+
+    def _check_images(self, shape, argument: str = "inputs") -> None:
+        """Clear words before Keras's, for the two mistakes people make."""
+        if shape is None or not hasattr(self, "data_format"):
+            return
+        shape = tuple(shape)
+        channels_first = self.data_format == "channels_first"
+        order = (
+            "(batch, channels, height, width)"
+            if channels_first
+            else ("(batch, height, width, channels)")
+        )
+        if len(shape) != 4:
+            raise ValueError(
+                f"`{argument}` must have shape {order} for data_format="
+                f"{self.data_format!r}. Received shape: {shape}"
+            )
+        channels, size = (
+            (shape[1], shape[2:]) if channels_first else (shape[3], shape[1:3])
+        )
+        if channels is not None and channels != self.in_chans:
+            raise ValueError(
+                f"`{argument}` must have in_chans={self.in_chans} channels, as {order} for "
+                f"data_format={self.data_format!r}. Received shape: {shape}"
+            )
+        _check_size(argument, size, self.num_stages, shape)
+
+
+def _check_positive(argument: str, value) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise ValueError(
+            f"`{argument}` must be an integer >= 1. Received: {argument}={value!r}"
+        )
+
+
+def _check_rate(argument: str, value) -> None:
+    if (
+        isinstance(value, bool)
+        or not isinstance(value, (int, float))
+        or not 0 <= value < 1
+    ):
+        raise ValueError(
+            f"`{argument}` must be a number in [0, 1). Received: {argument}={value!r}"
+        )
+
+
+def _check_choice(argument: str, value, allowed: tuple) -> None:
+    if value not in allowed:
+        raise ValueError(
+            f"`{argument}` must be one of {', '.join(map(repr, allowed))}. "
+            f"Received: {argument}={value!r}"
+        )
+
+
+def _check_size(argument: str, size, num_stages: int, received) -> None:
+    least = _min_image_size(num_stages)
+    if any(isinstance(side, int) and side < least for side in size):
+        raise ValueError(
+            f"`{argument}` is too small for the strides of {num_stages} stages: height and "
+            f"width must be at least {least}. Received: {received}"
+        )
+
+
+def _activation(classifier_activation):
+    try:
+        return keras.activations.get(classifier_activation)
+    except (ValueError, TypeError) as error:
+        raise ValueError(
+            "`classifier_activation` must be None, a function, or the name of a Keras "
+            f"activation such as 'softmax' or 'sigmoid'. Received: {classifier_activation!r}"
+        ) from error
+
+
+def _resolution(img_resolution, num_stages: int) -> tuple[int | None, int | None]:
+    if img_resolution is None:
+        return None, None
+    pair = (img_resolution,) * 2 if isinstance(img_resolution, int) else img_resolution
+    try:
+        height, width = pair
+        _check_positive("img_resolution", height)
+        _check_positive("img_resolution", width)
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            "`img_resolution` must be None, a positive integer, or a pair (height, width). "
+            f"Received: {img_resolution!r}"
+        ) from error
+    _check_size("img_resolution", (height, width), num_stages, img_resolution)
+    return height, width
