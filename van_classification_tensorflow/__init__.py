@@ -25,7 +25,20 @@ _HOME = {
     "preprocess_input": "applications",
 }
 
-__all__ = [*_HOME, "__version__"]  # noqa: PLE0604 - the table is the single list of names
+__all__ = [
+    "VAN",
+    "VANB0",
+    "VANB1",
+    "VANB2",
+    "VANB3",
+    "VANB4",
+    "VANB5",
+    "VANB6",
+    "__version__",
+    "decode_predictions",
+    "load_checkpoint",
+    "preprocess_input",
+]
 
 if TYPE_CHECKING:
     from .applications import (

@@ -36,11 +36,7 @@ class VANConfig:
             ("depths", True),
         ):
             received = getattr(self, field)
-            if (
-                not isinstance(received, Sequence)
-                or isinstance(received, str)
-                or not received
-            ):
+            if not isinstance(received, Sequence) or isinstance(received, str) or not received:
                 raise ValueError(
                     f"`{field}` must be a list with one entry per stage (at least one stage). "
                     f"Received: {field}={received!r}"
@@ -48,17 +44,12 @@ class VANConfig:
             values = tuple(received)
             allowed = (int,) if whole else (int, float)
             if not all(
-                isinstance(v, allowed) and not isinstance(v, bool) and v > 0
-                for v in values
+                isinstance(v, allowed) and not isinstance(v, bool) and v > 0 for v in values
             ):
                 kind = "positive integers" if whole else "positive numbers"
-                raise ValueError(
-                    f"`{field}` must hold {kind}. Received: {field}={list(values)!r}"
-                )
+                raise ValueError(f"`{field}` must hold {kind}. Received: {field}={list(values)!r}")
             object.__setattr__(self, field, values)
-        lengths = {
-            f: len(getattr(self, f)) for f in ("embed_dims", "mlp_ratios", "depths")
-        }
+        lengths = {f: len(getattr(self, f)) for f in ("embed_dims", "mlp_ratios", "depths")}
         if len(set(lengths.values())) > 1:
             raise ValueError(
                 "`embed_dims`, `mlp_ratios` and `depths` must have one entry per stage, so the "
@@ -78,14 +69,12 @@ class VANConfig:
     @property
     def hidden_dims(self) -> tuple[int, ...]:
         """Hidden channels of each stage's MLP (rounded down, as the original does)."""
-        return tuple(
-            int(d * r) for d, r in zip(self.embed_dims, self.mlp_ratios, strict=True)
-        )
+        return tuple(int(d * r) for d, r in zip(self.embed_dims, self.mlp_ratios, strict=True))
 
 
 def stage_kernel_stride(stage: int) -> tuple[int, int]:
-    """Kernel size and stride of the patch embedding of a 0-based stage (paper, Table 2)."""
-    return (7, 4) if stage == 0 else (3, 2)
+    """Kernel size and stride of the patch embedding of stage 1, 2, ... (paper, Table 2)."""
+    return (7, 4) if stage == 1 else (3, 2)
 
 
 # Paper (arXiv 2202.09741) Table 2 for B0-B6; B0's depths from the authors' code.

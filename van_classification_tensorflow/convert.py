@@ -97,16 +97,12 @@ def _slots(model: keras.Model) -> Iterator[_Slot]:
             yield from batch_norm(f"{b}.norm1", block.norm1)
             yield from kernel_bias(f"{b}.attn.proj_1", block.attn.proj_1, _LINEAR, True)
             yield from kernel_bias(f"{gating}.conv0", lka.conv0, _DEPTHWISE)
-            yield from kernel_bias(
-                f"{gating}.conv_spatial", lka.conv_spatial, _DEPTHWISE
-            )
+            yield from kernel_bias(f"{gating}.conv_spatial", lka.conv_spatial, _DEPTHWISE)
             yield from kernel_bias(f"{gating}.conv1", lka.conv1, _LINEAR, True)
             yield from kernel_bias(f"{b}.attn.proj_2", block.attn.proj_2, _LINEAR, True)
             yield from batch_norm(f"{b}.norm2", block.norm2)
             yield from kernel_bias(f"{b}.mlp.fc1", block.mlp.fc1, _LINEAR, True)
-            yield from kernel_bias(
-                f"{b}.mlp.dwconv.dwconv", block.mlp.dwconv, _DEPTHWISE
-            )
+            yield from kernel_bias(f"{b}.mlp.dwconv.dwconv", block.mlp.dwconv, _DEPTHWISE)
             yield from kernel_bias(f"{b}.mlp.fc2", block.mlp.fc2, _LINEAR, True)
             j += 1
         yield from norm(f"norm{i}", by_name[f"norm{i}"])
@@ -145,9 +141,7 @@ def to_ours(model: keras.Model, source: Mapping[str, Any]) -> dict[str, np.ndarr
     headless = "head.weight" not in slots
 
     def ignored(name: str) -> bool:
-        return name.endswith(".num_batches_tracked") or (
-            headless and name.startswith("head.")
-        )
+        return name.endswith(".num_batches_tracked") or (headless and name.startswith("head."))
 
     arrays = {k: np.asarray(v) for k, v in source.items() if k in slots}
     problems = []

@@ -29,7 +29,7 @@ _SQRT_HALF = math.sqrt(0.5)
 
 @register
 def gelu(x):
-    """x * Phi(x) with the exact normal distribution function (erf), as torch's `nn.GELU`.
+    """GELU, x * Phi(x), with the exact normal distribution function (erf), as torch's `nn.GELU`.
 
     TensorFlow evaluates it, and its gradient, as five to ten passes over memory, which cost
     more than the convolutions around them in stage 1. Here it is written so that one kernel
@@ -57,11 +57,7 @@ if tf is not None:
 
     def _compiles(x) -> bool:
         # A new shape costs a compilation, so a model traced for any size does without.
-        return (
-            _xla
-            and x.shape.is_fully_defined()
-            and x.shape.num_elements() >= _COMPILE_FROM
-        )
+        return _xla and x.shape.is_fully_defined() and x.shape.num_elements() >= _COMPILE_FROM
 
     def _gradient_of(x):
         def gradient(upstream):
@@ -70,11 +66,14 @@ if tf is not None:
 
         return gradient
 
+    # Plain graph code: AutoGraph, which a user's tf.function applies, cannot rewrite it.
+    @tf.autograph.experimental.do_not_convert
     @tf.custom_gradient
     def _tf_gelu(x):
         """Plain operations: the form that oneDNN fuses behind MatMul + BiasAdd."""
         return _erf_gelu(x), _gradient_of(x)
 
+    @tf.autograph.experimental.do_not_convert
     @tf.custom_gradient
     def _tf_compiled_gelu(x):
         function = _compiled_gelu if _compiles(x) else _erf_gelu
@@ -117,11 +116,7 @@ class BatchNorm(keras.layers.BatchNormalization):
         training = bool(training and self.trainable)
         fused = tf is not None and not self.synchronized
         if not training:
-            return (
-                self._fused(inputs, False)[0]
-                if fused
-                else super().call(inputs, training=False)
-            )
+            return self._fused(inputs, False)[0] if fused else super().call(inputs, training=False)
         if fused:
             outputs, mean, variance = self._fused(inputs, True)
         else:
@@ -129,9 +124,7 @@ class BatchNorm(keras.layers.BatchNormalization):
         # `assign` on a float32 variable: statistics never live in half precision.
         keep = self.momentum
         self.moving_mean.assign(self.moving_mean * keep + mean * (1.0 - keep))
-        self.moving_variance.assign(
-            self.moving_variance * keep + variance * (1.0 - keep)
-        )
+        self.moving_variance.assign(self.moving_variance * keep + variance * (1.0 - keep))
         return outputs
 
     def _fused(self, inputs, training: bool):
@@ -150,9 +143,7 @@ class BatchNorm(keras.layers.BatchNormalization):
 
     def _portable(self, inputs):
         x = ops.cast(inputs, "float32")
-        mean, variance = ops.moments(
-            x, self._reduction_axes, synchronized=self.synchronized
-        )
+        mean, variance = ops.moments(x, self._reduction_axes, synchronized=self.synchronized)
         outputs = ops.batch_normalization(
             x,
             mean,
@@ -162,9 +153,7 @@ class BatchNorm(keras.layers.BatchNormalization):
             scale=self.gamma,
             epsilon=self.epsilon,
         )
-        count = ops.cast(
-            math.prod(ops.shape(x)[a] for a in self._reduction_axes), "float32"
-        )
+        count = ops.cast(math.prod(ops.shape(x)[a] for a in self._reduction_axes), "float32")
         variance = variance * (count / ops.maximum(count - 1.0, 1.0))
         return ops.cast(outputs, self.compute_dtype), mean, variance
 
@@ -183,11 +172,7 @@ class PointwiseConv(keras.layers.Dense):
         super().__init__(units, activation=activation, **kwargs)
 
     def call(self, inputs, training=None):
-        if (
-            tf is not None
-            and not training
-            and self.activation is keras.activations.linear
-        ):
+        if tf is not None and not training and self.activation is keras.activations.linear:
             return ops.add(ops.conv(inputs, self.kernel[None, None]), self.bias)
         shape = ops.shape(inputs)
         x = ops.reshape(inputs, (-1, inputs.shape[-1]))  # (B*H*W, C_in)
@@ -205,9 +190,7 @@ class DepthwiseConv(keras.layers.DepthwiseConv2D):
         gelu: Whether GELU follows.
     """
 
-    def __init__(
-        self, kernel_size: int, dilation: int = 1, gelu: bool = False, **kwargs
-    ):
+    def __init__(self, kernel_size: int, dilation: int = 1, gelu: bool = False, **kwargs):
         # With stride 1 and an odd extent, "same" is torch's symmetric zero padding.
         super().__init__(
             kernel_size,
@@ -220,10 +203,24 @@ class DepthwiseConv(keras.layers.DepthwiseConv2D):
         self.gelu = gelu
 
     def call(self, inputs):
-        x = super().call(inputs)
+        rows, columns = (self._reaching_taps(size) for size in inputs.shape[1:3])
+        kernel = self.kernel[rows, columns]
+        # Several backends slow down for a dilation even where there is nothing to dilate.
+        dilation = 1 if kernel.shape[:2] == (1, 1) else self.dilation
+        x = ops.depthwise_conv(inputs, kernel, 1, "same", dilation_rate=dilation)
+        x = ops.add(x, self.bias)
         if not self.gelu:
             return x
         return gelu(x) if tf is None else _tf_compiled_gelu(x)
+
+    def _reaching_taps(self, size: int | None) -> slice:
+        """The taps that can meet an input of this size; the others only ever see padding.
+
+        At 7 positions (stage 4 of a 224 image) a 7-tap kernel dilated by 3 has 5 of them.
+        """
+        half = self.kernel_size[0] // 2
+        reach = half if size is None else min(half, (size - 1) // self.dilation)
+        return slice(half - reach, half + reach + 1)
 
     def get_config(self) -> dict:
         config = keras.layers.Layer.get_config(self)

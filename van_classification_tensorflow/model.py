@@ -13,7 +13,7 @@ from typing import Any
 import keras
 from keras import layers
 
-from .config import DATA_FORMATS, POOLINGS, resolve, stage_kernel_stride
+from .config import DATA_FORMATS, POOLINGS, VANConfig, resolve, stage_kernel_stride
 from .layers import (
     BatchNorm,
     DepthwiseConv,
@@ -71,9 +71,7 @@ class Attention(_Part):
         super().__init__(**kwargs)
         self.dim = dim
         self.proj_1 = PointwiseConv(dim, gelu, name="proj_1", dtype=self.dtype_policy)
-        self.spatial_gating_unit = LKA(
-            dim, name="spatial_gating_unit", dtype=self.dtype_policy
-        )
+        self.spatial_gating_unit = LKA(dim, name="spatial_gating_unit", dtype=self.dtype_policy)
         self.proj_2 = PointwiseConv(dim, name="proj_2", dtype=self.dtype_policy)
 
     def build(self, input_shape):
@@ -98,9 +96,7 @@ class Mlp(_Part):
         self.hidden_dim = hidden_dim
         self.drop_rate = drop_rate
         self.fc1 = PointwiseConv(hidden_dim, name="fc1", dtype=self.dtype_policy)
-        self.dwconv = DepthwiseConv(
-            3, gelu=True, name="dwconv", dtype=self.dtype_policy
-        )
+        self.dwconv = DepthwiseConv(3, gelu=True, name="dwconv", dtype=self.dtype_policy)
         self.fc2 = PointwiseConv(dim, name="fc2", dtype=self.dtype_policy)
         self.drop1 = layers.Dropout(drop_rate, name="drop1", dtype=self.dtype_policy)
         self.drop2 = layers.Dropout(drop_rate, name="drop2", dtype=self.dtype_policy)
@@ -109,7 +105,9 @@ class Mlp(_Part):
         hidden_shape = (*input_shape[:-1], self.hidden_dim)
         self.fc1.build(input_shape)
         self.dwconv.build(hidden_shape)
+        self.drop1.build(hidden_shape)
         self.fc2.build(hidden_shape)
+        self.drop2.build(input_shape)
         self.built = True
 
     def call(self, x, training=None):
@@ -163,7 +161,7 @@ class Block(_Part):
         self.drop_path = DropPath(drop_path_rate, name="drop_path", dtype=dtype)
 
     def build(self, input_shape):
-        for layer in (self.norm1, self.attn, self.layer_scale_1):
+        for layer in (self.norm1, self.attn, self.layer_scale_1, self.drop_path):
             layer.build(input_shape)
         for layer in (self.norm2, self.mlp, self.layer_scale_2):
             layer.build(input_shape)
@@ -211,8 +209,10 @@ class OverlapPatchEmbed(layers.Layer):
         self.norm = BatchNorm(name="norm", dtype=dtype)
 
     def build(self, input_shape):
-        self.proj.build(input_shape)
-        self.norm.build((*input_shape[:-1], self.dim))
+        self.pad.build(input_shape)
+        batch, _, _, channels = input_shape
+        self.proj.build((batch, None, None, channels))  # of the padded image
+        self.norm.build((batch, None, None, self.dim))
         self.built = True
 
     def call(self, x, training=None):
@@ -220,9 +220,7 @@ class OverlapPatchEmbed(layers.Layer):
 
     def compute_output_shape(self, input_shape):
         def strided(size):
-            return (
-                None if size is None else _patches(size, self.kernel_size, self.stride)
-            )
+            return None if size is None else _patches(size, self.kernel_size, self.stride)
 
         batch, height, width, _ = input_shape
         return batch, strided(height), strided(width), self.dim
@@ -239,13 +237,68 @@ def _patches(size: int, kernel_size: int, stride: int) -> int:
 def _min_image_size(num_stages: int) -> int:
     """Smallest side at which every stage still has at least one whole stride of input."""
     size = 1
-    for stage in reversed(range(num_stages)):
+    for stage in range(num_stages, 0, -1):
         kernel_size, stride = stage_kernel_stride(stage)
-        need = max(size, 1)
+        need = size
         size = stride  # an input shorter than the stride would see mostly padding
         while _patches(size, kernel_size, stride) < need:
             size += 1
     return size
+
+
+def van(
+    images,
+    config: VANConfig,
+    num_classes: int = 1000,
+    drop_rate: float = 0.0,
+    drop_path_rate: float = 0.0,
+    include_top: bool = True,
+    classifier_activation: Any = "softmax",
+    channels_first: bool = False,
+    pooling: str | None = "avg",
+    dtype: Any = None,
+):
+    """The functional graph: images -> (outputs, {"P2": stage 1, ..., "P5": stage 4}).
+
+    Arguments as in `VAN`. Table 2 of the paper, read downwards.
+    """
+    _check_positive("num_classes", num_classes)
+    _check_rate("drop_rate", drop_rate)
+    _check_rate("drop_path_rate", drop_path_rate)
+    _check_choice("pooling", pooling, POOLINGS)
+    activation = _activation(classifier_activation)
+    dtype = keras.dtype_policies.get(dtype or keras.config.dtype_policy())
+    # Scores and losses stay in float32 when the model computes in half precision.
+    head_dtype = "float32" if dtype.compute_dtype in ("float16", "bfloat16") else dtype
+
+    x = images
+    if channels_first:
+        x = layers.Permute((2, 3, 1), name="to_channels_last", dtype=dtype)(x)
+    # Stochastic depth grows linearly over all blocks, from 0 to drop_path_rate.
+    rate_step = drop_path_rate / max(sum(config.depths) - 1, 1)
+    block_index = 0
+    pyramid_outputs = {}
+    stages = zip(config.embed_dims, config.hidden_dims, config.depths, strict=True)
+    for i, (dim, hidden_dim, depth) in enumerate(stages, start=1):
+        kernel_size, stride = stage_kernel_stride(i)
+        x = OverlapPatchEmbed(dim, kernel_size, stride, name=f"patch_embed{i}", dtype=dtype)(x)
+        for j in range(depth):
+            rate = rate_step * block_index
+            x = Block(dim, hidden_dim, drop_rate, rate, name=f"block{i}_{j}", dtype=dtype)(x)
+            block_index += 1
+        x = layers.LayerNormalization(epsilon=1e-6, name=f"norm{i}", dtype=dtype)(x)
+        pyramid_outputs[f"P{i + 1}"] = x  # (B, H / 2^(i+1), W / 2^(i+1), C_i)
+
+    if include_top or pooling == "avg":
+        x = layers.GlobalAveragePooling2D(name="pool", dtype=dtype)(x)  # (B, C)
+    elif pooling == "max":
+        x = layers.GlobalMaxPooling2D(name="pool", dtype=dtype)(x)
+    if include_top:
+        # timm's trunc_normal_(std=.02) cuts at +-2 absolute: at 100 sigma, never.
+        init = keras.initializers.RandomNormal(stddev=0.02)
+        head = layers.Dense(num_classes, kernel_initializer=init, name="head", dtype=head_dtype)
+        x = layers.Activation(activation, name="pred", dtype=head_dtype)(head(x))
+    return x, pyramid_outputs
 
 
 @register
@@ -260,7 +313,7 @@ class VAN(keras.Model):
             defaults are then the authors': 64-128-256-512 channels, 3-4-6-3 blocks, ratio 4).
             Any argument beside it overrides it.
         in_chans: Channels of the images.
-        num_classes: Classes of the head. 0 is not a headless model: use `include_top`.
+        num_classes: Classes of the head, at least 1 (for no head: `include_top=False`).
         embed_dims: Channels of each stage.
         mlp_ratios: Hidden channels of each stage's MLP, as a multiple of `embed_dims`.
         drop_rate: Dropout inside the MLPs, in [0, 1).
@@ -274,7 +327,6 @@ class VAN(keras.Model):
         img_resolution: Side, or (height, width), to fix the graph to, for engines that want
             static shapes. None: any size, changing from call to call.
         pooling: Features without the top: "avg" (B, C), "max" (B, C), None (B, h, w, C).
-        weights: None; or anything that `load_checkpoint` takes, loaded at once.
         name: Name of the model; the configuration's by default.
         dtype: Keras dtype policy; the global one by default.
         trainable: Whether the weights are trained.
@@ -285,9 +337,7 @@ class VAN(keras.Model):
         ValueError: An argument is not allowed; names it, what is allowed and what came.
     """
 
-    _display_shape: tuple | None = (
-        None  # class-level: Functional.__init__ calls build(None)
-    )
+    _display_shape: tuple | None = None  # class-level: Functional.__init__ calls build(None)
 
     def __init__(
         self,
@@ -311,62 +361,25 @@ class VAN(keras.Model):
     ):
         config = resolve(configuration, embed_dims, mlp_ratios, depths, num_stages)
         _check_positive("in_chans", in_chans)
-        _check_positive("num_classes", num_classes)
-        _check_rate("drop_rate", drop_rate)
-        _check_rate("drop_path_rate", drop_path_rate)
         _check_choice("data_format", data_format, DATA_FORMATS)
-        _check_choice("pooling", pooling, POOLINGS)
-        activation = _activation(classifier_activation)
-        size = _resolution(img_resolution, config.num_stages)
+        height, width = _resolution(img_resolution, config.num_stages)
         policy = keras.dtype_policies.get(dtype or keras.config.dtype_policy())
-        # Scores and losses stay in float32 when the model computes in half precision.
-        head_dtype = (
-            "float32" if policy.compute_dtype in ("float16", "bfloat16") else policy
-        )
-
-        # --- Layers and functional model, in one walk ---
         channels_first = data_format == "channels_first"
-        shape = (in_chans, *size) if channels_first else (*size, in_chans)
+        shape = (in_chans, height, width) if channels_first else (height, width, in_chans)
         images = keras.Input(shape, name="images", dtype=policy.compute_dtype)
-        x = images
-        if channels_first:
-            x = layers.Permute((2, 3, 1), name="to_channels_last", dtype=policy)(x)
-        rate_step = drop_path_rate / max(sum(config.depths) - 1, 1)
-        index = 0
-        pyramid_outputs = {}
-        stages = zip(config.embed_dims, config.hidden_dims, config.depths, strict=True)
-        for stage, (dim, hidden_dim, depth) in enumerate(stages):
-            i = stage + 1
-            kernel_size, stride = stage_kernel_stride(stage)
-            x = OverlapPatchEmbed(
-                dim, kernel_size, stride, name=f"patch_embed{i}", dtype=policy
-            )(x)
-            for j in range(depth):
-                rate = rate_step * index
-                x = Block(
-                    dim, hidden_dim, drop_rate, rate, name=f"block{i}_{j}", dtype=policy
-                )(x)
-                index += 1
-            x = layers.LayerNormalization(epsilon=1e-6, name=f"norm{i}", dtype=policy)(
-                x
-            )
-            pyramid_outputs[f"P{i + 1}"] = x  # stride 4, 8, 16, 32
-
-        if include_top or pooling == "avg":
-            x = layers.GlobalAveragePooling2D(name="pool", dtype=policy)(x)  # (B, C)
-        elif pooling == "max":
-            x = layers.GlobalMaxPooling2D(name="pool", dtype=policy)(x)
-        if include_top:
-            # timm's trunc_normal_(std=.02) cuts at +-2 absolute: at 100 sigma, never.
-            init = keras.initializers.RandomNormal(stddev=0.02)
-            head = layers.Dense(
-                num_classes, kernel_initializer=init, name="head", dtype=head_dtype
-            )
-            x = layers.Activation(activation, name="pred", dtype=head_dtype)(head(x))
-
-        super().__init__(
-            images, x, name=name or configuration or "van", trainable=trainable
+        outputs, pyramid_outputs = van(
+            images,
+            config,
+            num_classes=num_classes,
+            drop_rate=drop_rate,
+            drop_path_rate=drop_path_rate,
+            include_top=include_top,
+            classifier_activation=classifier_activation,
+            channels_first=channels_first,
+            pooling=pooling,
+            dtype=policy,
         )
+        super().__init__(images, outputs, name=name or configuration or "van", trainable=trainable)
 
         # --- Config ---
         self.dtype_policy = policy
@@ -408,14 +421,12 @@ class VAN(keras.Model):
         inbound = [len(layer._inbound_nodes) for layer in steps]
         try:
             batch, *shape = self._display_shape
-            inputs = keras.Input(
-                shape, batch, dtype=self.inputs[0].dtype, name="images"
-            )
+            inputs = keras.Input(shape, batch, dtype=self.inputs[0].dtype, name="images")
             x = inputs
             for layer in steps[1:]:
                 x = layer(x)
             view = keras.Model(inputs, x, name=self.name)
-            view.optimizer = getattr(self, "optimizer", None)
+            view.compiled, view.optimizer = self.compiled, getattr(self, "optimizer", None)
             return view.summary(*args, **kwargs)
         finally:
             for layer, n_in, n_out in zip(steps, inbound, outbound, strict=True):
@@ -451,48 +462,39 @@ class VAN(keras.Model):
         return cls(**config)
 
     def _check_images(self, shape, argument: str = "inputs") -> None:
-        """Clear words before Keras's, for the two mistakes people make."""
-        if shape is None or not hasattr(self, "data_format"):
-            return
-        shape = tuple(shape)
-        channels_first = self.data_format == "channels_first"
-        order = (
-            "(batch, channels, height, width)"
-            if channels_first
-            else ("(batch, height, width, channels)")
+        if shape is not None and hasattr(self, "in_chans"):  # not yet while Keras builds it
+            check_images(shape, argument, self.in_chans, self.data_format, self.num_stages)
+
+
+def check_images(shape, argument: str, in_chans: int, data_format: str, num_stages: int) -> None:
+    """Clear words, before Keras's, for a wrong rank, wrong channels and too small images."""
+    shape = tuple(shape)
+    channels_first = data_format == "channels_first"
+    order = "(batch, {})".format(
+        "channels, height, width" if channels_first else "height, width, channels"
+    )
+    if len(shape) != 4:
+        raise ValueError(
+            f"`{argument}` must have shape {order} for data_format={data_format!r}. "
+            f"Received shape: {shape}"
         )
-        if len(shape) != 4:
-            raise ValueError(
-                f"`{argument}` must have shape {order} for data_format="
-                f"{self.data_format!r}. Received shape: {shape}"
-            )
-        channels, size = (
-            (shape[1], shape[2:]) if channels_first else (shape[3], shape[1:3])
+    channels, size = (shape[1], shape[2:]) if channels_first else (shape[3], shape[1:3])
+    if channels is not None and channels != in_chans:
+        raise ValueError(
+            f"`{argument}` must have in_chans={in_chans} channels, as {order} for "
+            f"data_format={data_format!r}. Received shape: {shape}"
         )
-        if channels is not None and channels != self.in_chans:
-            raise ValueError(
-                f"`{argument}` must have in_chans={self.in_chans} channels, as {order} for "
-                f"data_format={self.data_format!r}. Received shape: {shape}"
-            )
-        _check_size(argument, size, self.num_stages, shape)
+    _check_size(argument, size, num_stages, shape)
 
 
 def _check_positive(argument: str, value) -> None:
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise ValueError(
-            f"`{argument}` must be an integer >= 1. Received: {argument}={value!r}"
-        )
+        raise ValueError(f"`{argument}` must be an integer >= 1. Received: {argument}={value!r}")
 
 
 def _check_rate(argument: str, value) -> None:
-    if (
-        isinstance(value, bool)
-        or not isinstance(value, (int, float))
-        or not 0 <= value < 1
-    ):
-        raise ValueError(
-            f"`{argument}` must be a number in [0, 1). Received: {argument}={value!r}"
-        )
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < 1:
+        raise ValueError(f"`{argument}` must be a number in [0, 1). Received: {argument}={value!r}")
 
 
 def _check_choice(argument: str, value, allowed: tuple) -> None:

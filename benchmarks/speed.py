@@ -1,0 +1,260 @@
+"""Side-by-side speed of VAN on a CPU: every contender in its own process, rounds interleaved.
+
+    python benchmarks/speed.py --output results.json
+
+Each (mode, model, batch) runs A B C, A B C, ...; a contender's figure is the median of its best
+launch, because engines have slow and fast launches and disturb each other in one process.
+No number is reported unless all contenders compute the same logits (or losses).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from itertools import product
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from contender import CONTENDERS, INFERENCE_ONLY, MODELS, MODES, ONNX_DIR
+from floors import gemm_floor_ms
+
+HERE = Path(__file__).resolve().parent
+OURS = "keras"
+TOLERANCE = 1e-3  # on the checks, absolute
+LAUNCH_TIMEOUT_S = 1800  # torch.compile alone takes minutes on a slow machine
+
+
+class Target(NamedTuple):
+    """We ask to be at least `ratio` times as fast as `peer`."""
+
+    mode: str
+    batch: int
+    peer: str
+    ratio: float
+
+
+TARGETS = (
+    Target("inference", 8, "torch_eager", 2.5),
+    Target("inference", 8, "torch_compile", 1.3),
+    Target("inference", 8, "onnxruntime", 0.7),
+    Target("inference", 1, "onnxruntime", 0.55),
+    Target("training", 8, "torch_channels_last", 1.2),
+)
+
+
+class Setting(NamedTuple):
+    """What all contenders of one comparison run."""
+
+    mode: str
+    model: str
+    batch: int
+
+
+Launches = dict[Setting, dict[str, list[dict[str, Any]]]]  # contender -> one result a round
+
+
+def run_worker(command: Sequence[str]) -> dict[str, Any]:
+    """Runs a process that prints one JSON line; its error is ours."""
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=LAUNCH_TIMEOUT_S)
+    except subprocess.TimeoutExpired:
+        raise SystemExit(f"no result in {LAUNCH_TIMEOUT_S} s: {' '.join(command)}") from None
+    if done.returncode:
+        tail = "\n".join(done.stderr.splitlines()[-15:])
+        raise SystemExit(f"failed ({done.returncode}): {' '.join(command)}\n{tail}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def launch(name: str, setting: Setting, args: argparse.Namespace) -> dict[str, Any]:
+    python = args.python_ours if name == OURS else args.python_peers
+    command = [python, str(HERE / "contender.py"), name, "--model", setting.model]
+    command += ["--batch", str(setting.batch), "--mode", setting.mode]
+    command += ["--threads", str(args.threads), "--seconds", str(args.seconds)]
+    command += ["--onnx-dir", str(args.onnx_dir)]
+    if args.iterations is not None:
+        command += ["--iterations", str(args.iterations)]
+    return run_worker(command)
+
+
+def require_agreement(reference: dict[str, Any], result: dict[str, Any], setting: Setting) -> None:
+    """Speeds of different functions are not comparable: refuses them."""
+    pairs = zip(reference["check"], result["check"], strict=True)
+    worst = max(abs(a - b) for a, b in pairs)
+    if not worst <= TOLERANCE:  # also refuses NaN
+        raise SystemExit(
+            f"{result['name']} and {reference['name']} disagree by {worst:.2e} (allowed "
+            f"{TOLERANCE:.0e}) on {setting}; no result is reported.\n"
+            f"{reference['name']}: {reference['check'][:4]}\n"
+            f"{result['name']}: {result['check'][:4]}"
+        )
+
+
+@contextmanager
+def progress(total: int) -> Iterator[Any]:
+    """Yields `advance(text)`: a rich bar where rich is installed, else a line each; on stderr."""
+    try:
+        from rich.console import Console
+        from rich.progress import Progress
+    except ImportError:
+        done = iter(range(1, total + 1))
+        yield lambda text: print(f"[{next(done)}/{total}] {text}", file=sys.stderr)
+        return
+    with Progress(console=Console(stderr=True)) as bar:
+        task = bar.add_task("starting", total=total)
+        yield lambda text: bar.update(task, description=text, advance=1)
+
+
+def contenders_of(setting: Setting, args: argparse.Namespace) -> list[str]:
+    trains = [name for name in args.contenders if name not in INFERENCE_ONLY]
+    return trains if setting.mode == "training" else list(args.contenders)
+
+
+def run_all(args: argparse.Namespace) -> tuple[Launches, list[dict[str, Any]]]:
+    """All launches, and the floors, measured once in every round of every setting."""
+    plan = {setting: contenders_of(setting, args) for setting in args.settings}
+    launches: Launches = {setting: {name: [] for name in plan[setting]} for setting in plan}
+    floors = []
+    floors_command = [args.python_ours, str(HERE / "floors.py"), "--json"]
+    floors_command += ["--threads", str(args.threads)]
+    with progress(args.rounds * sum(map(len, plan.values()))) as advance:
+        for setting, names in plan.items():
+            reference = None
+            for _ in range(args.rounds):
+                floors.append(run_worker(floors_command))
+                for name in names:
+                    result = launch(name, setting, args)
+                    reference = reference or result
+                    require_agreement(reference, result, setting)
+                    launches[setting][name].append(result)
+                    advance(f"{' '.join(map(str, setting))} {name} {result['median_ms']:.1f} ms")
+    return launches, floors
+
+
+def best_ms(results: Sequence[dict[str, Any]]) -> float:
+    return min(result["median_ms"] for result in results)
+
+
+def table(launches: Launches, gflops: float) -> str:
+    """Markdown, to be read here and pasted into the README."""
+    lines = [
+        "| mode | model | batch | contender | best ms | images/s | launches, slowest/best "
+        "| its ms / ours | share of GEMM floor |",
+        "|---|---|---:|---|---:|---:|---:|---:|---:|",
+    ]
+    for setting, results in launches.items():
+        ours = best_ms(results[OURS]) if OURS in results else None
+        floor = gemm_floor_ms(setting.model, setting.batch, setting.mode, gflops)
+        for name, runs in results.items():
+            best = best_ms(runs)
+            spread = max(run["median_ms"] for run in runs) / best
+            ratio = f"{best / ours:.2f}" if ours else "-"
+            lines.append(
+                f"| {setting.mode} | {setting.model} | {setting.batch} | {name} | {best:.1f} "
+                f"| {1e3 * setting.batch / best:.1f} | {spread:.2f} | {ratio} "
+                f"| {floor / best:.0%} |"
+            )
+    return "\n".join(lines)
+
+
+def targets_report(launches: Launches) -> Iterator[str]:
+    """A line for every asked ratio whose two contenders were measured."""
+    for setting, results in launches.items():
+        for target in TARGETS:
+            asked_here = (target.mode, target.batch) == (setting.mode, setting.batch)
+            if not asked_here or not {OURS, target.peer} <= results.keys():
+                continue
+            ratio = best_ms(results[target.peer]) / best_ms(results[OURS])
+            verdict = "met" if ratio >= target.ratio else "MISSED"
+            yield (
+                f"- {setting.mode}, {setting.model}, batch {setting.batch}: {ratio:.2f} x "
+                f"{target.peer}, asked {target.ratio} x: {verdict}"
+            )
+
+
+def machine() -> dict[str, Any]:
+    cpu = platform.processor() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        names = [ln for ln in cpuinfo.read_text().splitlines() if ln.startswith("model name")]
+        cpu = names[0].split(":", 1)[1].strip() if names else cpu
+    return {"cpu": cpu, "cores": os.cpu_count(), "system": platform.system()}
+
+
+def document(launches: Launches, args: argparse.Namespace, floors: dict[str, Any]) -> dict:
+    versions = {
+        name: runs[0]["versions"] for results in launches.values() for name, runs in results.items()
+    }
+    return {
+        "machine": machine(),
+        "threads": args.threads,
+        "rounds": args.rounds,
+        "floors": floors,
+        "versions": versions,
+        "results": [
+            {**setting._asdict(), "contender": name, "best_ms": best_ms(runs), "launches": runs}
+            for setting, results in launches.items()
+            for name, runs in results.items()
+        ],
+    }
+
+
+def positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, received {text}")
+    return value
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--models", nargs="+", choices=MODELS, default=MODELS)
+    add("--batches", nargs="+", type=positive, default=[1, 8])
+    add("--mode", choices=(*MODES, "both"), default="both")
+    add("--contenders", nargs="+", choices=CONTENDERS, default=CONTENDERS)
+    add("--rounds", type=positive, default=5, help="launches of each contender")
+    add("--threads", type=positive, default=2)
+    add("--seconds", type=float, default=3.5, help="timed steps per launch, at least ten")
+    add("--iterations", type=positive, help="steps per launch; overrides --seconds")
+    add("--python-ours", default=sys.executable, help="interpreter with Keras and TensorFlow")
+    add("--python-peers", default=sys.executable, help="interpreter with requirements.txt")
+    add("--onnx-dir", type=Path, default=ONNX_DIR, help="cache of exported ONNX files")
+    add("--output", type=Path, help="JSON file with every launch")
+    args = parser.parse_args()
+    if args.output and not args.output.resolve().parent.is_dir():
+        parser.error(f"--output: no such folder: {args.output.resolve().parent}")
+    modes = MODES if args.mode == "both" else (args.mode,)
+    if set(args.contenders) <= set(INFERENCE_ONLY) and "training" in modes:
+        parser.error(f"none of {args.contenders} trains: use --mode inference")
+    args.settings = [Setting(*s) for s in product(modes, args.models, args.batches)]
+    return args
+
+
+def main() -> None:
+    args = parse_args()
+    launches, all_floors = run_all(args)
+    # Like a contender's best launch: the rate of the machine while nothing disturbed it.
+    floors = {key: max(one[key] for one in all_floors) for key in all_floors[0]}
+    result = document(launches, args, floors)
+    if args.output:
+        args.output.write_text(json.dumps(result, indent=1) + "\n")
+    where = result["machine"]
+    print(f"{where['cpu']}, {where['cores']} cores, {args.threads} threads, float32, 224 x 224")
+    print(f"Floors: {floors['gemm_gflops']:.0f} GFLOP/s GEMM, ", end="")
+    print(f"{floors['copy_gb_per_s']:.1f} GB/s copy")
+    libraries = {f"{k} {v}" for libs in result["versions"].values() for k, v in libs.items()}
+    print(", ".join(sorted(libraries)), end="\n\n")
+    print(table(launches, floors["gemm_gflops"]), end="\n\n")
+    print(*targets_report(launches), sep="\n")
+
+
+if __name__ == "__main__":
+    main()

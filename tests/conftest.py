@@ -1,0 +1,16 @@
+"""Shared by all tests: quiet TensorFlow, deterministic seeds."""
+
+import os
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # before anything imports a backend
+
+import keras
+import pytest
+
+
+@pytest.fixture(autouse=True)
+def _seed_and_policy():
+    keras.utils.set_random_seed(0)
+    before = keras.config.dtype_policy()
+    yield
+    keras.config.set_dtype_policy(before)

@@ -1,0 +1,412 @@
+"""One contract for the model class: what a Keras user does with it works as written."""
+
+import re
+
+import keras
+import numpy as np
+import pytest
+from keras import ops
+
+from van_classification_tensorflow import VAN
+from van_classification_tensorflow.layers import tf
+
+from .parity import MICRO, load_seeded
+
+needs_tensorflow = pytest.mark.skipif(tf is None, reason="a TensorFlow feature")
+
+
+def _images(*shape, seed=0):
+    return np.random.default_rng(seed).standard_normal(shape).astype("float32")
+
+
+def _numpy(x):
+    return ops.convert_to_numpy(x)
+
+
+@pytest.fixture
+def micro():
+    return load_seeded(VAN(**MICRO, name="micro"))
+
+
+def test_constructor_as_written():
+    model = VAN(
+        in_chans=3,
+        num_classes=1000,
+        embed_dims=[64, 128, 256, 512],
+        mlp_ratios=[4, 4, 4, 4],
+        drop_rate=0.0,
+        drop_path_rate=0.0,
+        depths=[3, 4, 6, 3],
+        num_stages=4,
+        include_top=True,
+        classifier_activation="softmax",
+        data_format="channels_last",
+    )
+    assert isinstance(model, keras.Model)
+    assert model.output_shape == (None, 1000)
+    assert [layer.name for layer in model.layers if "block1" in layer.name] == [
+        "block1_0",
+        "block1_1",
+        "block1_2",
+    ]
+
+
+def test_summary_of_b0(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "140")  # or Keras cuts the table to the terminal
+    model = VAN(
+        configuration="van_b0", data_format="channels_last", classifier_activation="softmax"
+    )
+    model.build((None, 224, 224, 3))
+    lines = []
+    model.summary(print_fn=lambda text, **_: lines.append(text), line_length=100)
+    text = "\n".join(lines)
+    rows = {
+        m[1]: (m[2], int(m[3].replace(",", "")))
+        for m in re.finditer(r"^│ (\w+) \(\w+\) +│ (\([\w, ]+\)) +│ +([\d,]+) │$", text, re.M)
+    }
+    expected = {"patch_embed1": ("(None, 56, 56, 32)", 4_864), "norm1": ("(None, 56, 56, 32)", 64)}
+    expected |= {f"block1_{j}": ("(None, 56, 56, 32)", 25_152) for j in range(3)}
+    expected |= {"patch_embed2": ("(None, 28, 28, 64)", 18_752)}
+    expected |= {f"block2_{j}": ("(None, 28, 28, 64)", 89_216) for j in range(3)}
+    expected |= {"norm2": ("(None, 28, 28, 64)", 128)}
+    expected |= {"patch_embed3": ("(None, 14, 14, 160)", 92_960)}
+    expected |= {f"block3_{j}": ("(None, 14, 14, 160)", 303_040) for j in range(5)}
+    expected |= {"norm3": ("(None, 14, 14, 160)", 320)}
+    expected |= {"patch_embed4": ("(None, 7, 7, 256)", 369_920)}
+    expected |= {f"block4_{j}": ("(None, 7, 7, 256)", 755_200) for j in range(2)}
+    expected |= {"norm4": ("(None, 7, 7, 256)", 512)}
+    expected |= {"head": ("(None, 1000)", 257_000), "pred": ("(None, 1000)", 0)}
+    for name, row in expected.items():
+        assert rows[name] == row, name
+    assert "Total params: 4,113,224" in text
+    assert "Trainable params: 4,105,800" in text
+    assert "Non-trainable params: 7,424" in text
+
+
+def test_summary_leaves_no_trace(micro):
+    micro.build((None, 64, 96, 3))
+    shapes = []
+    for _ in range(3):
+        micro.summary(print_fn=lambda text, **_: shapes.append("(None, 16, 24, 8)" in text))
+    assert any(shapes)
+    for layer in micro.layers:
+        assert len(layer._inbound_nodes) == 1, layer.name
+        assert len(layer._outbound_nodes) == (0 if layer.name == "pred" else 1), layer.name
+        assert layer.output is not None  # ambiguous with a second node
+    assert micro.get_layer("norm1").output.shape == (None, None, None, 8)
+
+
+def test_summary_of_a_compiled_model_counts_the_optimizer(micro):
+    micro.build((None, 64, 64, 3))
+    micro.compile("adam", "sparse_categorical_crossentropy")
+    micro.train_on_batch(_images(2, 64, 64, 3), np.array([0, 1]))
+    lines = []
+    micro.summary(print_fn=lambda text, **_: lines.append(text))
+    assert "Optimizer params" in "\n".join(lines)
+
+
+def test_compile_and_fit_as_written(micro):
+    micro.compile(
+        optimizer="sgd",
+        loss="sparse_categorical_crossentropy",
+        metrics=["accuracy", "sparse_top_k_categorical_accuracy"],
+    )
+    x, y = _images(8, 64, 64, 3), np.arange(8)
+    history = micro.fit(x, y, batch_size=4, epochs=2, verbose=0).history
+    assert {"loss", "accuracy", "sparse_top_k_categorical_accuracy"} <= set(history)
+    assert history["loss"][1] < history["loss"][0]
+
+
+def test_feature_extraction_with_a_head_on_top():
+    inputs = keras.layers.Input(shape=(224, 224, 3), dtype="float32")
+    features = VAN(configuration="van_b0", include_top=False)(inputs)
+    assert features.shape == (None, 256)
+    model = keras.Model(inputs, keras.layers.Dense(7, activation="softmax")(features))
+    assert model.predict_on_batch(_images(1, 224, 224, 3)).shape == (1, 7)
+
+
+@needs_tensorflow
+def test_tf_keras_input_as_written():
+    inputs = tf.keras.layers.Input(shape=(64, 64, 3), dtype="float32")
+    features = VAN(**MICRO, include_top=False)(inputs)
+    outputs = tf.keras.layers.Dense(3)(features)
+    assert tf.keras.Model(inputs, outputs).output_shape == (None, 3)
+
+
+@pytest.mark.parametrize(
+    ("pooling", "shape"), [("avg", (2, 32)), ("max", (2, 32)), (None, (2, 2, 3, 32))]
+)
+def test_headless_outputs(pooling, shape):
+    x = _images(2, 64, 96, 3)
+    model = load_seeded(VAN(**MICRO, include_top=False, pooling=pooling))
+    features = model.predict_on_batch(x)
+    assert features.shape == shape
+    last = keras.Model(model.inputs, model.pyramid_outputs["P5"]).predict_on_batch(x)
+    expected = {"avg": last.mean((1, 2)), "max": last.max((1, 2)), None: last}[pooling]
+    np.testing.assert_allclose(features, expected, atol=1e-6)
+
+
+def test_configuration_with_overrides():
+    model = VAN("van_b0", num_classes=7, drop_path_rate=0.1, name="mine", in_chans=5, drop_rate=0.2)
+    assert (model.name, model.num_classes, model.input_shape[-1]) == ("mine", 7, 5)
+    rates = [
+        layer.drop_path_rate for layer in model.layers if re.fullmatch(r"block\d_\d", layer.name)
+    ]
+    np.testing.assert_allclose(rates, np.linspace(0, 0.1, 13))
+    assert VAN("van_b0").name == "van_b0"
+
+
+def test_image_sizes_change_from_call_to_call_also_after_build(micro):
+    micro.build((None, 64, 64, 3))
+    one = micro.predict_on_batch(_images(2, 64, 96, 3))
+    for size in ((64, 64), (33, 47), (96, 32), (64, 96)):
+        assert micro.predict_on_batch(_images(2, *size, 3)).shape == (2, 10)
+    # The graph traced for any size (no compiled kernels) gives what the first one gave.
+    np.testing.assert_allclose(micro.predict_on_batch(_images(2, 64, 96, 3)), one, atol=1e-6)
+    np.testing.assert_allclose(_numpy(micro(_images(2, 64, 96, 3))), one, atol=1e-6)
+
+
+@pytest.mark.parametrize("stages", [1, 2, 3, 5])
+def test_any_number_of_stages(stages):
+    lists = {"embed_dims": [8, 12, 16, 20, 24], "mlp_ratios": [2] * 5, "depths": [1, 2, 1, 1, 1]}
+    model = VAN(**{k: v[:stages] for k, v in lists.items()}, num_stages=stages, num_classes=3)
+    side = 4 * 2 ** (stages - 1)
+    assert model.predict_on_batch(_images(1, side, 2 * side, 3)).shape == (1, 3)
+    assert list(model.pyramid_outputs) == [f"P{i + 2}" for i in range(stages)]
+
+
+def test_pyramid_strides(micro):
+    pyramid = keras.Model(micro.inputs, micro.pyramid_outputs)(_images(1, 64, 96, 3))
+    assert {k: tuple(v.shape) for k, v in pyramid.items()} == {
+        "P2": (1, 16, 24, 8),
+        "P3": (1, 8, 12, 16),
+        "P4": (1, 4, 6, 24),
+        "P5": (1, 2, 3, 32),
+    }
+
+
+def test_every_block_is_reachable(micro):
+    inside = keras.Model(
+        micro.inputs,
+        [micro.get_layer(n).output for n in ("patch_embed1", "block1_0", "block3_1", "head")],
+    )
+    assert [tuple(t.shape) for t in inside(_images(1, 32, 32, 3))] == [
+        (1, 8, 8, 8),
+        (1, 8, 8, 8),
+        (1, 2, 2, 24),
+        (1, 10),
+    ]
+
+
+def test_channels_first_is_the_same_model(micro):
+    first = load_seeded(VAN(**MICRO, data_format="channels_first"))
+    x = _images(2, 64, 96, 3)
+    np.testing.assert_allclose(
+        first.predict_on_batch(x.transpose(0, 3, 1, 2)), micro.predict_on_batch(x), atol=1e-6
+    )
+    assert not [layer for layer in first._flatten_layers() if getattr(layer, "groups", 1) != 1]
+
+
+@pytest.mark.parametrize(
+    ("resolution", "shape"), [(64, (None, 64, 64, 3)), ((64, 96), (None, 64, 96, 3))]
+)
+def test_fixed_resolution(resolution, shape):
+    model = VAN(**MICRO, img_resolution=resolution)
+    assert model.input_shape == shape
+    assert model.get_layer("norm1").output.shape[1:3] == (16, shape[2] // 4)
+
+
+@pytest.mark.parametrize("suffix", [".keras", ".weights.h5"])
+def test_save_and_load_is_exact(tmp_path, micro, suffix):
+    x = _images(2, 64, 96, 3)
+    path = tmp_path / f"model{suffix}"
+    if suffix == ".keras":
+        micro.save(path)
+        again = keras.saving.load_model(path)
+        assert type(again) is VAN
+        assert again.get_config() == micro.get_config()
+    else:
+        micro.save_weights(path)
+        again = VAN(**MICRO)
+        again.load_weights(path)
+    for ours, theirs in zip(micro.weights, again.weights, strict=True):
+        assert ours.path == theirs.path
+        np.testing.assert_array_equal(_numpy(ours), _numpy(theirs))
+    np.testing.assert_array_equal(again.predict_on_batch(x), micro.predict_on_batch(x))
+
+
+def test_config_round_trip():
+    model = VAN(
+        "van_b0",
+        in_chans=4,
+        num_classes=3,
+        depths=[1, 1, 1, 1],
+        drop_rate=0.1,
+        drop_path_rate=0.2,
+        classifier_activation="sigmoid",
+        data_format="channels_first",
+        img_resolution=(64, 32),
+        dtype="mixed_bfloat16",
+        name="odd",
+        trainable=False,
+    )
+    config = model.get_config()
+    again = VAN.from_config(config)
+    assert again.get_config() == config
+    assert again.dtype_policy.name == "mixed_bfloat16"
+    assert not again.trainable
+    assert again.input_shape == (None, 4, 64, 32)
+    assert [w.shape for w in again.weights] == [w.shape for w in model.weights]
+
+
+def test_clone_model_is_independent(micro):
+    x = _images(1, 64, 64, 3)
+    clone = keras.models.clone_model(micro)
+    clone.set_weights(micro.get_weights())
+    np.testing.assert_allclose(clone.predict_on_batch(x), micro.predict_on_batch(x), atol=1e-6)
+    clone.get_layer("norm1").gamma.assign(np.zeros(8))
+    assert np.any(_numpy(micro.get_layer("norm1").gamma))
+
+
+@pytest.mark.parametrize("jit_compile", [False, True])
+def test_jit_compile_on_and_off(jit_compile, micro):
+    if jit_compile and keras.backend.backend() == "torch":
+        pytest.skip("torch.compile needs a C compiler")
+    x, y = _images(4, 64, 64, 3), np.arange(4)
+    plain = load_seeded(VAN(**MICRO))
+    for model, jit in ((plain, False), (micro, jit_compile)):
+        model.compile(
+            keras.optimizers.SGD(0.01), "sparse_categorical_crossentropy", jit_compile=jit
+        )
+    for _ in range(2):
+        ours, expected = micro.train_on_batch(x, y), plain.train_on_batch(x, y)
+        np.testing.assert_allclose(float(ours), float(expected), rtol=1e-4)
+    np.testing.assert_allclose(micro.predict_on_batch(x), plain.predict_on_batch(x), atol=1e-4)
+
+
+@needs_tensorflow
+def test_own_training_loop_under_autograph(micro):
+    optimizer = keras.optimizers.SGD(0.01)
+
+    @tf.function
+    def step(x, y):
+        with tf.GradientTape() as tape:
+            p = micro(x, training=True)
+            loss = tf.reduce_mean(keras.losses.sparse_categorical_crossentropy(y, p))
+        gradients = tape.gradient(loss, micro.trainable_variables)
+        optimizer.apply_gradients(zip(gradients, micro.trainable_variables, strict=True))
+        return loss
+
+    # Wide enough that stage 1 compiles its GELU.
+    x, y = tf.constant(_images(8, 256, 256, 3)), tf.constant([0, 1, 2, 3, 4, 5, 6, 7])
+    assert float(step(x, y)) > float(step(x, y)) > 0
+
+
+@needs_tensorflow
+@pytest.mark.parametrize("static", [False, True])
+def test_saved_model_export_is_exact(tmp_path, micro, static):
+    x = _images(2, 256, 256, 3)
+    shape = (2, 256, 256, 3) if static else (None, None, None, 3)
+    signature = [keras.InputSpec(dtype="float32", shape=shape)]
+    micro.export(tmp_path / "saved", input_signature=signature, verbose=False)
+    artefact = tf.saved_model.load(tmp_path / "saved")  # owns the variables of `serve`
+    np.testing.assert_allclose(artefact.serve(tf.constant(x)), micro.predict_on_batch(x), atol=1e-6)
+
+
+@pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"])
+def test_mixed_precision_trains(policy):
+    model = load_seeded(VAN(**MICRO, dtype=policy))
+    reference = load_seeded(VAN(**MICRO))
+    x, y = _images(4, 64, 64, 3), np.arange(4)
+    assert model.get_layer("block1_0").compute_dtype == policy.removeprefix("mixed_")
+    got = model.predict_on_batch(x)
+    assert got.dtype == np.float32  # scores stay in full precision
+    np.testing.assert_allclose(got, reference.predict_on_batch(x), atol=2e-2)
+    model.compile(keras.optimizers.SGD(0.01), "sparse_categorical_crossentropy")
+    losses = [float(model.train_on_batch(x, y)) for _ in range(3)]
+    assert np.isfinite(losses).all()
+    assert losses[-1] < losses[0]
+    assert all(np.isfinite(_numpy(w)).all() for w in model.weights)
+
+
+def _half_precision_cases():
+    for name in ("van_b0", "van_b1", "van_b2", "van_b3"):
+        for size in (224, 512):
+            fast = name == "van_b0" and size == 224
+            yield pytest.param(name, size, marks=[] if fast else pytest.mark.slow)
+
+
+@pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"])
+@pytest.mark.parametrize(("name", "size"), _half_precision_cases())
+def test_half_precision_has_no_nan(name, size, policy):
+    model = load_seeded(VAN(name, dtype=policy, classifier_activation=None))
+    outputs = {"logits": model.output, **model.pyramid_outputs}
+    outputs = keras.Model(model.inputs, outputs).predict_on_batch(_images(1, size, size, 3))
+    for key, value in outputs.items():
+        assert np.isfinite(np.asarray(value, dtype="float32")).all(), key
+    keras.utils.clear_session()
+
+
+def test_low_rank_adaptation_and_quantisation(micro):
+    x = _images(1, 64, 64, 3)
+    before = micro.predict_on_batch(x)
+    micro.get_layer("block1_0").mlp.fc1.enable_lora(2)
+    np.testing.assert_allclose(micro.predict_on_batch(x), before, atol=1e-6)
+    again = load_seeded(VAN(**MICRO))
+    again.quantize("int8")
+    np.testing.assert_allclose(again.predict_on_batch(x), before, atol=0.05)
+
+
+def test_plot_model(tmp_path, micro):
+    pytest.importorskip("pydot")
+    try:
+        keras.utils.plot_model(micro, tmp_path / "model.dot", show_shapes=True)
+    except ImportError:
+        pytest.skip("Graphviz is not installed")
+    assert (tmp_path / "model.dot").stat().st_size > 1000
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ({"configuration": "van_b9"}, "`configuration` must be one of van_b0"),
+        ({"in_chans": 0}, "`in_chans` must be an integer >= 1. Received: in_chans=0"),
+        ({"num_classes": 0}, "`num_classes` must be an integer >= 1"),
+        ({"num_classes": 2.5}, "`num_classes` must be an integer"),
+        ({"drop_rate": 1.0}, r"`drop_rate` must be a number in \[0, 1\)"),
+        ({"drop_path_rate": -0.1}, r"`drop_path_rate` must be a number in \[0, 1\)"),
+        ({"data_format": "NCHW"}, "`data_format` must be one of 'channels_last'"),
+        ({"pooling": "mean"}, "`pooling` must be one of 'avg', 'max', None"),
+        ({"classifier_activation": "softmaxx"}, "`classifier_activation` must be None"),
+        ({"depths": [1, 1]}, "same length"),
+        ({"num_stages": 3}, "`num_stages` must equal"),
+        ({"img_resolution": 8}, "`img_resolution` is too small .* at least 17"),
+        ({"img_resolution": (64, 64, 3)}, r"`img_resolution` must be None, .* \(height, width\)"),
+    ],
+)
+def test_wrong_constructor_arguments(arguments, says):
+    with pytest.raises(ValueError, match=re.compile(says, re.DOTALL)):
+        VAN(**{**MICRO, **arguments})
+
+
+@pytest.mark.parametrize(
+    ("shape", "says"),
+    [
+        ((2, 64, 64, 1), "must have in_chans=3 channels"),
+        ((2, 3, 64, 64), "must have in_chans=3 channels"),
+        ((64, 64, 3), r"must have shape \(batch, height, width, channels\)"),
+        ((2, 16, 64, 3), "at least 17"),
+    ],
+)
+def test_wrong_images(micro, shape, says):
+    with pytest.raises(ValueError, match=says):
+        micro(_images(*shape))
+    with pytest.raises(ValueError, match=says):
+        micro.predict_on_batch(_images(*shape))
+    with pytest.raises(ValueError, match=says):
+        micro.build(shape)
+
+
+def test_misspelt_argument_is_refused():
+    with pytest.raises(TypeError, match="num_clases"):
+        VAN("van_b0", num_clases=10)

@@ -1,0 +1,85 @@
+"""The root namespace is this list, and importing it has no side effects."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+import van_classification_tensorflow as package
+
+NAMES = {
+    "VAN",
+    "VANB0",
+    "VANB1",
+    "VANB2",
+    "VANB3",
+    "VANB4",
+    "VANB5",
+    "VANB6",
+    "__version__",
+    "decode_predictions",
+    "load_checkpoint",
+    "preprocess_input",
+}
+
+
+def test_names():
+    assert set(package.__all__) == NAMES == set(dir(package))
+    assert set(package._HOME) == NAMES - {"__version__"}
+    for name in NAMES:
+        assert getattr(package, name) is not None
+    with pytest.raises(AttributeError, match="no attribute 'Van'"):
+        _ = package.Van
+
+
+def _python(code, **environment):
+    result = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+        env={**os.environ, **environment},
+    )
+    assert result.returncode == 0, result.stderr
+    return result.stdout.split()
+
+
+def test_import_sets_nothing_and_starts_nothing():
+    code = """
+import os, random, sys
+before, state = dict(os.environ), random.getstate()
+import van_classification_tensorflow
+assert dict(os.environ) == before and random.getstate() == state
+print([m for m in ("keras", "tensorflow", "numpy") if m in sys.modules] or "nothing")
+"""
+    assert _python(code) == ["nothing"]
+
+
+def test_importing_the_model_seeds_nothing():
+    code = """
+import os
+import keras, numpy as np
+before, state = dict(os.environ), np.random.get_state()[1].tobytes()
+from van_classification_tensorflow import VAN, VANB0
+assert dict(os.environ) == before and np.random.get_state()[1].tobytes() == state
+print("fine")
+"""
+    assert _python(code) == ["fine"]
+
+
+@pytest.mark.parametrize("backend", ["jax", "torch"])
+def test_other_backends_do_not_import_tensorflow(backend):
+    pytest.importorskip(backend)
+    code = "import sys; from van_classification_tensorflow import VAN, VANB0, load_checkpoint; "
+    code += "print('tensorflow' in sys.modules)"
+    assert _python(code, KERAS_BACKEND=backend)[-1] == "False"
+
+
+def test_a_saved_model_loads_without_importing_this_package(tmp_path):
+    package.VAN(embed_dims=[8], mlp_ratios=[2], depths=[1], num_classes=2).save(
+        tmp_path / "m.keras"
+    )
+    code = f"import keras; print(keras.saving.load_model({str(tmp_path / 'm.keras')!r}).name)"
+    assert _python(code)[-1] == "van"

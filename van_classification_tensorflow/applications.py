@@ -1,0 +1,166 @@
+"""`VANB0` ... `VANB6`, `preprocess_input`, `decode_predictions`: as in `keras.applications`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import keras
+import numpy as np
+
+from .config import CONFIGURATIONS
+from .convert import load_checkpoint
+from .labels import imagenet_classes
+from .model import VAN, check_images, van
+
+
+def _application(configuration: str) -> Callable[..., keras.Model]:
+    def build(
+        include_top: bool = True,
+        weights: Mapping[str, Any] | None = None,
+        input_tensor: Any = None,
+        input_shape: Sequence[int | None] | None = None,
+        pooling: str | None = None,
+        classes: int = 1000,
+        classifier_activation: Any = "softmax",
+        name: str = configuration,
+    ) -> keras.Model:
+        data_format = keras.config.image_data_format()
+        channels_first = data_format == "channels_first"
+        shape = _shape(input_shape, input_tensor, channels_first)
+        channels, size = (shape[0], shape[1:]) if channels_first else (shape[2], shape[:2])
+        head: dict[str, Any] = {
+            "num_classes": classes,
+            "include_top": include_top,
+            "classifier_activation": classifier_activation,
+            "pooling": pooling,
+        }
+        if input_tensor is None:
+            model = VAN(
+                configuration,
+                in_chans=channels,
+                data_format=data_format,
+                img_resolution=None if None in size else size,
+                name=name,
+                **head,
+            )
+        else:
+            config = CONFIGURATIONS[configuration]
+            check_images((None, *shape), "input_tensor", channels, data_format, config.num_stages)
+            outputs, _ = van(input_tensor, config, channels_first=channels_first, **head)
+            model = keras.Model(keras.utils.get_source_inputs(input_tensor), outputs, name=name)
+        return model if weights is None else load_checkpoint(model, weights)
+
+    number = configuration.removeprefix("van_").upper()
+    build.__name__ = build.__qualname__ = f"VAN{number}"
+    build.__doc__ = f"""VAN-{number} with the signature of `keras.applications`.
+
+    Args:
+        include_top: True: class scores (B, classes). False: features.
+        weights: None for random weights, or {{official tensor name: array}}.
+        input_tensor: A `keras.Input`, or a tensor made from one, to build on. The model
+            is then a plain `keras.Model` from that tensor's own inputs.
+        input_shape: (H, W, C) without the batch, or (C, H, W) if
+            `keras.config.image_data_format()` is "channels_first"; H and W may be None.
+            Default: any size, 3 channels.
+        pooling: Features without the top: None (B, h, w, C), "avg" or "max" (B, C).
+        classes: Classes of the head.
+        classifier_activation: Activation of the scores; None for logits.
+        name: Name of the model.
+
+    Raises:
+        ValueError: An argument is not allowed; names it, what is allowed and what came.
+    """
+    return build
+
+
+def _shape(input_shape, input_tensor, channels_first: bool) -> tuple:
+    """One image's shape, from whichever argument gives it."""
+    default = (3, None, None) if channels_first else (None, None, 3)
+    if input_shape is not None:
+        shape = tuple(input_shape) if isinstance(input_shape, Sequence) else ()
+        if len(shape) != 3 or not all(
+            d is None or (isinstance(d, int) and not isinstance(d, bool) and d > 0) for d in shape
+        ):
+            order = "(C, H, W)" if channels_first else "(H, W, C)"
+            raise ValueError(
+                f"`input_shape` must be {order}, positive integers (H and W may be None). "
+                f"Received: input_shape={input_shape!r}"
+            )
+        if shape[0 if channels_first else 2] is None:
+            raise ValueError(
+                f"`input_shape` must name the number of channels. Received: {input_shape!r}"
+            )
+    if input_tensor is None:
+        return default if input_shape is None else shape
+    if not keras.utils.is_keras_tensor(input_tensor) or len(input_tensor.shape) != 4:
+        raise ValueError(
+            "`input_tensor` must be a `keras.Input` of rank 4, or a tensor made from one. "
+            f"Received: {input_tensor!r}"
+        )
+    of_tensor = tuple(input_tensor.shape[1:])
+    if input_shape is not None and of_tensor != shape:
+        raise ValueError(
+            "`input_shape` and `input_tensor` must agree; give one of them. "
+            f"Received: input_shape={shape}, input_tensor of shape {of_tensor}"
+        )
+    return of_tensor
+
+
+VANB0 = _application("van_b0")
+VANB1 = _application("van_b1")
+VANB2 = _application("van_b2")
+VANB3 = _application("van_b3")
+VANB4 = _application("van_b4")
+VANB5 = _application("van_b5")
+VANB6 = _application("van_b6")
+
+
+def preprocess_input(x, data_format: str | None = None):
+    """Scales pixels as the published ImageNet-1k weights expect: mean = std = 0.5.
+
+    Args:
+        x: Array or tensor of RGB pixels in [0, 255], any shape.
+        data_format: Accepted as in `keras.applications`; every channel is treated alike,
+            so it changes nothing.
+
+    Returns:
+        `x / 127.5 - 1`, float32, in [-1, 1]: a NumPy array for a NumPy array.
+
+    The published accuracies also need the resize: shorter side to 248 (bicubic), centre
+    crop 224.
+    """
+    if data_format not in (None, "channels_last", "channels_first"):
+        raise ValueError(
+            "`data_format` must be None, 'channels_last' or 'channels_first'. "
+            f"Received: data_format={data_format!r}"
+        )
+    if isinstance(x, np.ndarray):
+        return np.asarray(x, dtype="float32") / np.float32(127.5) - np.float32(1.0)
+    return keras.ops.cast(x, "float32") / 127.5 - 1.0
+
+
+def decode_predictions(preds, top: int = 5) -> list[list[tuple[str, str, float]]]:
+    """Scores over ImageNet-1k -> the `top` classes of each image, best first.
+
+    Args:
+        preds: (B, 1000) scores, probabilities or logits.
+        top: How many classes to name, 1 to 1000.
+
+    Returns:
+        For each image a list of (WordNet id, class name, score).
+    """
+    scores = keras.ops.convert_to_numpy(preds)
+    classes = imagenet_classes()
+    if scores.ndim != 2 or scores.shape[1] != len(classes):
+        raise ValueError(
+            f"`preds` must have shape (batch, {len(classes)}), the scores of an ImageNet-1k "
+            f"model. Received shape: {scores.shape}"
+        )
+    if not isinstance(top, int) or isinstance(top, bool) or not 1 <= top <= len(classes):
+        raise ValueError(f"`top` must be an integer from 1 to {len(classes)}. Received: {top!r}")
+    best = np.argsort(-scores, axis=1, kind="stable")[:, :top]
+    return [
+        [(classes[i].wnid, classes[i].name, float(row[i])) for i in indices]
+        for row, indices in zip(scores, best, strict=True)
+    ]
