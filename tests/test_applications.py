@@ -100,7 +100,7 @@ def test_class_list():
     assert [c.index for c in classes] == list(range(1000))
     assert len({c.wnid for c in classes}) == 1000
     assert classes[2].name == "great_white_shark"
-    assert classes[0] == (0, "n01440764", "tench, Tinca tinca", classes[0].definition)
+    assert (classes[0].wnid, classes[0].lemmas) == ("n01440764", "tench, Tinca tinca")
 
 
 def test_decode_predictions():

@@ -126,7 +126,7 @@ def run(output: Path, seed: int = 0, epochs: int = 30, console: Console | None =
     probabilities = reloaded.predict(test.images, batch_size=len(test.labels), verbose=0)
     ranking = np.argsort(-probabilities, axis=1, kind="stable")
     hits = ranking == test.labels[:, None]
-    matrix = np.zeros((10, 10), np.int64)
+    matrix: np.ndarray = np.zeros((10, 10), np.int64)
     np.add.at(matrix, (test.labels, ranking[:, 0]), 1)
 
     pictures.training_curves(history, output / "training_curves.png")

@@ -6,14 +6,14 @@ E. Alpaydin, C. Kaynak: Optical Recognition of Handwritten Digits, 1998 (scikit-
 from __future__ import annotations
 
 from importlib.resources import as_file, files
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 CLASSES = tuple("0123456789")
 
 # The small member of the family that fits these images; the proof in tests uses the same.
-MODEL = {
+MODEL: dict[str, Any] = {
     "in_chans": 1,
     "num_classes": len(CLASSES),
     "embed_dims": [16, 32, 48, 64],

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import csv
+from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
-from typing import NamedTuple
 
 
-class ImageNetClass(NamedTuple):
+@dataclass(frozen=True)
+class ImageNetClass:
     """One class: position in the training order, WordNet id, names, definition."""
 
     index: int
@@ -25,9 +26,8 @@ class ImageNetClass(NamedTuple):
 @cache
 def imagenet_classes() -> tuple[ImageNetClass, ...]:
     """The 1,000 classes in training order (WordNet 3.0 and ImageNet)."""
-    source = files(__package__) / "data" / "imagenet1k.tsv"
-    with source.open(encoding="utf-8", newline="") as lines:
-        rows = csv.DictReader(lines, delimiter="\t", quoting=csv.QUOTE_NONE)
-        return tuple(
-            ImageNetClass(int(r["index"]), r["wnid"], r["lemmas"], r["definition"]) for r in rows
-        )
+    table = (files(__package__) / "data" / "imagenet1k.tsv").read_text(encoding="utf-8")
+    rows = csv.DictReader(table.splitlines(), delimiter="\t", quoting=csv.QUOTE_NONE)
+    return tuple(
+        ImageNetClass(int(r["index"]), r["wnid"], r["lemmas"], r["definition"]) for r in rows
+    )
