@@ -66,7 +66,7 @@ def largest_differences(configuration: str) -> dict[str, float]:
     """Largest absolute difference of everything the golden file of `configuration` holds."""
     model = load_seeded(VAN(configuration, classifier_activation=None))
     inside = keras.Model(
-        model.inputs,
+        model.input,
         {
             "logits": model.output,
             "features": model.get_layer("pool").output,

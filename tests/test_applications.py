@@ -49,6 +49,7 @@ def test_input_tensor_builds_on_the_callers_graph():
     images = keras.Input((64, 64, 3))
     model = VANB0(input_tensor=keras.layers.Rescaling(1 / 127.5, -1)(images), classes=3)
     assert [layer.name for layer in model.layers][-2:] == ["head", "pred"]
+    assert model.pyramid_outputs["P3"].shape == (None, 8, 8, 64)
     tensors = {n: seeded_tensor(n, a.shape) for n, a in to_official(model).items()}
     load_checkpoint(model, tensors)
     pixels = np.random.default_rng(0).integers(0, 256, (2, 64, 64, 3)).astype("float32")
@@ -67,9 +68,9 @@ def test_input_tensor_builds_on_the_callers_graph():
         ({"input_shape": (64, 64, None)}, "must name the number of channels"),
         ({"input_shape": (8, 8, 3)}, "too small"),
         ({"input_tensor": np.zeros((1, 64, 64, 3))}, "`input_tensor` must be a `keras.Input`"),
-        ({"classes": 0}, "`num_classes` must be"),
+        ({"classes": 0}, "`classes` must be an integer >= 1"),
         ({"pooling": "mean"}, "`pooling` must be one of"),
-        ({"weights": "imagenet"}, "`source` must be a mapping"),
+        ({"weights": "imagenet"}, "`weights` must be None or a mapping"),
     ],
 )
 def test_wrong_arguments(arguments, says):
@@ -80,6 +81,22 @@ def test_wrong_arguments(arguments, says):
 def test_input_shape_and_tensor_must_agree():
     with pytest.raises(ValueError, match="must agree"):
         VANB0(input_tensor=keras.Input((64, 64, 3)), input_shape=(32, 32, 3))
+
+
+def test_image_data_format_of_keras():
+    pixels = np.random.default_rng(0).standard_normal((1, 64, 64, 3)).astype("float32")
+    last = VANB0(classes=3)
+    tensors = {n: seeded_tensor(n, a.shape) for n, a in to_official(last).items()}
+    expected = load_checkpoint(last, tensors).predict_on_batch(pixels)
+    keras.config.set_image_data_format("channels_first")
+    try:
+        first = VANB0(classes=3, weights=tensors, input_shape=(3, 64, 64))
+        inside = load_checkpoint(VAN("van_b0", num_classes=3), tensors)
+        np.testing.assert_allclose(inside.predict_on_batch(pixels), expected, atol=1e-6)
+        got = first.predict_on_batch(pixels.transpose(0, 3, 1, 2))
+        np.testing.assert_allclose(got, expected, atol=1e-6)
+    finally:
+        keras.config.set_image_data_format("channels_last")
 
 
 def test_preprocess_input():

@@ -25,16 +25,32 @@ ORDER = [
 WITHOUT_KERAS = {"__init__", "__main__", "config", "labels", "digits", "pictures", "cli"}
 
 
-def _imports(path: Path, top_level_only: bool):
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    for node in tree.body if top_level_only else ast.walk(tree):
+def _nodes(node: ast.AST, at_import: bool):
+    """All nodes, or only those that run when the module is imported."""
+    for child in ast.iter_child_nodes(node):
+        if at_import and isinstance(child, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)):
+            continue
+        if at_import and isinstance(child, ast.If) and "TYPE_CHECKING" in ast.dump(child.test):
+            continue
+        yield child
+        yield from _nodes(child, at_import)
+
+
+def _imports(path: Path, at_import: bool):
+    """(level, module) of every import; the package's own name counts as relative."""
+    for node in _nodes(ast.parse(path.read_text(encoding="utf-8")), at_import):
         if isinstance(node, ast.Import):
-            yield from ((0, alias.name) for alias in node.names)
+            found = [(0, alias.name) for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.level and not node.module:
+            found = [(node.level, alias.name) for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
-            if node.level and not node.module:
-                yield from ((node.level, alias.name) for alias in node.names)
-            else:
-                yield node.level, node.module
+            found = [(node.level, node.module)]
+        else:
+            continue
+        for level, module in found:
+            if module.split(".")[0] == PACKAGE.name:
+                level, module = 1, module.partition(".")[2] or "__init__"
+            yield level, module
 
 
 def test_every_module_has_its_place():
@@ -43,7 +59,7 @@ def test_every_module_has_its_place():
 
 def test_imports_point_upward():
     for place, name in enumerate(ORDER):
-        for level, imported in _imports(PACKAGE / f"{name}.py", top_level_only=False):
+        for level, imported in _imports(PACKAGE / f"{name}.py", at_import=False):
             if level:
                 assert imported.split(".")[0] in ORDER[:place], f"{name} imports {imported}"
 
@@ -51,7 +67,7 @@ def test_imports_point_upward():
 def test_light_modules_import_nothing_heavy():
     heavy = {"keras", "tensorflow", "jax", "torch", "matplotlib"}
     for name in WITHOUT_KERAS:
-        for level, imported in _imports(PACKAGE / f"{name}.py", top_level_only=True):
+        for level, imported in _imports(PACKAGE / f"{name}.py", at_import=True):
             if level:
                 assert imported.split(".")[0] in WITHOUT_KERAS, f"{name} imports {imported}"
             else:

@@ -2,7 +2,6 @@
 
 import subprocess
 import sys
-import time
 
 
 def van(*arguments, **kwargs):
@@ -12,18 +11,20 @@ def van(*arguments, **kwargs):
     )
 
 
-def test_help_answers_without_keras():
-    started = time.perf_counter()
-    result = van("--help")
-    assert result.returncode == 0
-    assert "demo" in result.stdout
-    assert time.perf_counter() - started < 5  # seconds, not the start-up of a framework
-    code = "import sys, van_classification_tensorflow.cli as c; c.main(['--help'])"
-    watch = f"import atexit, sys; atexit.register(lambda: print('keras' in sys.modules)); {code}"
+def test_help_answers_without_anything_heavy():
+    """How fast it is, .ci/run measures; here, that nothing slow is even imported."""
+    assert "demo" in van("--help").stdout
+    code = """
+import atexit, sys
+heavy = {"keras", "tensorflow", "jax", "torch", "numpy", "PIL", "matplotlib"}
+atexit.register(lambda: print("imported:", sorted(heavy & set(sys.modules))))
+from van_classification_tensorflow.cli import main
+main(["--help"])
+"""
     result = subprocess.run(
-        [sys.executable, "-c", watch], capture_output=True, text=True, timeout=60, check=False
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False
     )
-    assert result.stdout.rstrip().endswith("False")
+    assert result.stdout.rstrip().endswith("imported: []")
 
 
 def test_help_of_a_command_explains_its_options():
@@ -37,10 +38,10 @@ def test_mistakes_are_one_line_without_traceback(tmp_path):
     blocked.write_text("")
     for arguments, says in (
         (["demo", "--epochs", "0", "--output", str(tmp_path / "x")], "`epochs` must be at least 1"),
-        (["demo", "--epochs", "many"], "epochs"),
-        (["demo", "--output", str(blocked / "inside")], "file"),
-        (["dem"], "demo"),
-        (["demo", "--sed", "1"], "sed"),
+        (["demo", "--epochs", "many"], "many"),
+        (["demo", "--output", str(blocked / "inside")], "Not a directory"),
+        (["dem"], "invalid choice"),
+        (["demo", "--sed", "1"], "--sed"),
     ):
         result = van(*arguments)
         assert result.returncode in (1, 2), arguments

@@ -38,4 +38,4 @@ def test_wrong_arguments_name_themselves(arguments, says):
 
 def test_config_is_frozen():
     with pytest.raises(AttributeError):
-        VANConfig((8,), (2,), (1,)).depths = (2,)
+        VANConfig([8], [2], [1]).depths = (2,)

@@ -123,6 +123,11 @@ def test_batch_norm_compiled_and_portable_agree(jit_compile):
         np.testing.assert_allclose(ours, expected, rtol=1e-5, atol=1e-5)
 
 
+def test_depthwise_refuses_an_even_kernel():
+    with pytest.raises(ValueError, match="`kernel_size` must be odd"):
+        layers.DepthwiseConv(4)
+
+
 def test_frozen_batch_norm_does_not_move():
     layer = layers.BatchNorm()
     layer.trainable = False

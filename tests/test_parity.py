@@ -3,20 +3,23 @@
 Backend-agnostic: CI runs it again under `KERAS_BACKEND=jax` and `KERAS_BACKEND=torch`.
 """
 
+import re
+
 import keras
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
 from van_classification_tensorflow import VAN, load_checkpoint
-from van_classification_tensorflow.convert import official_variables, to_official, to_ours
+from van_classification_tensorflow.convert import to_official
 from van_classification_tensorflow.digits import MODEL, load_digits
 
 from .parity import GOLDEN, MICRO, TOLERANCE, largest_differences, load_seeded, seeded_images
 
-# Largest relative difference of a gradient: 1e-5, but for one tensor whose golden float32 value
-# is itself 7.8e-6 from the gradient in float64 (it nearly cancels in the BatchNorm behind it).
-EXCEPTIONS = {"norm1.bias": 2e-5}
+# Every gradient is held to 1e-5 of its tensor's largest value, in float64 and in float32; but
+# this one nearly cancels in the BatchNorm behind it, so that the float32 rounding of the golden
+# value and of ours add up to 1.2e-5. In float64 it meets 1e-5 as well.
+NEARLY_CANCELS = {"norm1.bias": 2e-5}
 
 
 @pytest.mark.parametrize(
@@ -63,14 +66,19 @@ def test_stored_micro_is_the_seeded_micro(golden, micro):
 
 def test_micro_every_stage(golden, micro):
     outputs = {"logits": micro.output, **micro.pyramid_outputs}
-    outputs = keras.Model(micro.inputs, outputs).predict_on_batch(golden["x"])
+    outputs = keras.Model(micro.input, outputs).predict_on_batch(golden["x"])
     np.testing.assert_allclose(outputs["logits"], golden["eval_logits"], rtol=0, atol=1e-5)
     for i in (1, 2, 3, 4):
         expected = golden[f"eval_stage{i}"]
         np.testing.assert_allclose(outputs[f"P{i + 1}"], expected, rtol=0, atol=1e-5)
 
 
-def test_micro_loss_gradients_and_running_statistics(golden, micro):
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_micro_loss_gradients_and_running_statistics(golden, dtype):
+    if dtype == "float64" and keras.backend.backend() == "jax":
+        pytest.skip("JAX computes in float32 unless told otherwise before it starts")
+    micro = VAN(**MICRO, classifier_activation=None, dtype=dtype)
+    load_checkpoint(micro, load_file(GOLDEN / "micro.safetensors"))
     # Plain SGD with a huge rate reads the gradient on any backend: (before - after) / rate.
     rate = 1e4
     _compile(micro, keras.optimizers.SGD(rate))
@@ -85,10 +93,13 @@ def test_micro_loss_gradients_and_running_statistics(golden, micro):
         else:
             expected = golden[f"grad/{name}"]
             ours = (before[name].astype(np.float64) - after[name]) / rate
-        # A bias in front of BatchNorm has no gradient but rounding: that is compared absolutely.
-        scale = max(np.abs(expected).max(), 1e-2)
-        error = np.abs(ours - expected).max() / scale
-        assert error <= EXCEPTIONS.get(name, 1e-5), (name, error)
+        error = np.abs(ours - expected).max()
+        if re.fullmatch(r"patch_embed\d\.proj\.bias", name):
+            # BatchNorm follows: the gradient is zero but for rounding (golden: up to 5e-8).
+            assert error <= 3e-7, (name, error)
+        else:
+            allowed = NEARLY_CANCELS.get(name, 1e-5) if dtype == "float32" else 1e-5
+            assert error / np.abs(expected).max() <= allowed, (name, error)
         checked += 1
     assert checked == len([k for k in golden if k.startswith(("grad/", "stat/"))])
 
@@ -119,15 +130,3 @@ def test_digits_metrics_difference_is_zero():
     hits = np.argsort(-logits, axis=1)[:, :5] == test.labels[:, None]
     assert hits[:, 0].sum() == round(float(golden["top1"]) * len(test.labels)) == 355
     assert hits.any(axis=1).sum() == round(float(golden["top5"]) * len(test.labels)) == 360
-
-
-def test_gradients_have_a_variable_each(golden, micro):
-    arrays = to_ours(
-        micro,
-        {
-            name: golden[f"stat/{name}" if ".running_" in name else f"grad/{name}"]
-            for name in to_official(micro)
-        },
-    )
-    for name, variable in official_variables(micro).items():
-        assert tuple(variable.shape) == arrays[name].shape, name

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from numbers import Integral
 from typing import Any
 
 import keras
@@ -11,7 +12,7 @@ import numpy as np
 from .config import CONFIGURATIONS
 from .convert import load_checkpoint
 from .labels import imagenet_classes
-from .model import VAN, check_images, van
+from .model import VAN, check_images, check_positive, van
 
 
 def _application(configuration: str) -> Callable[..., keras.Model]:
@@ -25,6 +26,12 @@ def _application(configuration: str) -> Callable[..., keras.Model]:
         classifier_activation: Any = "softmax",
         name: str = configuration,
     ) -> keras.Model:
+        classes = check_positive("classes", classes)
+        if weights is not None and not isinstance(weights, Mapping):
+            raise ValueError(
+                "`weights` must be None or a mapping {official tensor name: array}; this version "
+                f"downloads no published weights. Received: weights={weights!r}"
+            )
         data_format = keras.config.image_data_format()
         channels_first = data_format == "channels_first"
         shape = _shape(input_shape, input_tensor, channels_first)
@@ -47,8 +54,9 @@ def _application(configuration: str) -> Callable[..., keras.Model]:
         else:
             config = CONFIGURATIONS[configuration]
             check_images((None, *shape), "input_tensor", channels, data_format, config.num_stages)
-            outputs, _ = van(input_tensor, config, channels_first=channels_first, **head)
+            outputs, pyramid = van(input_tensor, config, channels_first=channels_first, **head)
             model = keras.Model(keras.utils.get_source_inputs(input_tensor), outputs, name=name)
+            model.pyramid_outputs = pyramid
         return model if weights is None else load_checkpoint(model, weights)
 
     number = configuration.removeprefix("van_").upper()
@@ -59,7 +67,8 @@ def _application(configuration: str) -> Callable[..., keras.Model]:
         include_top: True: class scores (B, classes). False: features.
         weights: None for random weights, or {{official tensor name: array}}.
         input_tensor: A `keras.Input`, or a tensor made from one, to build on. The model
-            is then a plain `keras.Model` from that tensor's own inputs.
+            is then a plain `keras.Model` from that tensor's own inputs, with the same
+            layer names and `pyramid_outputs`.
         input_shape: (H, W, C) without the batch, or (C, H, W) if
             `keras.config.image_data_format()` is "channels_first"; H and W may be None.
             Default: any size, 3 channels.
@@ -80,7 +89,8 @@ def _shape(input_shape, input_tensor, channels_first: bool) -> tuple:
     if input_shape is not None:
         shape = tuple(input_shape) if isinstance(input_shape, Sequence) else ()
         if len(shape) != 3 or not all(
-            d is None or (isinstance(d, int) and not isinstance(d, bool) and d > 0) for d in shape
+            d is None or (isinstance(d, Integral) and not isinstance(d, bool) and int(d) > 0)
+            for d in shape
         ):
             order = "(C, H, W)" if channels_first else "(H, W, C)"
             raise ValueError(
@@ -99,6 +109,10 @@ def _shape(input_shape, input_tensor, channels_first: bool) -> tuple:
             f"Received: {input_tensor!r}"
         )
     of_tensor = tuple(input_tensor.shape[1:])
+    if of_tensor[0 if channels_first else 2] is None:
+        raise ValueError(
+            f"`input_tensor` must have a known number of channels. Received: {input_tensor!r}"
+        )
     if input_shape is not None and of_tensor != shape:
         raise ValueError(
             "`input_shape` and `input_tensor` must agree; give one of them. "
@@ -157,7 +171,7 @@ def decode_predictions(preds, top: int = 5) -> list[list[tuple[str, str, float]]
             f"`preds` must have shape (batch, {len(classes)}), the scores of an ImageNet-1k "
             f"model. Received shape: {scores.shape}"
         )
-    if not isinstance(top, int) or isinstance(top, bool) or not 1 <= top <= len(classes):
+    if not isinstance(top, Integral) or isinstance(top, bool) or not 1 <= top <= len(classes):
         raise ValueError(f"`top` must be an integer from 1 to {len(classes)}. Received: {top!r}")
     best = np.argsort(-scores, axis=1, kind="stable")[:, :top]
     return [

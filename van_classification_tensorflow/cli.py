@@ -32,7 +32,8 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         auto_cli(COMMANDS, args=arguments, as_positional=False, prog="van", description=__doc_van__)
     except (ValueError, OSError, ModuleNotFoundError) as error:
-        # What a user can mend. Anything else is a defect of ours and keeps its traceback.
+        # What a user can mend: a wrong value, a file, a missing extra. Only other kinds of
+        # error, which no input should cause, keep their traceback.
         print(f"van: error: {error}", file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt:

@@ -5,8 +5,9 @@ Imports neither Keras nor a backend, so the command line and the catalogue stay 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from numbers import Integral, Real
 
 DATA_FORMATS = ("channels_last", "channels_first")
 POOLINGS = ("avg", "max", None)
@@ -25,30 +26,30 @@ class VANConfig:
         ValueError: A list is empty, the lengths differ, or a value is not positive.
     """
 
-    embed_dims: tuple[int, ...]
-    mlp_ratios: tuple[float, ...]
-    depths: tuple[int, ...]
+    embed_dims: Sequence[int]
+    mlp_ratios: Sequence[float]
+    depths: Sequence[int]
 
     def __post_init__(self) -> None:
-        for field, whole in (
-            ("embed_dims", True),
-            ("mlp_ratios", False),
-            ("depths", True),
-        ):
+        for field, kind in (("embed_dims", Integral), ("mlp_ratios", Real), ("depths", Integral)):
             received = getattr(self, field)
-            if not isinstance(received, Sequence) or isinstance(received, str) or not received:
+            if isinstance(received, str) or not isinstance(received, Iterable):
+                values = []
+            else:
+                values = list(received)
+            if not values:
                 raise ValueError(
                     f"`{field}` must be a list with one entry per stage (at least one stage). "
                     f"Received: {field}={received!r}"
                 )
-            values = tuple(received)
-            allowed = (int,) if whole else (int, float)
             if not all(
-                isinstance(v, allowed) and not isinstance(v, bool) and v > 0 for v in values
+                isinstance(v, kind) and not isinstance(v, bool) and float(v) > 0 for v in values
             ):
-                kind = "positive integers" if whole else "positive numbers"
-                raise ValueError(f"`{field}` must hold {kind}. Received: {field}={list(values)!r}")
-            object.__setattr__(self, field, values)
+                what = "positive integers" if kind is Integral else "positive numbers"
+                raise ValueError(f"`{field}` must hold {what}. Received: {field}={values!r}")
+            # Plain numbers, also from NumPy's: they go into configuration files.
+            plain = (int(v) if isinstance(v, Integral) else float(v) for v in values)
+            object.__setattr__(self, field, tuple(plain))
         lengths = {f: len(getattr(self, f)) for f in ("embed_dims", "mlp_ratios", "depths")}
         if len(set(lengths.values())) > 1:
             raise ValueError(
@@ -115,17 +116,10 @@ def resolve(
             f"`embed_dims`, `mlp_ratios` and `depths` yourself. Received: {configuration!r}"
         )
 
-    def pick(override, default):
-        if override is None:
-            return default
-        if isinstance(override, Sequence) and not isinstance(override, str):
-            return tuple(override)
-        return override  # VANConfig names it and refuses it
-
     config = VANConfig(
-        pick(embed_dims, base.embed_dims),
-        pick(mlp_ratios, base.mlp_ratios),
-        pick(depths, base.depths),
+        base.embed_dims if embed_dims is None else embed_dims,
+        base.mlp_ratios if mlp_ratios is None else mlp_ratios,
+        base.depths if depths is None else depths,
     )
     if num_stages is not None and num_stages != config.num_stages:
         raise ValueError(

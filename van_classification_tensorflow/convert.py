@@ -136,17 +136,31 @@ def to_ours(model: keras.Model, source: Mapping[str, Any]) -> dict[str, np.ndarr
             f"Received: {type(source).__name__}"
         )
     slots = {slot.name: slot for slot in _slots(model)}
+    changed = [n for n, slot in slots.items() if not isinstance(slot.variable, keras.Variable)]
+    if changed:
+        raise ValueError(
+            "`model` must hold plain weights, without LoRA: load first, enable it after. "
+            f"Changed: {', '.join(changed)}"
+        )
     # A headless model takes the backbone of a classifier's checkpoint; torch's step counter
     # of BatchNorm has no counterpart in inference or in training with a fixed momentum.
-    headless = "head.weight" not in slots
+    ignored = {
+        name.replace(".running_mean", ".num_batches_tracked")
+        for name in slots
+        if name.endswith(".running_mean")
+    }
+    if "head.weight" not in slots:
+        ignored |= {"head.weight", "head.bias"}
 
-    def ignored(name: str) -> bool:
-        return name.endswith(".num_batches_tracked") or (headless and name.startswith("head."))
-
-    arrays = {k: np.asarray(v) for k, v in source.items() if k in slots}
-    problems = []
+    arrays, unreadable = {}, []
+    for name in slots:
+        if name in source:
+            try:
+                arrays[name] = np.asarray(source[name])
+            except (TypeError, ValueError, RuntimeError) as error:
+                unreadable.append(f"{name}: {error}")
     missing = [name for name in slots if name not in source]
-    unused = [name for name in source if name not in slots and not ignored(name)]
+    unused = [str(name) for name in source if name not in slots and name not in ignored]
     shapes = [
         f"{name}: expected {slots[name].shape}, received {array.shape}"
         for name, array in arrays.items()
@@ -157,11 +171,12 @@ def to_ours(model: keras.Model, source: Mapping[str, Any]) -> dict[str, np.ndarr
         for name, array in arrays.items()
         if array.dtype.kind not in "fiu" and array.dtype.name != "bfloat16"
     ]
+    problems = []
     for title, names in (
         ("missing", missing),
         ("not used by the model", unused),
         ("wrong shape", shapes),
-        ("not numbers", dtypes),
+        ("not numbers", [*dtypes, *unreadable]),
     ):
         if names:
             problems.append(f"{title} ({len(names)}):\n  " + "\n  ".join(names))

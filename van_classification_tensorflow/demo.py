@@ -88,7 +88,7 @@ def run(output: Path, seed: int = 0, epochs: int = 30, console: Console | None =
 
     train, test = digits.load_digits()
     keras.utils.set_random_seed(seed)
-    model = VAN(**digits.MODEL, name="van_digits")
+    model = VAN(**digits.MODEL, drop_path_rate=0.1, name="van_digits")
     batches = _Batches(train, seed)
     steps = epochs * len(batches)
     warm_up = min(3 * len(batches), steps // 10)
@@ -110,14 +110,15 @@ def run(output: Path, seed: int = 0, epochs: int = 30, console: Console | None =
         f"Training a VAN of {model.count_params():,} parameters from scratch on "
         f"{len(train.labels):,} images of handwritten digits ({epochs} epochs)."
     )
-    history = model.fit(
-        batches,
-        epochs=epochs,
-        validation_data=(test.images, _one_hot(test.labels)),
-        validation_batch_size=len(test.labels),
-        verbose=0,
-        callbacks=[FitProgress(console)],
-    ).history
+    with FitProgress(console) as progress:
+        history = model.fit(
+            batches,
+            epochs=epochs,
+            validation_data=(test.images, _one_hot(test.labels)),
+            validation_batch_size=len(test.labels),
+            verbose=0,
+            callbacks=[progress],
+        ).history
 
     saved = output / "model.keras"
     model.save(saved)

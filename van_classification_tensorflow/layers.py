@@ -109,26 +109,33 @@ class BatchNorm(keras.layers.BatchNormalization):
     training. Input and output: (B, H, W, C).
     """
 
-    def __init__(self, epsilon: float = 1e-5, momentum: float = 0.9, **kwargs):
-        super().__init__(epsilon=epsilon, momentum=momentum, **kwargs)
+    def __init__(
+        self,
+        epsilon: float = 1e-5,
+        momentum: float = 0.9,
+        name: str | None = None,
+        dtype=None,
+        trainable: bool = True,
+    ):
+        super().__init__(
+            epsilon=epsilon, momentum=momentum, name=name, dtype=dtype, trainable=trainable
+        )
 
-    def call(self, inputs, training=None, mask=None):
+    def call(self, inputs, training=None):
         training = bool(training and self.trainable)
-        fused = tf is not None and not self.synchronized
+        # TensorFlow's kernel: one pass forward, two back. It knows no float64.
+        fused = tf is not None and self.compute_dtype in ("float32", "bfloat16", "float16")
         if not training:
             return self._fused(inputs, False)[0] if fused else super().call(inputs, training=False)
-        if fused:
-            outputs, mean, variance = self._fused(inputs, True)
-        else:
-            outputs, mean, variance = self._portable(inputs)
-        # `assign` on a float32 variable: statistics never live in half precision.
+        outputs, mean, variance = self._fused(inputs, True) if fused else self._portable(inputs)
+        # `assign` on a full-precision variable: statistics never live in half precision.
         keep = self.momentum
         self.moving_mean.assign(self.moving_mean * keep + mean * (1.0 - keep))
         self.moving_variance.assign(self.moving_variance * keep + variance * (1.0 - keep))
         return outputs
 
     def _fused(self, inputs, training: bool):
-        """TensorFlow's one-pass kernel; its batch variance is already the unbiased one."""
+        """(outputs, mean, unbiased variance), as TensorFlow's own kernel computes them."""
         none = tf.zeros([0])
         outputs, mean, variance, *_ = tf.raw_ops.FusedBatchNormV3(
             x=inputs,
@@ -142,20 +149,19 @@ class BatchNorm(keras.layers.BatchNormalization):
         return outputs, mean, variance
 
     def _portable(self, inputs):
-        x = ops.cast(inputs, "float32")
-        mean, variance = ops.moments(x, self._reduction_axes, synchronized=self.synchronized)
+        """The same from Keras operations, in at least float32."""
+        x = ops.cast(inputs, keras.backend.result_type(inputs.dtype, "float32"))
+        mean, variance = ops.moments(x, (0, 1, 2))
         outputs = ops.batch_normalization(
-            x,
-            mean,
-            variance,
-            axis=self.axis,
-            offset=self.beta,
-            scale=self.gamma,
-            epsilon=self.epsilon,
+            x, mean, variance, -1, offset=self.beta, scale=self.gamma, epsilon=self.epsilon
         )
-        count = ops.cast(math.prod(ops.shape(x)[a] for a in self._reduction_axes), "float32")
+        count = ops.cast(math.prod(ops.shape(x)[:3]), x.dtype)
         variance = variance * (count / ops.maximum(count - 1.0, 1.0))
         return ops.cast(outputs, self.compute_dtype), mean, variance
+
+    def get_config(self) -> dict:
+        own = {"epsilon": self.epsilon, "momentum": self.momentum}
+        return {**keras.layers.Layer.get_config(self), **own}
 
 
 @register
@@ -173,7 +179,8 @@ class PointwiseConv(keras.layers.Dense):
 
     def call(self, inputs, training=None):
         if tf is not None and not training and self.activation is keras.activations.linear:
-            return ops.add(ops.conv(inputs, self.kernel[None, None]), self.bias)
+            x = ops.conv(inputs, self.kernel[None, None], data_format="channels_last")
+            return x if self.bias is None else ops.add(x, self.bias)
         shape = ops.shape(inputs)
         x = ops.reshape(inputs, (-1, inputs.shape[-1]))  # (B*H*W, C_in)
         x = super().call(x, training=training)
@@ -190,14 +197,27 @@ class DepthwiseConv(keras.layers.DepthwiseConv2D):
         gelu: Whether GELU follows.
     """
 
-    def __init__(self, kernel_size: int, dilation: int = 1, gelu: bool = False, **kwargs):
+    def __init__(
+        self,
+        kernel_size: int,
+        dilation: int = 1,
+        gelu: bool = False,
+        name: str | None = None,
+        dtype=None,
+        trainable: bool = True,
+    ):
+        if kernel_size % 2 == 0:
+            raise ValueError(f"`kernel_size` must be odd. Received: kernel_size={kernel_size}")
         # With stride 1 and an odd extent, "same" is torch's symmetric zero padding.
         super().__init__(
             kernel_size,
             padding="same",
             dilation_rate=dilation,
+            data_format="channels_last",
             depthwise_initializer=FanOutNormal(kernel_size * kernel_size),
-            **kwargs,
+            name=name,
+            dtype=dtype,
+            trainable=trainable,
         )
         self.dilation = dilation
         self.gelu = gelu
@@ -207,7 +227,7 @@ class DepthwiseConv(keras.layers.DepthwiseConv2D):
         kernel = self.kernel[rows, columns]
         # Several backends slow down for a dilation even where there is nothing to dilate.
         dilation = 1 if kernel.shape[:2] == (1, 1) else self.dilation
-        x = ops.depthwise_conv(inputs, kernel, 1, "same", dilation_rate=dilation)
+        x = ops.depthwise_conv(inputs, kernel, 1, "same", "channels_last", dilation)
         x = ops.add(x, self.bias)
         if not self.gelu:
             return x

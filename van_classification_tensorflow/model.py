@@ -8,6 +8,7 @@ published checkpoint is `model.get_layer("block1_0").attn.proj_1.kernel` here.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from numbers import Integral, Real
 from typing import Any
 
 import keras
@@ -197,11 +198,14 @@ class OverlapPatchEmbed(layers.Layer):
         self.kernel_size = kernel_size
         self.stride = stride
         dtype = self.dtype_policy
-        self.pad = layers.ZeroPadding2D(kernel_size // 2, name="pad", dtype=dtype)
+        self.pad = layers.ZeroPadding2D(
+            kernel_size // 2, data_format="channels_last", name="pad", dtype=dtype
+        )
         self.proj = layers.Conv2D(
             dim,
             kernel_size,
             stride,
+            data_format="channels_last",
             kernel_initializer=FanOutNormal(kernel_size * kernel_size * dim),
             name="proj",
             dtype=dtype,
@@ -262,7 +266,6 @@ def van(
 
     Arguments as in `VAN`. Table 2 of the paper, read downwards.
     """
-    _check_positive("num_classes", num_classes)
     _check_rate("drop_rate", drop_rate)
     _check_rate("drop_path_rate", drop_path_rate)
     _check_choice("pooling", pooling, POOLINGS)
@@ -290,9 +293,9 @@ def van(
         pyramid_outputs[f"P{i + 1}"] = x  # (B, H / 2^(i+1), W / 2^(i+1), C_i)
 
     if include_top or pooling == "avg":
-        x = layers.GlobalAveragePooling2D(name="pool", dtype=dtype)(x)  # (B, C)
+        x = layers.GlobalAveragePooling2D("channels_last", name="pool", dtype=dtype)(x)  # (B, C)
     elif pooling == "max":
-        x = layers.GlobalMaxPooling2D(name="pool", dtype=dtype)(x)
+        x = layers.GlobalMaxPooling2D("channels_last", name="pool", dtype=dtype)(x)
     if include_top:
         # timm's trunc_normal_(std=.02) cuts at +-2 absolute: at 100 sigma, never.
         init = keras.initializers.RandomNormal(stddev=0.02)
@@ -360,7 +363,8 @@ class VAN(keras.Model):
         trainable: bool = True,
     ):
         config = resolve(configuration, embed_dims, mlp_ratios, depths, num_stages)
-        _check_positive("in_chans", in_chans)
+        in_chans = check_positive("in_chans", in_chans)
+        num_classes = check_positive("num_classes", num_classes)
         _check_choice("data_format", data_format, DATA_FORMATS)
         height, width = _resolution(img_resolution, config.num_stages)
         policy = keras.dtype_policies.get(dtype or keras.config.dtype_policy())
@@ -406,8 +410,21 @@ class VAN(keras.Model):
     def build(self, input_shape):
         """Checks `input_shape`, and makes `summary()` show the shapes it leads to."""
         if input_shape is not None:
-            self._check_images(tuple(input_shape), "input_shape")
-            self._display_shape = tuple(input_shape)
+            if not isinstance(input_shape, Sequence):
+                raise ValueError(
+                    "`input_shape` must be a shape with four entries, such as "
+                    f"(None, 224, 224, 3). Received: {input_shape!r}"
+                )
+            shape = tuple(input_shape)
+            self._check_images(shape, "input_shape")
+            if any(
+                fixed not in (None, d) for fixed, d in zip(self.input_shape, shape, strict=True)
+            ):
+                raise ValueError(
+                    "`input_shape` must be the size the model is fixed to by `img_resolution`, "
+                    f"{self.input_shape}. Received: {shape}"
+                )
+            self._display_shape = shape
         super().build(input_shape)
 
     def summary(self, *args, **kwargs):
@@ -433,17 +450,29 @@ class VAN(keras.Model):
                 del layer._inbound_nodes[n_in:]
                 del layer._outbound_nodes[n_out:]
 
+    def get_build_config(self) -> dict:
+        """What a `.keras` file keeps beside the constructor's arguments."""
+        parts = self._flatten_layers(include_self=False)
+        frozen = [i for i, layer in enumerate(parts) if not layer.trainable]
+        return {"input_shape": self._display_shape, "frozen_layers": frozen}
+
+    def build_from_config(self, config: dict) -> None:
+        self.build(config["input_shape"])
+        for i, layer in enumerate(self._flatten_layers(include_self=False)):
+            if i in config["frozen_layers"]:
+                layer.trainable = False
+
     def get_config(self) -> dict:
         """The constructor's arguments."""
         return {
             "configuration": self.configuration,
             "in_chans": self.in_chans,
             "num_classes": self.num_classes,
-            "embed_dims": self.embed_dims,
-            "mlp_ratios": self.mlp_ratios,
+            "embed_dims": list(self.embed_dims),
+            "mlp_ratios": list(self.mlp_ratios),
             "drop_rate": self.drop_rate,
             "drop_path_rate": self.drop_path_rate,
-            "depths": self.depths,
+            "depths": list(self.depths),
             "num_stages": self.num_stages,
             "include_top": self.include_top,
             "classifier_activation": keras.activations.serialize(
@@ -479,7 +508,7 @@ def check_images(shape, argument: str, in_chans: int, data_format: str, num_stag
             f"Received shape: {shape}"
         )
     channels, size = (shape[1], shape[2:]) if channels_first else (shape[3], shape[1:3])
-    if channels is not None and channels != in_chans:
+    if channels not in (None, in_chans):
         raise ValueError(
             f"`{argument}` must have in_chans={in_chans} channels, as {order} for "
             f"data_format={data_format!r}. Received shape: {shape}"
@@ -487,13 +516,15 @@ def check_images(shape, argument: str, in_chans: int, data_format: str, num_stag
     _check_size(argument, size, num_stages, shape)
 
 
-def _check_positive(argument: str, value) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+def check_positive(argument: str, value) -> int:
+    """`value` as an int (NumPy's integers count), or an error that names `argument`."""
+    if not isinstance(value, Integral) or isinstance(value, bool) or value < 1:
         raise ValueError(f"`{argument}` must be an integer >= 1. Received: {argument}={value!r}")
+    return int(value)
 
 
 def _check_rate(argument: str, value) -> None:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < 1:
+    if isinstance(value, bool) or not isinstance(value, Real) or not 0 <= float(value) < 1:
         raise ValueError(f"`{argument}` must be a number in [0, 1). Received: {argument}={value!r}")
 
 
@@ -527,11 +558,9 @@ def _activation(classifier_activation):
 def _resolution(img_resolution, num_stages: int) -> tuple[int | None, int | None]:
     if img_resolution is None:
         return None, None
-    pair = (img_resolution,) * 2 if isinstance(img_resolution, int) else img_resolution
+    pair = (img_resolution,) * 2 if isinstance(img_resolution, Integral) else img_resolution
     try:
-        height, width = pair
-        _check_positive("img_resolution", height)
-        _check_positive("img_resolution", width)
+        height, width = (check_positive("img_resolution", side) for side in pair)
     except (TypeError, ValueError) as error:
         raise ValueError(
             "`img_resolution` must be None, a positive integer, or a pair (height, width). "

@@ -8,7 +8,9 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 
 class FitProgress(keras.callbacks.Callback):
-    """A single bar over all epochs; use it with `verbose=0`.
+    """A single bar over all epochs; use it with `verbose=0`, inside a `with` statement.
+
+    Leaving the `with` gives the terminal back, also when training is interrupted.
 
     Args:
         console: Where to draw; without a terminal it prints one line every tenth of the run.
@@ -31,7 +33,6 @@ class FitProgress(keras.callbacks.Callback):
         self.task = self.bar.add_task(
             "", total=self.epochs * steps, epoch=1, epochs=self.epochs, metrics=""
         )
-        self.bar.start()
 
     def on_epoch_begin(self, epoch, logs=None):
         self.bar.update(self.task, epoch=epoch + 1)
@@ -46,5 +47,9 @@ class FitProgress(keras.callbacks.Callback):
         if not self.console.is_terminal and ((epoch + 1) % every == 0 or epoch + 1 == self.epochs):
             self.console.print(f"Epoch {epoch + 1}/{self.epochs}  {text}", highlight=False)
 
-    def on_train_end(self, logs=None):
+    def __enter__(self):
+        self.bar.start()
+        return self
+
+    def __exit__(self, *_) -> None:
         self.bar.stop()
