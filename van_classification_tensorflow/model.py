@@ -450,21 +450,12 @@ class VAN(keras.Model):
                 del layer._inbound_nodes[n_in:]
                 del layer._outbound_nodes[n_out:]
 
-    def get_build_config(self) -> dict:
-        """What a `.keras` file keeps beside the constructor's arguments."""
+    def get_config(self) -> dict:
+        """The constructor's arguments, and which layers are frozen where only some are."""
         parts = self._flatten_layers(include_self=False)
         frozen = [i for i, layer in enumerate(parts) if not layer.trainable]
-        return {"input_shape": self._display_shape, "frozen_layers": frozen}
-
-    def build_from_config(self, config: dict) -> None:
-        self.build(config["input_shape"])
-        for i, layer in enumerate(self._flatten_layers(include_self=False)):
-            if i in config["frozen_layers"]:
-                layer.trainable = False
-
-    def get_config(self) -> dict:
-        """The constructor's arguments."""
         return {
+            **({"frozen_layers": frozen} if frozen and self.trainable else {}),
             "configuration": self.configuration,
             "in_chans": self.in_chans,
             "num_classes": self.num_classes,
@@ -488,7 +479,13 @@ class VAN(keras.Model):
 
     @classmethod
     def from_config(cls, config, custom_objects=None):
-        return cls(**config)
+        config = dict(config)
+        frozen = config.pop("frozen_layers", ())
+        model = cls(**config)
+        for i, layer in enumerate(model._flatten_layers(include_self=False)):
+            if i in frozen:
+                layer.trainable = False
+        return model
 
     def _check_images(self, shape, argument: str = "inputs") -> None:
         if shape is not None and hasattr(self, "in_chans"):  # not yet while Keras builds it
