@@ -66,7 +66,8 @@ def test_input_tensor_builds_on_the_callers_graph():
     [
         ({"input_shape": (64, 64)}, "`input_shape` must be"),
         ({"input_shape": (64, 64, None)}, "must name the number of channels"),
-        ({"input_shape": (8, 8, 3)}, "too small"),
+        ({"input_shape": (8, 8, 3)}, "`input_shape` is too small"),
+        ({"input_shape": (64, None, 3)}, "`input_shape` must give both H and W"),
         ({"input_tensor": np.zeros((1, 64, 64, 3))}, "`input_tensor` must be a `keras.Input`"),
         ({"classes": 0}, "`classes` must be an integer >= 1"),
         ({"pooling": "mean"}, "`pooling` must be one of"),

@@ -63,6 +63,13 @@ def test_ignored_names_are_exact(model, name):
     load_checkpoint(headless, {**to_official(model), **counter})
 
 
+def test_a_quantised_model_is_left_alone(model):
+    tensors = to_official(model)
+    model.quantize("int8")
+    with pytest.raises(ValueError, match=r"LoRA or quantisation.*head\.weight"):
+        load_checkpoint(model, tensors)
+
+
 def test_a_model_with_lora_is_left_alone(model):
     tensors = to_official(model)
     model.get_layer("block1_0").mlp.fc1.enable_lora(2)

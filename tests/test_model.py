@@ -378,14 +378,14 @@ def test_half_precision_has_no_nan(name, size, policy):
     keras.utils.clear_session()
 
 
-def test_low_rank_adaptation_and_quantisation(micro):
+def test_low_rank_adaptation(micro):
     x = _images(1, 64, 64, 3)
-    before = micro.predict_on_batch(x)
-    micro.get_layer("block1_0").mlp.fc1.enable_lora(2)
-    np.testing.assert_allclose(micro.predict_on_batch(x), before, atol=1e-6)
-    again = load_seeded(VAN(**MICRO))
-    again.quantize("int8")
-    np.testing.assert_allclose(again.predict_on_batch(x), before, atol=0.05)
+    before = _numpy(micro(x))
+    fc1 = micro.get_layer("block1_0").mlp.fc1
+    fc1.enable_lora(2)
+    np.testing.assert_allclose(_numpy(micro(x)), before, atol=1e-6)
+    fc1.lora_kernel_b.assign(np.ones(fc1.lora_kernel_b.shape, "float32"))
+    assert np.abs(_numpy(micro(x)) - before).max() > 1e-4
 
 
 def test_plot_model(micro):

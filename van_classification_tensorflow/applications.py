@@ -35,7 +35,10 @@ def _application(configuration: str) -> Callable[..., keras.Model]:
         data_format = keras.config.image_data_format()
         channels_first = data_format == "channels_first"
         shape = _shape(input_shape, input_tensor, channels_first)
+        argument = "input_shape" if input_tensor is None else "input_tensor"
         channels, size = (shape[0], shape[1:]) if channels_first else (shape[2], shape[:2])
+        stages = CONFIGURATIONS[configuration].num_stages
+        check_images((None, *shape), argument, channels, data_format, stages)
         head: dict[str, Any] = {
             "num_classes": classes,
             "include_top": include_top,
@@ -53,7 +56,6 @@ def _application(configuration: str) -> Callable[..., keras.Model]:
             )
         else:
             config = CONFIGURATIONS[configuration]
-            check_images((None, *shape), "input_tensor", channels, data_format, config.num_stages)
             outputs, pyramid = van(input_tensor, config, channels_first=channels_first, **head)
             model = keras.Model(keras.utils.get_source_inputs(input_tensor), outputs, name=name)
             model.pyramid_outputs = pyramid
@@ -70,8 +72,8 @@ def _application(configuration: str) -> Callable[..., keras.Model]:
             is then a plain `keras.Model` from that tensor's own inputs, with the same
             layer names and `pyramid_outputs`.
         input_shape: (H, W, C) without the batch, or (C, H, W) if
-            `keras.config.image_data_format()` is "channels_first"; H and W may be None.
-            Default: any size, 3 channels.
+            `keras.config.image_data_format()` is "channels_first"; H and W both given, or
+            both None. Default: any size, 3 channels.
         pooling: Features without the top: None (B, h, w, C), "avg" or "max" (B, C).
         classes: Classes of the head.
         classifier_activation: Activation of the scores; None for logits.
@@ -95,6 +97,11 @@ def _shape(input_shape, input_tensor, channels_first: bool) -> tuple:
             order = "(C, H, W)" if channels_first else "(H, W, C)"
             raise ValueError(
                 f"`input_shape` must be {order}, positive integers (H and W may be None). "
+                f"Received: input_shape={input_shape!r}"
+            )
+        if (shape[1] is None) != (shape[2 if channels_first else 0] is None):
+            raise ValueError(
+                "`input_shape` must give both H and W, or None for both. "
                 f"Received: input_shape={input_shape!r}"
             )
         if shape[0 if channels_first else 2] is None:

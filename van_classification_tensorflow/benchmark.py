@@ -19,6 +19,8 @@ def count_macs(model: VAN, image_size: int | tuple[int, int] = 224) -> int:
         model: A VAN.
         image_size: Side, or (height, width), in pixels.
     """
+    if not isinstance(model, VAN):
+        raise ValueError(f"`model` must be a VAN. Received: {type(model).__name__}")
     height, width = (image_size,) * 2 if isinstance(image_size, int) else image_size
     shape = (1, height, width, model.in_chans)
     macs = 0
@@ -38,7 +40,7 @@ def count_macs(model: VAN, image_size: int | tuple[int, int] = 224) -> int:
 
 
 def count_parameters(model: keras.Model) -> tuple[int, int]:
-    """(trainable parameters, BatchNorm statistics)."""
+    """(parameters, BatchNorm statistics); frozen or not, a parameter is a parameter."""
     total = model.count_params()
     statistics = sum(
         math.prod(v.shape) for v in model.weights if v.name in ("moving_mean", "moving_variance")

@@ -1,6 +1,6 @@
 """The VAN family: the sizes the paper trains, and the checks that every size must pass.
 
-Imports neither Keras nor a backend, so the command line and the catalogue stay instant.
+Imports neither Keras nor a backend.
 """
 
 from __future__ import annotations

@@ -136,10 +136,14 @@ def to_ours(model: keras.Model, source: Mapping[str, Any]) -> dict[str, np.ndarr
             f"Received: {type(source).__name__}"
         )
     slots = {slot.name: slot for slot in _slots(model)}
-    changed = [n for n, slot in slots.items() if not isinstance(slot.variable, keras.Variable)]
+    changed = [
+        name
+        for name, slot in slots.items()
+        if not isinstance(slot.variable, keras.Variable) or "float" not in str(slot.variable.dtype)
+    ]
     if changed:
         raise ValueError(
-            "`model` must hold plain weights, without LoRA: load first, enable it after. "
+            "`model` must hold plain weights, without LoRA or quantisation: load first. "
             f"Changed: {', '.join(changed)}"
         )
     # A headless model takes the backbone of a classifier's checkpoint; torch's step counter
@@ -176,7 +180,8 @@ def to_ours(model: keras.Model, source: Mapping[str, Any]) -> dict[str, np.ndarr
         ("missing", missing),
         ("not used by the model", unused),
         ("wrong shape", shapes),
-        ("not numbers", [*dtypes, *unreadable]),
+        ("not numbers", dtypes),
+        ("not readable as an array", unreadable),
     ):
         if names:
             problems.append(f"{title} ({len(names)}):\n  " + "\n  ".join(names))

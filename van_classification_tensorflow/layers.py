@@ -32,9 +32,10 @@ def gelu(x):
     """GELU, x * Phi(x), with the exact normal distribution function (erf), as torch's `nn.GELU`.
 
     TensorFlow evaluates it, and its gradient, as five to ten passes over memory, which cost
-    more than the convolutions around them in stage 1. Here it is written so that one kernel
-    does it: fused behind a matrix product by oneDNN where that is possible, else compiled by
-    XLA where the shape is known. Only `x` is kept for the gradient.
+    more than the convolutions around them in stage 1. Here the forward pass is in the form
+    that oneDNN fuses behind a matrix product, and the gradient, which keeps only `x`, is one
+    kernel compiled by XLA where the shape is known and large. `DepthwiseConv`, which has no
+    product to fuse behind, compiles the forward pass as well.
     """
     return keras.activations.gelu(x, approximate=False) if tf is None else _tf_gelu(x)
 
@@ -168,7 +169,7 @@ class BatchNorm(keras.layers.BatchNormalization):
 class PointwiseConv(keras.layers.Dense):
     """A 1 x 1 convolution over channels: (B, H, W, C_in) -> (B, H, W, units).
 
-    It is a `Dense`, so that Keras's LoRA and quantisation apply. As one matrix product over
+    It is a `Dense`, so that Keras's LoRA applies. As one matrix product over
     all positions its gradients are faster, and oneDNN runs product, bias and GELU as a single
     kernel; without either, TensorFlow's convolution kernel is.
     """
