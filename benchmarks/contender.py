@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from weights import NUM_CLASSES, fixed_images, fixed_labels, official_names, seeded
+from weights import NUM_CLASSES, fixed_images, fixed_labels, seeded
 
 HERE = Path(__file__).resolve().parent
 ONNX_DIR = HERE / "cache"
@@ -74,7 +74,7 @@ def keras_step(job: Job) -> Step:
     import keras
 
     _package_on_path()
-    from van_classification_tensorflow.convert import load_checkpoint, to_official
+    from van_classification_tensorflow.load import load_checkpoint, to_official
     from van_classification_tensorflow.model import VAN
 
     model = VAN(configuration=job.model, classifier_activation=None)
@@ -100,6 +100,7 @@ def _transformers_model(name: str) -> Any:
 
     _package_on_path()
     from van_classification_tensorflow.config import CONFIGURATIONS
+    from van_classification_tensorflow.names import translate
 
     config = CONFIGURATIONS[name]
     net = VanForImageClassification(
@@ -115,7 +116,7 @@ def _transformers_model(name: str) -> Any:
         )
     )
     state = net.state_dict()
-    for hf, name in official_names(state).items():
+    for name, hf in translate({name: name for name in state}).tensors.items():
         state[hf] = torch.from_numpy(np.asarray(seeded(name, tuple(state[hf].shape))))
     net.load_state_dict(state, strict=True)
     return net

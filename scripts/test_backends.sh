@@ -1,14 +1,18 @@
 #!/usr/bin/env bash
-# The same code on the other Keras backends: layers, weight names, parity (a reduced set), the
-# imports, and of the model: saving, sizes, data formats.
-# Needs the extras: pip install '.[jax,torch,test]'
+# The same code on the other Keras backends: layers, loading, parity (a reduced set), the imports,
+# and of the model: saving, sizes, data formats. Then torch and transformers as judges of the
+# weight files that are read and written here.
+# Needs the extras: pip install '.[jax,torch,original,test]'
 set -euo pipefail
 cd "$(dirname "$0")/.."
 for backend in jax torch; do
   echo "== KERAS_BACKEND=$backend"
-  KERAS_BACKEND=$backend python -m pytest -q tests/test_layers.py tests/test_convert.py \
+  KERAS_BACKEND=$backend python -m pytest -q tests/test_layers.py tests/test_load.py \
     tests/test_parity.py -k "not van_b1 and not van_b2"
   KERAS_BACKEND=$backend python -m pytest -q tests/test_model.py \
     -k "save or saving or sizes or channels_first or headless or clone or pyramid"
   python -m pytest -q tests/test_public_api.py -k "$backend"
 done
+echo "== torch and transformers as judges"
+python -c "import torch, transformers"  # or the tests below would be skipped
+python -m pytest -q tests/test_torch_oracle.py

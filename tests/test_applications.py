@@ -14,8 +14,8 @@ from van_classification_tensorflow import (
     load_checkpoint,
     preprocess_input,
 )
-from van_classification_tensorflow.convert import to_official
 from van_classification_tensorflow.labels import imagenet_classes
+from van_classification_tensorflow.load import to_official
 
 from .parity import seeded_tensor
 
@@ -35,11 +35,13 @@ def test_signature_is_that_of_keras_applications():
     [(None, (None, None, None, 256)), ("avg", (None, 256)), ("max", (None, 256))],
 )
 def test_headless(pooling, shape):
-    assert VANB0(include_top=False, pooling=pooling).output_shape == shape
+    assert VANB0(weights=None, include_top=False, pooling=pooling).output_shape == shape
 
 
 def test_input_shape_classes_and_name():
-    model = VANB0(input_shape=(64, 96, 1), classes=5, classifier_activation=None, name="five")
+    model = VANB0(
+        weights=None, input_shape=(64, 96, 1), classes=5, classifier_activation=None, name="five"
+    )
     assert isinstance(model, VAN)
     assert (model.input_shape, model.output_shape) == ((None, 64, 96, 1), (None, 5))
     assert model.name == "five"
@@ -47,7 +49,9 @@ def test_input_shape_classes_and_name():
 
 def test_input_tensor_builds_on_the_callers_graph():
     images = keras.Input((64, 64, 3))
-    model = VANB0(input_tensor=keras.layers.Rescaling(1 / 127.5, -1)(images), classes=3)
+    model = VANB0(
+        weights=None, input_tensor=keras.layers.Rescaling(1 / 127.5, -1)(images), classes=3
+    )
     assert [layer.name for layer in model.layers][-2:] == ["head", "pred"]
     assert model.pyramid_outputs["P3"].shape == (None, 8, 8, 64)
     tensors = {n: seeded_tensor(n, a.shape) for n, a in to_official(model).items()}
@@ -71,7 +75,9 @@ def test_input_tensor_builds_on_the_callers_graph():
         ({"input_tensor": np.zeros((1, 64, 64, 3))}, "`input_tensor` must be a `keras.Input`"),
         ({"classes": 0}, "`classes` must be an integer >= 1"),
         ({"pooling": "mean"}, "`pooling` must be one of"),
-        ({"weights": "imagenet"}, "`weights` must be None or a mapping"),
+        ({"weights": 3}, "`weights` must be 'imagenet', another name"),
+        ({"weights": "van_b1.in1k"}, "belongs to van_b1"),
+        ({"weights": "nothing"}, "no such weights .* van_b0.in1k"),
     ],
 )
 def test_wrong_arguments(arguments, says):
@@ -79,14 +85,19 @@ def test_wrong_arguments(arguments, says):
         VANB0(**arguments)
 
 
+def test_what_is_not_published_is_listed():
+    with pytest.raises(ValueError, match=r"van_b5\.in22k"):
+        package.VANB5()  # the default, "imagenet", as in keras.applications
+
+
 def test_input_shape_and_tensor_must_agree():
     with pytest.raises(ValueError, match="must agree"):
-        VANB0(input_tensor=keras.Input((64, 64, 3)), input_shape=(32, 32, 3))
+        VANB0(weights=None, input_tensor=keras.Input((64, 64, 3)), input_shape=(32, 32, 3))
 
 
 def test_image_data_format_of_keras():
     pixels = np.random.default_rng(0).standard_normal((1, 64, 64, 3)).astype("float32")
-    last = VANB0(classes=3)
+    last = VANB0(weights=None, classes=3)
     tensors = {n: seeded_tensor(n, a.shape) for n, a in to_official(last).items()}
     expected = load_checkpoint(last, tensors).predict_on_batch(pixels)
     keras.config.set_image_data_format("channels_first")

@@ -11,10 +11,20 @@ ORDER = [
     "config",
     "labels",
     "digits",
+    "preprocessing",
+    "stored_zip",
+    "torch_file",
+    "names",
+    "checkpoint",
+    "download",
+    "weights",
+    "cache",
+    "pretrained",
     "layers",
+    "load",
     "model",
-    "convert",
     "applications",
+    "convert",
     "benchmark",
     "progress",
     "pictures",
@@ -22,7 +32,8 @@ ORDER = [
     "cli",
     "__main__",
 ]
-WITHOUT_KERAS = {"__init__", "__main__", "config", "labels", "digits", "pictures", "cli"}
+NEED_KERAS = {"layers", "load", "model", "applications", "benchmark", "progress", "demo"}
+WITHOUT_KERAS = {"__init__", *ORDER} - NEED_KERAS
 
 
 def _nodes(node: ast.AST, at_import: bool):
@@ -42,7 +53,7 @@ def _imports(path: Path, at_import: bool):
         if isinstance(node, ast.Import):
             found = [(0, alias.name) for alias in node.names]
         elif isinstance(node, ast.ImportFrom) and node.level and not node.module:
-            found = [(node.level, alias.name) for alias in node.names]
+            found = [(node.level, a.name) for a in node.names if a.name != "__version__"]
         elif isinstance(node, ast.ImportFrom):
             found = [(node.level, node.module)]
         else:

@@ -1,7 +1,10 @@
 """The command line as a user meets it: in its own process."""
 
+import os
 import subprocess
 import sys
+
+from .parity import GOLDEN
 
 
 def van(*arguments, **kwargs):
@@ -29,21 +32,57 @@ main(["--help"])
 
 def test_help_of_a_command_explains_its_options():
     text = van("demo", "--help").stdout
-    for words in ("--output", "--seed", "--epochs", "Folder for the model"):
+    for words in ("--output", "--seed", "--epochs", "folder for the model"):
         assert words in text
 
 
 def test_mistakes_are_one_line_without_traceback(tmp_path):
     blocked = tmp_path / "file"
     blocked.write_text("")
+    offline = {"VAN_OFFLINE": "1", "VAN_CACHE": str(tmp_path / "cache")}
     for arguments, says in (
         (["demo", "--epochs", "0", "--output", str(tmp_path / "x")], "`epochs` must be at least 1"),
         (["demo", "--epochs", "many"], "many"),
         (["demo", "--output", str(blocked / "inside")], "Not a directory"),
         (["dem"], "invalid choice"),
         (["demo", "--sed", "1"], "--sed"),
+        (["convert", "no.pth", str(tmp_path / "x.safetensors")], "No such file"),
+        (["convert", str(GOLDEN / "micro_seed.h5"), str(tmp_path / "x.doc")], "must end in"),
+        (["convert", str(GOLDEN / "micro.npz"), str(tmp_path / "x.pth")], "was refused"),
+        (["weights"], "required: COMMAND"),
+        (["weights", "path", "van_b5"], "van_b5.in22k"),
+        (["weights", "path", "van_b0"], "van weights download van_b0"),
+        (["weights", "download", "van_b0"], "VAN_OFFLINE is set"),
     ):
-        result = van(*arguments)
+        result = van(*arguments, env={**os.environ, **offline})
         assert result.returncode in (1, 2), arguments
         assert says in result.stderr, arguments
         assert "Traceback" not in result.stderr, arguments
+
+
+def test_convert_reports_and_writes(tmp_path):
+    target = tmp_path / "x.safetensors"
+    source = str(GOLDEN / "micro_mmpretrain.pth")
+    result = van("convert", source, str(target), "--naming", "huggingface")
+    assert result.returncode == 0, result.stderr
+    assert "mmpretrain names: 164 tensors" in result.stdout
+    assert f"{target}: safetensors, huggingface names" in result.stdout
+    assert van("convert", source, str(target)).returncode == 1
+    assert van("convert", source, str(target), "--overwrite").returncode == 0
+
+
+def test_weights_commands_without_a_network(tmp_path):
+    environment = {**os.environ, "VAN_OFFLINE": "1", "VAN_CACHE": str(tmp_path)}
+    listed = van("weights", "list", env={**environment, "COLUMNS": "80"}).stdout
+    for words in ("van_b0.in1k ", "van_b6.in22k_backbone", "21,841", "385941af", "bundled"):
+        assert words in listed
+    assert "please contact the authors" in listed
+    for command in ("path", "download"):
+        result = van("weights", command, "digits", env=environment)
+        assert result.returncode == 0
+        assert result.stdout.strip().endswith("digits.safetensors")
+    assert "nothing is cached" in van("weights", "verify", env=environment).stdout
+    assert van("weights", "verify", "digits", env=environment).returncode == 0
+    missing = van("weights", "verify", "van_b2", env=environment)
+    assert (missing.returncode, missing.stdout.split()[0]) == (1, "missing")
+    assert list(tmp_path.iterdir()) == []

@@ -7,7 +7,7 @@ from PIL import Image
 from rich.console import Console
 
 from van_classification_tensorflow import VAN, demo, digits
-from van_classification_tensorflow.convert import to_official
+from van_classification_tensorflow.load import to_official
 
 FILES = {
     "model.keras",

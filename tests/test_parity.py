@@ -11,8 +11,8 @@ import pytest
 from safetensors.numpy import load_file
 
 from van_classification_tensorflow import VAN, load_checkpoint
-from van_classification_tensorflow.convert import to_official
 from van_classification_tensorflow.digits import MODEL, load_digits
+from van_classification_tensorflow.load import to_official
 
 from .parity import GOLDEN, MICRO, TOLERANCE, largest_differences, load_seeded, seeded_images
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from van_classification_tensorflow import VAN
-from van_classification_tensorflow.convert import to_official
+from van_classification_tensorflow.load import to_official
 
 from .parity import seeded_tensor
 
@@ -37,35 +37,6 @@ def test_weights_are_those_of_the_proof(weights):
         np.testing.assert_array_equal(
             weights.seeded(name, array.shape), seeded_tensor(name, array.shape), err_msg=name
         )
-
-
-def test_names_of_transformers(weights):
-    stage = "van.encoder.stages.1."
-    attention = f"{stage}layers.0.attention."
-    assert weights.official_names(
-        [
-            f"{stage}embeddings.convolution.weight",
-            f"{stage}layers.0.pre_normomalization.running_var",
-            f"{attention}pre_projection.conv.bias",
-            f"{attention}attention_layer.attention.depth_wise_dilated.weight",
-            f"{stage}layers.0.mlp_scaling.weight",
-            f"{stage}normalization.bias",
-            "van.layernorm.weight",
-            "classifier.weight",
-        ]
-    ) == {
-        f"{stage}embeddings.convolution.weight": "patch_embed2.proj.weight",
-        f"{stage}layers.0.pre_normomalization.running_var": "block2.0.norm1.running_var",
-        f"{attention}pre_projection.conv.bias": "block2.0.attn.proj_1.bias",
-        f"{attention}attention_layer.attention.depth_wise_dilated.weight": (
-            "block2.0.attn.spatial_gating_unit.conv_spatial.weight"
-        ),
-        f"{stage}layers.0.mlp_scaling.weight": "block2.0.layer_scale_2",
-        f"{stage}normalization.bias": "norm2.bias",
-        "classifier.weight": "head.weight",
-    }
-    with pytest.raises(KeyError, match="no official name"):
-        weights.official_names(["van.encoder.surprise"])
 
 
 @pytest.mark.parametrize("wrong", [0.5, math.nan])

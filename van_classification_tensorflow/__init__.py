@@ -21,7 +21,7 @@ _HOME = {
     "VANB5": "applications",
     "VANB6": "applications",
     "decode_predictions": "applications",
-    "load_checkpoint": "convert",
+    "load_checkpoint": "load",
     "preprocess_input": "applications",
 }
 
@@ -52,7 +52,7 @@ if TYPE_CHECKING:
         decode_predictions,
         preprocess_input,
     )
-    from .convert import load_checkpoint
+    from .load import load_checkpoint
     from .model import VAN
 
 

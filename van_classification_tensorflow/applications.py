@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from numbers import Integral
 from typing import Any
@@ -9,29 +10,33 @@ from typing import Any
 import keras
 import numpy as np
 
-from .config import CONFIGURATIONS
-from .convert import load_checkpoint
+from .config import CONFIGURATIONS, POOLINGS
 from .labels import imagenet_classes
-from .model import VAN, check_images, check_positive, van
+from .load import load_checkpoint
+from .model import VAN, check_choice, check_images, check_positive, van
+from .pretrained import open_pretrained
 
 
 def _application(configuration: str) -> Callable[..., keras.Model]:
     def build(
         include_top: bool = True,
-        weights: Mapping[str, Any] | None = None,
+        weights: str | os.PathLike | Mapping[str, Any] | None = "imagenet",
         input_tensor: Any = None,
         input_shape: Sequence[int | None] | None = None,
         pooling: str | None = None,
-        classes: int = 1000,
+        classes: int | None = None,
         classifier_activation: Any = "softmax",
         name: str = configuration,
     ) -> keras.Model:
-        classes = check_positive("classes", classes)
-        if weights is not None and not isinstance(weights, Mapping):
+        if weights is not None and not isinstance(weights, (str, os.PathLike, Mapping)):
             raise ValueError(
-                "`weights` must be None or a mapping {official tensor name: array}; this version "
-                f"downloads no published weights. Received: weights={weights!r}"
+                "`weights` must be 'imagenet', another name of the catalogue (`van weights list`), "
+                "a path, a mapping {tensor name: array}, or None for random weights. "
+                f"Received: weights={weights!r}"
             )
+        if classes is not None:
+            classes = check_positive("classes", classes)
+        check_choice("pooling", pooling, POOLINGS)
         data_format = keras.config.image_data_format()
         channels_first = data_format == "channels_first"
         shape = _shape(input_shape, input_tensor, channels_first)
@@ -39,6 +44,16 @@ def _application(configuration: str) -> Callable[..., keras.Model]:
         channels, size = (shape[0], shape[1:]) if channels_first else (shape[2], shape[:2])
         stages = CONFIGURATIONS[configuration].num_stages
         check_images((None, *shape), argument, channels, data_format, stages)
+
+        source: Any = weights
+        if not isinstance(weights, Mapping):
+            opened = open_pretrained(weights, configuration)
+            source = opened and opened.tensors
+            if opened is not None:
+                expected = CONFIGURATIONS[configuration]
+                opened.architecture.check_same_sizes(expected, f"`weights`={weights!r}")
+                classes = classes or opened.architecture.num_classes
+        classes = classes or 1000
         head: dict[str, Any] = {
             "num_classes": classes,
             "include_top": include_top,
@@ -59,7 +74,9 @@ def _application(configuration: str) -> Callable[..., keras.Model]:
             outputs, pyramid = van(input_tensor, config, channels_first=channels_first, **head)
             model = keras.Model(keras.utils.get_source_inputs(input_tensor), outputs, name=name)
             model.pyramid_outputs = pyramid
-        return model if weights is None else load_checkpoint(model, weights)
+        if source is not None:
+            load_checkpoint(model, source, adapt=not isinstance(weights, Mapping))
+        return model
 
     number = configuration.removeprefix("van_").upper()
     build.__name__ = build.__qualname__ = f"VAN{number}"
@@ -67,7 +84,10 @@ def _application(configuration: str) -> Callable[..., keras.Model]:
 
     Args:
         include_top: True: class scores (B, classes). False: features.
-        weights: None for random weights, or {{official tensor name: array}}.
+        weights: "imagenet" (ImageNet-1k), "in22k" or another name of `van weights list`,
+            downloaded once and verified on every load; the path of a weight file; a mapping
+            {{tensor name: array}}; None for random weights. Published weights and files fit
+            themselves to another `classes` (fresh head) or other input channels, and say so.
         input_tensor: A `keras.Input`, or a tensor made from one, to build on. The model
             is then a plain `keras.Model` from that tensor's own inputs, with the same
             layer names and `pyramid_outputs`.
@@ -75,12 +95,13 @@ def _application(configuration: str) -> Callable[..., keras.Model]:
             `keras.config.image_data_format()` is "channels_first"; H and W both given, or
             both None. Default: any size, 3 channels.
         pooling: Features without the top: None (B, h, w, C), "avg" or "max" (B, C).
-        classes: Classes of the head.
+        classes: Classes of the head; by default the weights' own, 1000 without weights.
         classifier_activation: Activation of the scores; None for logits.
         name: Name of the model.
 
     Raises:
         ValueError: An argument is not allowed; names it, what is allowed and what came.
+        OSError: The weights cannot be downloaded, verified or opened.
     """
     return build
 

@@ -4,33 +4,207 @@ from __future__ import annotations
 
 import os
 import sys
+from argparse import ArgumentParser
 from pathlib import Path
+from typing import Any
+
+from . import __version__
 
 
-def demo(output: Path = Path("van-demo"), seed: int = 0, epochs: int = 30) -> None:
-    """Train a small VAN on bundled digits, evaluate, save, reload and classify: about a minute.
+def demo(parser: ArgumentParser) -> Any:
+    """Train a small VAN on bundled digits, evaluate, save, reload, classify: about a minute."""
+    parser.add_argument(
+        "--output",
+        type=Path,
+        default=Path("van-demo"),
+        help="folder for the model, the metrics and the pictures",
+    )
+    parser.add_argument(
+        "--seed", type=int, default=0, help="seed of weights, order and augmentation"
+    )
+    parser.add_argument(
+        "--epochs", type=int, default=30, help="passes over the 1,437 training images"
+    )
 
-    Args:
-        output: Folder for the model, the metrics and the pictures.
-        seed: Seed of weights, order and augmentation.
-        epochs: Passes over the 1,437 training images.
-    """
-    from .demo import run
+    def run(output: Path, seed: int, epochs: int) -> None:
+        from .demo import run
 
-    run(output, seed=seed, epochs=epochs)
+        run(output, seed=seed, epochs=epochs)
+
+    return run
 
 
-COMMANDS = {"demo": demo}
+def convert(parser: ArgumentParser) -> Any:
+    """Convert a weight file of any known format and naming to another, bit for bit."""
+    parser.add_argument(
+        "source",
+        help=".pth, .pth.tar, .bin, .safetensors, .h5, .weights.h5, .keras, or a Hugging Face "
+        "folder; nothing in it is executed",
+    )
+    parser.add_argument(
+        "target",
+        help="*.safetensors, *.pth, *.keras, *.weights.h5, or, with --naming huggingface, a "
+        "folder to make",
+    )
+    parser.add_argument("--naming", help="official (default), huggingface or mmpretrain")
+    parser.add_argument("--wrapper", help="entry of a PyTorch file to read, such as model_ema")
+    parser.add_argument("--allow-nonfinite", action="store_true", help="accept NaN and infinities")
+    parser.add_argument(
+        "--overwrite", action="store_true", help="replace the target if it is there"
+    )
+
+    def run(source: str, target: str, **options: Any) -> None:
+        from .convert import convert
+
+        print("\n".join(convert(source, target, **options).lines()))
+
+    return run
+
+
+def weights_list(parser: ArgumentParser) -> Any:
+    """List the published weights: classes, size, published accuracy, whether they are here."""
+
+    def run() -> None:
+        from rich.console import Console
+        from rich.table import Table
+
+        from .cache import cache_dir, cached_path
+        from .weights import CATALOGUE
+
+        table = Table("Name", title="Published weights", min_width=64)
+        table.columns[0].no_wrap = True
+        for column in ("Classes", "MB", "Top-1", "Top-5", "SHA-256", "Here"):
+            table.add_column(column, justify="right", no_wrap=True)
+        for record in CATALOGUE.values():
+            size = record.expected_bytes
+            here = "cached" if cached_path(record) else ""
+            table.add_row(
+                record.name,
+                f"{record.num_classes:,}" if record.num_classes else "no head",
+                f"{size / 1e6:.0f}" if size else "1",
+                f"{record.top1:.2f}" if record.top1 else "",
+                f"{record.top5:.2f}" if record.top5 else "",
+                record.sources[0].sha256[:8] if record.sources else "",
+                here if record.sources else "bundled",
+            )
+        console = Console()
+        console.print(table)
+        console.print(
+            "in1k: ImageNet-1k. in22k: ImageNet-22k. backbone: of a segmentation model, without "
+            "a head.\nMB: the weights in float32. Top-1, top-5: percent on ImageNet-1k at 224, as "
+            "published, not measured here.\nSHA-256: the published first digits.\nLicence: "
+            "Apache-2.0; the authors add: for commercial use, please contact the authors. "
+            f"digits: MIT.\nCache: {cache_dir()}",
+            highlight=False,
+            soft_wrap=True,
+        )
+
+    return run
+
+
+def weights_download(parser: ArgumentParser) -> Any:
+    """Download weights into the cache, verify them, and print where they are."""
+    _add_names(parser, "+")
+    parser.add_argument(
+        "--force", action="store_true", help="download again what is cached, damaged or not"
+    )
+
+    def run(name: list[str], force: bool) -> None:
+        from .pretrained import local_file
+
+        for record in _records(name):
+            print(local_file(record, force=force))
+
+    return run
+
+
+def weights_verify(parser: ArgumentParser) -> Any:
+    """Compare cached weights with their SHA-256 again; exit 1 if one is damaged or missing."""
+    _add_names(parser, "*", "; by default all that are cached")
+
+    def run(name: list[str]) -> None:
+        from .cache import cache_dir, cached_path, verify
+        from .weights import CATALOGUE
+
+        records = _records(name) or [r for r in CATALOGUE.values() if r.sources and cached_path(r)]
+        if not records:
+            print(f"nothing is cached in {cache_dir()}")
+        states = {record.name: verify(record) for record in records}
+        for record_name, status in states.items():
+            where = f"  {status.path}" if status.path else ""
+            print(f"{status.state:10}  {record_name}{where}  {status.detail}")
+        if any(status.state in ("damaged", "missing") for status in states.values()):
+            sys.exit(1)
+
+    return run
+
+
+def weights_path(parser: ArgumentParser) -> Any:
+    """Print the path of weights that are here; exit 1 if they are not. Downloads nothing."""
+    _add_names(parser)
+
+    def run(name: str) -> None:
+        from .cache import cached_path
+
+        (record,) = _records([name])
+        path = cached_path(record)
+        if path is None:
+            raise ValueError(f"{record.name} is not here; to get it: van weights download {name}")
+        print(path)
+
+    return run
+
+
+def _add_names(parser: ArgumentParser, nargs: str | None = None, rest: str = "") -> None:
+    parser.add_argument(
+        "name", nargs=nargs, help=f"as in `van weights list`; van_b0 means van_b0.in1k{rest}"
+    )
+
+
+def _records(names: list[str]) -> list:
+    from .config import CONFIGURATIONS
+    from .weights import find
+
+    return [find(True, name) if name in CONFIGURATIONS else find(name) for name in names]
+
+
+# A command adds its options to a parser and returns what to run with their values.
+COMMANDS: dict[str, Any] = {
+    "demo": demo,
+    "convert": convert,
+    "weights": {
+        "list": weights_list,
+        "download": weights_download,
+        "verify": weights_verify,
+        "path": weights_path,
+    },
+}
+_GROUPS = {"weights": "Published weights: list, download, verify, path."}
+
+
+def _add_commands(parser: ArgumentParser, commands: dict[str, Any]) -> None:
+    chosen = parser.add_subparsers(metavar="COMMAND", required=True)
+    for name, command in commands.items():
+        text = _GROUPS[name] if isinstance(command, dict) else command.__doc__
+        sub = chosen.add_parser(name, help=text, description=text)
+        if isinstance(command, dict):
+            _add_commands(sub, command)
+        else:
+            sub.set_defaults(run=command(sub))
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Entry point of the console command: exit 0, or one clear line and exit 1 or 2."""
-    from jsonargparse import auto_cli
-
     # TensorFlow's start-up chatter hides what the command says; a set value is respected.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    parser = ArgumentParser(
+        prog="van", description="Visual Attention Network (arXiv 2202.09741) for Keras 3."
+    )
+    parser.add_argument("--version", action="version", version=f"van {__version__}")
+    _add_commands(parser, COMMANDS)
+    options = vars(parser.parse_args(arguments))
     try:
-        auto_cli(COMMANDS, args=arguments, as_positional=False, prog="van", description=__doc_van__)
+        options.pop("run")(**options)
     except (ValueError, OSError, ModuleNotFoundError) as error:
         # What a user can mend: a wrong value, a file, a missing extra. Only other kinds of
         # error, which no input should cause, keep their traceback.
@@ -39,6 +213,3 @@ def main(arguments: list[str] | None = None) -> None:
     except KeyboardInterrupt:
         print("van: stopped", file=sys.stderr)
         sys.exit(130)
-
-
-__doc_van__ = "Visual Attention Network (arXiv 2202.09741) for Keras 3."

@@ -99,15 +99,18 @@ def resolve(
     mlp_ratios: Sequence[float] | None = None,
     depths: Sequence[int] | None = None,
     num_stages: int | None = None,
+    default: VANConfig | None = None,
 ) -> VANConfig:
     """Named configuration plus overrides -> a checked `VANConfig`.
+
+    Without a name, `default` is overridden; without that, the authors' constructor defaults.
 
     Raises:
         ValueError: The name is unknown, the lists do not fit together, or `num_stages`
             contradicts them.
     """
     if configuration is None:
-        base = DEFAULT
+        base = default or DEFAULT
     elif isinstance(configuration, str) and configuration in CONFIGURATIONS:
         base = CONFIGURATIONS[configuration]
     else:

@@ -1,212 +1,253 @@
-"""Official tensor names <-> Keras variables, strict both ways.
-
-One explicit table: every tensor of the authors' state dict, the variable that holds it here,
-and the change of axes between them.
-
-| official tensor    | shape               | here                                  |
-|--------------------|---------------------|---------------------------------------|
-| convolution        | (O, I, k, k)        | Conv2D kernel (k, k, I, O)            |
-| depthwise          | (C, 1, k, k)        | DepthwiseConv2D kernel (k, k, C, 1)   |
-| 1 x 1 convolution  | (O, I, 1, 1)        | PointwiseConv kernel (I, O)           |
-| linear             | (O, I)              | Dense kernel (I, O)                   |
-| norm weight, bias  | (C,)                | gamma, beta                           |
-| running_mean, _var | (C,)                | moving_mean, moving_variance          |
-| layer_scale_1, _2  | (C,)                | gamma                                 |
-"""
+"""Weight files from any known format and naming to any other: `van convert IN OUT`."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+import json
+import os
+import tempfile
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
-import keras
 import numpy as np
 
-# Axes of the official array in the order of ours; None: the same array.
-_CONV = (2, 3, 1, 0)
-_DEPTHWISE = (2, 3, 0, 1)
-_LINEAR = (1, 0)
+from .checkpoint import ModelWeights, read_weights
+from .labels import imagenet_classes
+from .names import NAMINGS, Architecture, spell
+from .torch_file import write_torch
+
+_KERAS = (".keras", ".weights.h5")
+_TORCH = (".pth", ".pth.tar", ".pt", ".bin")
 
 
 @dataclass(frozen=True)
-class _Slot:
-    """One official tensor and the variable that holds it."""
+class Report:
+    """What `convert` recognised, wrote and left out."""
 
-    name: str
-    variable: Any
-    axes: tuple[int, ...] | None = None
-    pointwise: bool = False  # official (O, I, 1, 1), here (I, O)
+    weights: ModelWeights
+    target: Path
+    written: str
+    """Format and naming of what was written."""
+    notes: tuple[str, ...]
 
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Shape of the official tensor."""
-        ours = tuple(self.variable.shape)
-        if self.axes is not None:
-            ours = tuple(ours[self.axes.index(axis)] for axis in range(len(self.axes)))
-        return (*ours, 1, 1) if self.pointwise else ours
-
-    def to_ours(self, array: np.ndarray) -> np.ndarray:
-        if self.pointwise:
-            array = array[:, :, 0, 0]
-        return array if self.axes is None else np.transpose(array, self.axes)
-
-    def to_official(self) -> np.ndarray:
-        array = keras.ops.convert_to_numpy(self.variable)
-        if self.axes is not None:
-            array = np.transpose(array, np.argsort(self.axes))
-        if self.pointwise:
-            array = array[:, :, None, None]
-        return np.ascontiguousarray(array)
+    def lines(self) -> list[str]:
+        """The report for a person."""
+        source = self.weights.source
+        entry = f", entry {source.wrapper!r}" if source.wrapper else ""
+        lines = [
+            f"read     {source.layout} file{entry}, {self.weights.naming} names: "
+            f"{len(self.weights.tensors)} tensors",
+            f"model    {self.weights.architecture}",
+        ]
+        by_reason = Counter(self.weights.ignored.values())
+        for reason, count in by_reason.items():
+            examples = [n for n, why in self.weights.ignored.items() if why == reason]
+            more = ", ..." if count > 3 else ""
+            lines.append(f"ignored  {', '.join(examples[:3])}{more} ({count}): {reason}")
+        lines += [f"note     {note}" for note in self.notes]
+        return [*lines, f"written  {self.target}: {self.written}"]
 
 
-def _slots(model: keras.Model) -> Iterator[_Slot]:
-    """Every official tensor of `model`, in the order of the authors' state dict."""
-
-    def kernel_bias(name, layer, axes, pointwise=False):
-        yield _Slot(f"{name}.weight", layer.kernel, axes, pointwise)
-        yield _Slot(f"{name}.bias", layer.bias)
-
-    def norm(name, layer):
-        yield _Slot(f"{name}.weight", layer.gamma)
-        yield _Slot(f"{name}.bias", layer.beta)
-
-    def batch_norm(name, layer):
-        yield from norm(name, layer)
-        yield _Slot(f"{name}.running_mean", layer.moving_mean)
-        yield _Slot(f"{name}.running_var", layer.moving_variance)
-
-    by_name = {layer.name: layer for layer in model.layers}
-    if "patch_embed1" not in by_name:
-        raise ValueError(
-            "`model` must be a VAN, with layers named patch_embed1, block1_0, ... "
-            f"Received: {type(model).__name__} {model.name!r}"
-        )
-    i = 1
-    while f"patch_embed{i}" in by_name:
-        embed = by_name[f"patch_embed{i}"]
-        yield from kernel_bias(f"patch_embed{i}.proj", embed.proj, _CONV)
-        yield from batch_norm(f"patch_embed{i}.norm", embed.norm)
-        j = 0
-        while f"block{i}_{j}" in by_name:
-            block, b = by_name[f"block{i}_{j}"], f"block{i}.{j}"
-            lka = block.attn.spatial_gating_unit
-            gating = f"{b}.attn.spatial_gating_unit"
-            yield _Slot(f"{b}.layer_scale_1", block.layer_scale_1.gamma)
-            yield _Slot(f"{b}.layer_scale_2", block.layer_scale_2.gamma)
-            yield from batch_norm(f"{b}.norm1", block.norm1)
-            yield from kernel_bias(f"{b}.attn.proj_1", block.attn.proj_1, _LINEAR, True)
-            yield from kernel_bias(f"{gating}.conv0", lka.conv0, _DEPTHWISE)
-            yield from kernel_bias(f"{gating}.conv_spatial", lka.conv_spatial, _DEPTHWISE)
-            yield from kernel_bias(f"{gating}.conv1", lka.conv1, _LINEAR, True)
-            yield from kernel_bias(f"{b}.attn.proj_2", block.attn.proj_2, _LINEAR, True)
-            yield from batch_norm(f"{b}.norm2", block.norm2)
-            yield from kernel_bias(f"{b}.mlp.fc1", block.mlp.fc1, _LINEAR, True)
-            yield from kernel_bias(f"{b}.mlp.dwconv.dwconv", block.mlp.dwconv, _DEPTHWISE)
-            yield from kernel_bias(f"{b}.mlp.fc2", block.mlp.fc2, _LINEAR, True)
-            j += 1
-        yield from norm(f"norm{i}", by_name[f"norm{i}"])
-        i += 1
-    if "head" in by_name:
-        yield from kernel_bias("head", by_name["head"], _LINEAR)
-
-
-def official_variables(model: keras.Model) -> dict[str, Any]:
-    """The Keras variable behind every official tensor name, in the authors' order."""
-    return {slot.name: slot.variable for slot in _slots(model)}
-
-
-def to_official(model: keras.Model) -> dict[str, np.ndarray]:
-    """All weights of `model` under the authors' names, in PyTorch's shapes.
-
-    `load_checkpoint(model, to_official(model))` changes nothing, bit for bit.
-    """
-    return {slot.name: slot.to_official() for slot in _slots(model)}
-
-
-def to_ours(model: keras.Model, source: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """Official arrays (weights or gradients) in the shapes of `model`'s variables.
-
-    Raises:
-        ValueError: Lists every missing, unused and mis-shaped name at once.
-    """
-    if not isinstance(source, Mapping):
-        raise ValueError(
-            "`source` must be a mapping {official tensor name: array}. "
-            f"Received: {type(source).__name__}"
-        )
-    slots = {slot.name: slot for slot in _slots(model)}
-    changed = [
-        name
-        for name, slot in slots.items()
-        if not isinstance(slot.variable, keras.Variable) or "float" not in str(slot.variable.dtype)
-    ]
-    if changed:
-        raise ValueError(
-            "`model` must hold plain weights, without LoRA or quantisation: load first. "
-            f"Changed: {', '.join(changed)}"
-        )
-    # A headless model takes the backbone of a classifier's checkpoint; torch's step counter
-    # of BatchNorm has no counterpart in inference or in training with a fixed momentum.
-    ignored = {
-        name.replace(".running_mean", ".num_batches_tracked")
-        for name in slots
-        if name.endswith(".running_mean")
-    }
-    if "head.weight" not in slots:
-        ignored |= {"head.weight", "head.bias"}
-
-    arrays, unreadable = {}, []
-    for name in slots:
-        if name in source:
-            try:
-                arrays[name] = np.asarray(source[name])
-            except (TypeError, ValueError, RuntimeError) as error:
-                unreadable.append(f"{name}: {error}")
-    missing = [name for name in slots if name not in source]
-    unused = [str(name) for name in source if name not in slots and name not in ignored]
-    shapes = [
-        f"{name}: expected {slots[name].shape}, received {array.shape}"
-        for name, array in arrays.items()
-        if array.shape != slots[name].shape
-    ]
-    dtypes = [
-        f"{name}: {array.dtype}"
-        for name, array in arrays.items()
-        if array.dtype.kind not in "fiu" and array.dtype.name != "bfloat16"
-    ]
-    problems = []
-    for title, names in (
-        ("missing", missing),
-        ("not used by the model", unused),
-        ("wrong shape", shapes),
-        ("not numbers", dtypes),
-        ("not readable as an array", unreadable),
-    ):
-        if names:
-            problems.append(f"{title} ({len(names)}):\n  " + "\n  ".join(names))
-    if problems:
-        raise ValueError(
-            f"`source` does not fit model {model.name!r}; nothing was loaded.\n"
-            + "\n".join(problems)
-        )
-    return {name: slot.to_ours(arrays[name]) for name, slot in slots.items()}
-
-
-def load_checkpoint(model: keras.Model, source: Mapping[str, Any]) -> keras.Model:
-    """Loads weights under the authors' tensor names into `model`: all of them, or nothing.
+def convert(
+    source: str | os.PathLike,
+    target: str | os.PathLike,
+    *,
+    naming: str | None = None,
+    wrapper: str | None = None,
+    allow_nonfinite: bool = False,
+    overwrite: bool = False,
+) -> Report:
+    """Reads the weights of one VAN and writes them in the format that `target`'s name asks for.
 
     Args:
-        model: A built VAN; with `include_top=False`, the head of the source is left out.
-        source: {official name: array}, arrays in PyTorch's shapes.
+        source: A weight file of any known format, or a Hugging Face folder.
+        target: `*.safetensors`, `*.pth` (also .pth.tar, .pt, .bin), `*.keras`, `*.weights.h5`,
+            or, with `naming="huggingface"`, a folder to make.
+        naming: "official" (default), "huggingface" or "mmpretrain". Keras files have
+            their own names.
+        wrapper: Entry of a PyTorch file to read, such as "model_ema".
+        allow_nonfinite: Accept NaN and infinities.
+        overwrite: Replace `target` if it is there.
 
-    Returns:
-        `model`.
+    The weights are written as float32. The target appears whole or not at all.
 
     Raises:
-        ValueError: Names are missing, unused or mis-shaped; all are listed, none assigned.
+        ValueError: The source is refused, or `target` and `naming` do not fit together.
+        FileExistsError: `target` is there and `overwrite` is not set.
+        OSError: A file cannot be read or written.
     """
-    arrays = to_ours(model, source)
-    for name, variable in official_variables(model).items():
-        variable.assign(arrays[name])
-    return model
+    target = Path(target)
+    kind, naming = _kind(target, naming)
+    if target.exists() and not overwrite:
+        raise FileExistsError(f"{target} is already there; to replace it: --overwrite")
+    weights = read_weights(source, wrapper, allow_nonfinite)
+    notes = []
+    kinds = {a.dtype.name for a in weights.source.tensors.values() if a.dtype.kind not in "iu"}
+    if kinds != {"float32"}:
+        notes.append(f"{', '.join(sorted(kinds))} numbers were written as float32")
+    with np.errstate(over="ignore"):
+        tensors: dict[str, np.ndarray] = {
+            n: a.astype(np.float32, copy=False) for n, a in weights.tensors.items()
+        }
+    for name, array in weights.tensors.items():
+        if array.dtype == np.float64 and np.isinf(tensors[name]).sum() > np.isinf(array).sum():
+            raise ValueError(f"{source}: {name} does not fit into float32")
+    weights = replace(weights, tensors=tensors)
+
+    metadata = describe(weights)
+    write: Callable[[Path], Any]
+    if kind == "keras":
+        write = lambda path: _write_keras(path, weights)  # noqa: E731
+        written = f"Keras 3 {'model' if target.name.endswith('.keras') else 'weights'}"
+    else:
+        named = spell(weights.tensors, naming)
+        written = f"{kind}, {naming} names"
+        if kind == "torch":
+            write = lambda path: write_torch(path, named)  # noqa: E731
+        elif kind == "safetensors":
+            write = lambda path: write_safetensors(path, named, metadata)  # noqa: E731
+        else:
+            write = lambda path: _write_folder(path, named, metadata, weights)  # noqa: E731
+    _whole_or_not(target, write)
+    return Report(weights, target, written, tuple(notes))
+
+
+def _kind(target: Path, naming: str | None) -> tuple[str, str]:
+    """(container, naming) that the target's name and the option ask for."""
+    if naming is not None and naming not in NAMINGS:
+        raise ValueError(
+            f"`naming` must be one of {', '.join(NAMINGS)}. Received: naming={naming!r}"
+        )
+    if target.name.endswith(_KERAS):
+        if naming is not None:
+            raise ValueError(f"`naming` does not apply to {target.name}: Keras has its own names")
+        return "keras", ""
+    if target.name.endswith(".safetensors"):
+        return "safetensors", naming or "official"
+    if target.name.endswith(_TORCH):
+        return "torch", naming or "official"
+    if naming == "huggingface" and (target.is_dir() or not target.suffix):
+        return "folder", naming
+    raise ValueError(
+        f"`target` must end in .safetensors, {', '.join(_TORCH)}, {' or '.join(_KERAS)}, or, with "
+        f"naming 'huggingface', be a folder. Received: {target}"
+    )
+
+
+def _whole_or_not(target: Path, write: Callable[[Path], Any]) -> None:
+    """Writes beside `target` first, then moves: an interrupted run leaves the old or nothing."""
+    folder = target.absolute().parent
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{folder} is no folder; make it first")
+    # In a folder of its own under the final name: Keras looks at the ending.
+    with tempfile.TemporaryDirectory(prefix=".van-convert-", dir=folder) as work:
+        made = Path(work) / target.name
+        write(made)
+        if made.is_file():
+            with open(made, "rb+") as file:
+                os.fsync(file.fileno())
+            os.replace(made, target)
+            return
+        target.mkdir(exist_ok=True)
+        for part in made.iterdir():
+            os.replace(part, target / part.name)
+
+
+# --- The formats ---
+
+
+def describe(weights: ModelWeights) -> dict[str, Any]:
+    """What a file of ours says of itself, beside its tensors; kept from the source if it said."""
+    try:
+        own = json.loads(weights.source.metadata.get("van", "{}"))
+    except ValueError:
+        own = {}
+    said = own if isinstance(own, dict) else {}
+    kept = {key: said[key] for key in ("labels", "preprocessing") if key in said}
+    return {**architecture_to_dict(weights.architecture), **kept}
+
+
+def architecture_to_dict(architecture: Architecture) -> dict[str, Any]:
+    config = architecture.config
+    return {
+        "embed_dims": list(config.embed_dims),
+        "mlp_ratios": list(config.mlp_ratios),
+        "depths": list(config.depths),
+        "in_chans": architecture.in_chans,
+        "num_classes": architecture.num_classes,
+    }
+
+
+def write_safetensors(path: Path, tensors: dict[str, np.ndarray], metadata: dict) -> None:
+    """Writes `tensors`, and `metadata` as JSON under the key "van"."""
+    from safetensors.numpy import save_file
+
+    # It writes an array's memory as it lies, so a transposed view would be scrambled.
+    plain = {n: np.ascontiguousarray(a).reshape(a.shape) for n, a in tensors.items()}
+    path.touch()  # save_file gives its file to its owner alone; ours is as others that are made
+    mode = path.stat().st_mode
+    save_file(plain, path, metadata={"format": "pt", "van": json.dumps(metadata)})
+    path.chmod(mode)
+
+
+def _write_folder(
+    path: Path, tensors: dict[str, np.ndarray], metadata: dict, weights: ModelWeights
+) -> None:
+    """A folder that transformers' `VanForImageClassification.from_pretrained` takes."""
+    path.mkdir()
+    write_safetensors(path / "model.safetensors", tensors, metadata)
+    config = hugging_face_config(weights.architecture, metadata.get("labels"))
+    (path / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+
+
+def hugging_face_config(architecture: Architecture, labels: Any = None) -> dict[str, Any]:
+    """The `VanConfig` of transformers as JSON; `labels`: one text per class."""
+    classes = architecture.num_classes or 0
+    if labels is None and classes == len(imagenet_classes()):
+        labels = [c.lemmas for c in imagenet_classes()]
+    if not isinstance(labels, list) or len(labels) != classes:
+        labels = [f"LABEL_{i}" for i in range(classes)]
+    stages = len(architecture.depths)
+    ratios = list(architecture.config.mlp_ratios)
+    if not all(isinstance(ratio, int) for ratio in ratios):
+        raise ValueError(f"transformers takes only whole mlp_ratios. Received: {ratios}")
+    return {
+        "architectures": ["VanForImageClassification" if classes else "VanModel"],
+        "model_type": "van",
+        "num_channels": architecture.in_chans,
+        "image_size": 224,
+        "patch_sizes": [7] + [3] * (stages - 1),
+        "strides": [4] + [2] * (stages - 1),
+        "hidden_sizes": list(architecture.embed_dims),
+        "depths": list(architecture.depths),
+        "mlp_ratios": ratios,
+        "hidden_act": "gelu",
+        "initializer_range": 0.02,
+        "layer_norm_eps": 1e-6,
+        "layer_scale_init_value": 0.01,
+        "drop_path_rate": 0.0,
+        "dropout_rate": 0.0,
+        "id2label": {str(i): label for i, label in enumerate(labels)},
+        "label2id": {label: i for i, label in enumerate(labels)},
+    }
+
+
+def _write_keras(path: Path, weights: ModelWeights) -> None:
+    from .load import load_checkpoint
+    from .model import VAN
+
+    architecture = weights.architecture
+    config = architecture.config
+    model = VAN(
+        architecture.configuration,
+        embed_dims=config.embed_dims,
+        mlp_ratios=config.mlp_ratios,
+        depths=config.depths,
+        in_chans=architecture.in_chans,
+        num_classes=architecture.num_classes or 1000,
+        include_top=architecture.num_classes is not None,
+    )
+    load_checkpoint(model, weights.tensors, allow_nonfinite=True)
+    model.save(path) if path.name.endswith(".keras") else model.save_weights(path)

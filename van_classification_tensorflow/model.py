@@ -7,6 +7,7 @@ published checkpoint is `model.get_layer("block1_0").attn.proj_1.kernel` here.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from numbers import Integral, Real
 from typing import Any
@@ -25,6 +26,8 @@ from .layers import (
     gelu,
     register,
 )
+from .load import load_checkpoint
+from .pretrained import open_pretrained
 
 
 class _Part(layers.Layer):
@@ -268,7 +271,7 @@ def van(
     """
     _check_rate("drop_rate", drop_rate)
     _check_rate("drop_path_rate", drop_path_rate)
-    _check_choice("pooling", pooling, POOLINGS)
+    check_choice("pooling", pooling, POOLINGS)
     activation = _activation(classifier_activation)
     dtype = keras.dtype_policies.get(dtype or keras.config.dtype_policy())
     # Scores and losses stay in float32 when the model computes in half precision.
@@ -315,8 +318,9 @@ class VAN(keras.Model):
         configuration: `"van_b0"` ... `"van_b6"`, or None to give the lists below (their
             defaults are then the authors': 64-128-256-512 channels, 3-4-6-3 blocks, ratio 4).
             Any argument beside it overrides it.
-        in_chans: Channels of the images.
-        num_classes: Classes of the head, at least 1 (for no head: `include_top=False`).
+        in_chans: Channels of the images; by default 3, or what the pretrained weights take.
+        num_classes: Classes of the head, at least 1 (for no head: `include_top=False`); by
+            default 1000, or what the pretrained weights have.
         embed_dims: Channels of each stage.
         mlp_ratios: Hidden channels of each stage's MLP, as a multiple of `embed_dims`.
         drop_rate: Dropout inside the MLPs, in [0, 1).
@@ -333,11 +337,17 @@ class VAN(keras.Model):
         name: Name of the model; the configuration's by default.
         dtype: Keras dtype policy; the global one by default.
         trainable: Whether the weights are trained.
+        pretrained: True for the published ImageNet-1k weights of `configuration`; "in22k" or
+            another name of `van weights list`; or the path of a weight file of any known
+            format. Downloaded once, verified on every load. Another `num_classes` starts with
+            a fresh head, another `in_chans` with a fitted first convolution; both are said in
+            a warning. Without a configuration and lists, the model takes the weights' sizes.
 
     Input: float images, normalised (see `preprocess_input`).
 
     Raises:
         ValueError: An argument is not allowed; names it, what is allowed and what came.
+        OSError: The pretrained weights cannot be downloaded, verified or opened.
     """
 
     _display_shape: tuple | None = None  # class-level: Functional.__init__ calls build(None)
@@ -345,8 +355,8 @@ class VAN(keras.Model):
     def __init__(
         self,
         configuration: str | None = None,
-        in_chans: int = 3,
-        num_classes: int = 1000,
+        in_chans: int | None = None,
+        num_classes: int | None = None,
         embed_dims: Sequence[int] | None = None,
         mlp_ratios: Sequence[float] | None = None,
         drop_rate: float = 0.0,
@@ -361,11 +371,27 @@ class VAN(keras.Model):
         name: str | None = None,
         dtype: Any = None,
         trainable: bool = True,
+        pretrained: bool | str | os.PathLike = False,
     ):
-        config = resolve(configuration, embed_dims, mlp_ratios, depths, num_stages)
-        in_chans = check_positive("in_chans", in_chans)
-        num_classes = check_positive("num_classes", num_classes)
-        _check_choice("data_format", data_format, DATA_FORMATS)
+        # What can be told at once is told before anything is downloaded.
+        if in_chans is not None:
+            in_chans = check_positive("in_chans", in_chans)
+        if num_classes is not None:
+            num_classes = check_positive("num_classes", num_classes)
+        check_choice("data_format", data_format, DATA_FORMATS)
+        check_choice("pooling", pooling, POOLINGS)
+
+        source = open_pretrained(pretrained, configuration)
+        sizes = None if source is None else source.architecture
+        default = None if sizes is None else sizes.config
+        config = resolve(configuration, embed_dims, mlp_ratios, depths, num_stages, default)
+        if sizes is not None:
+            sizes.check_same_sizes(config, f"`pretrained`={pretrained!r}")
+            configuration = configuration or sizes.configuration
+        if in_chans is None:
+            in_chans = 3 if sizes is None else sizes.in_chans
+        if num_classes is None:
+            num_classes = (sizes and sizes.num_classes) or 1000
         height, width = _resolution(img_resolution, config.num_stages)
         policy = keras.dtype_policies.get(dtype or keras.config.dtype_policy())
         channels_first = data_format == "channels_first"
@@ -402,6 +428,9 @@ class VAN(keras.Model):
         self.img_resolution = img_resolution
         self.pooling = pooling
         self.pyramid_outputs = pyramid_outputs
+
+        if source is not None:
+            load_checkpoint(self, source.tensors, adapt=True)
 
     def __call__(self, inputs, *args, **kwargs):
         self._check_images(getattr(inputs, "shape", None))
@@ -525,7 +554,7 @@ def _check_rate(argument: str, value) -> None:
         raise ValueError(f"`{argument}` must be a number in [0, 1). Received: {argument}={value!r}")
 
 
-def _check_choice(argument: str, value, allowed: tuple) -> None:
+def check_choice(argument: str, value, allowed: tuple) -> None:
     if value not in allowed:
         raise ValueError(
             f"`{argument}` must be one of {', '.join(map(repr, allowed))}. "

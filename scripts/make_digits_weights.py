@@ -1,0 +1,36 @@
+"""Rebuilds the bundled weights `van_classification_tensorflow/data/digits.safetensors`.
+
+    python scripts/make_digits_weights.py [FOLDER OF AN EARLIER `van demo`]
+
+Trains the demo's model (`van demo`, seed 0) and stores what it saved under the authors' tensor
+names, with its labels and its preprocessing.
+"""
+
+import sys
+import tempfile
+from pathlib import Path
+
+from van_classification_tensorflow import demo, digits
+from van_classification_tensorflow.checkpoint import read_weights
+from van_classification_tensorflow.convert import describe, write_safetensors
+from van_classification_tensorflow.weights import CATALOGUE
+
+TARGET = Path(demo.__file__).parent / "data" / "digits.safetensors"
+
+
+def main(folder: Path) -> None:
+    if not (folder / "model.keras").is_file():
+        demo.run(folder)
+    weights = read_weights(folder / "model.keras")
+    about = {
+        **describe(weights),
+        "labels": list(digits.CLASSES),
+        "preprocessing": CATALOGUE["digits"].preprocessing.to_dict(),
+    }
+    write_safetensors(TARGET, weights.tensors, about)
+    print(f"{TARGET}: {TARGET.stat().st_size:,} bytes")
+
+
+if __name__ == "__main__":
+    with tempfile.TemporaryDirectory() as temporary:
+        main(Path(sys.argv[1] if len(sys.argv) > 1 else temporary))

@@ -1,0 +1,100 @@
+"""The catalogue of published weights."""
+
+import pytest
+
+from van_classification_tensorflow.config import CONFIGURATIONS
+from van_classification_tensorflow.weights import CATALOGUE, Source, find
+
+
+def test_the_catalogue_names_every_published_checkpoint():
+    in1k = {f"van_b{n}.in1k" for n in range(5)}
+    in22k = {f"van_b{n}.in22k" for n in (4, 5, 6)}
+    backbones = {f"{name}_backbone" for name in in1k | in22k}
+    assert set(CATALOGUE) == in1k | in22k | backbones | {"digits"}
+    for name, w in CATALOGUE.items():
+        assert w.name == name
+        if not w.sources:
+            continue
+        assert w.configuration in CONFIGURATIONS
+        first = w.sources[0]
+        assert first.url.endswith(f"-{first.sha256}.pth")
+        assert all(s.url.startswith("https://") for s in w.sources)
+        assert w.num_classes == (
+            0 if name.endswith("_backbone") else 21_841 if "22k" in name else 1000
+        )
+        assert "contact the authors" in w.licence_note
+        assert w.preprocessing.mean[0] == (0.485 if "22k" in name else 0.5)
+        assert ("unverified" in w.notes) == ("22k" in name or "backbone" in name)
+    # On a flat mirror no two files may have the same name.
+    names = [s.file for w in CATALOGUE.values() for s in w.sources]
+    assert len(names) == len(set(names))
+    assert [s.file for s in CATALOGUE["van_b0.in1k"].sources] == [
+        "van-tiny_8xb128_in1k_20220501-385941af.pth",
+        "van-tiny_pytorch_model.bin",
+        "van_tiny_754.pth.tar",
+        "van_b0.h5",
+    ]
+
+
+def test_sizes_follow_from_the_parameters():
+    assert CATALOGUE["van_b0.in1k"].parameters == 4_105_800
+    assert CATALOGUE["van_b0.in1k_backbone"].parameters == 4_105_800 - 257_000
+    assert CATALOGUE["van_b6.in22k"].parameters == 199_829_416 + 769 * 20_841
+    assert CATALOGUE["van_b0.in1k"].expected_bytes == 4 * 4_105_800
+    assert CATALOGUE["van_b0.in1k"].max_bytes == 16 * 4_105_800 + 2**24
+    assert CATALOGUE["digits"].parameters is None
+
+
+@pytest.mark.parametrize(
+    ("weights", "configuration", "name"),
+    [
+        (True, "van_b2", "van_b2.in1k"),
+        ("imagenet", "van_b0", "van_b0.in1k"),
+        ("in1k", "van_b4", "van_b4.in1k"),
+        ("in22k", "van_b4", "van_b4.in22k"),
+        ("in22k_backbone", "van_b6", "van_b6.in22k_backbone"),
+        ("van_b3.in1k", "van_b3", "van_b3.in1k"),
+        ("van_b3.in1k", None, "van_b3.in1k"),
+        ("digits", None, "digits"),
+    ],
+)
+def test_find(weights, configuration, name):
+    assert find(weights, configuration) is CATALOGUE[name]
+
+
+@pytest.mark.parametrize(
+    ("weights", "configuration", "says"),
+    [
+        (
+            True,
+            "van_b5",
+            "For van_b5: van_b5.in22k, van_b5.in22k_backbone; for others: van_b0.in1k",
+        ),
+        ("in1k", "van_b6", "For van_b6: van_b6.in22k"),
+        ("van_b0.in1k", "van_b1", "van_b0.in1k belongs to van_b0. For van_b1: van_b1.in1k"),
+        ("digits", "van_b0", "digits belongs to a model of its own"),
+        ("in1k", None, "Published: van_b0.in1k"),
+        ("imagenet21k", "van_b0", "no such weights are published: 'imagenet21k'"),
+        (False, "van_b0", "no such weights are published: False"),
+        ("in1k", "van_b9", "Nothing is published for van_b9"),
+    ],
+)
+def test_find_lists_what_there_is(weights, configuration, says):
+    with pytest.raises(ValueError, match="`weights`") as error:
+        find(weights, configuration)
+    assert says in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("fields", "says"),
+    [
+        (("https://h.example/a.pth", "385941AF"), "lower-case"),
+        (("https://h.example/a.pth", "385941a"), "64 or the first 8"),
+        (("https://h.example/", ""), "plain file name"),
+        (("https://h.example/a", "", "../a"), "plain file name"),
+    ],
+)
+def test_source_refuses(fields, says):
+    with pytest.raises(ValueError, match="Received") as error:
+        Source(*fields)
+    assert says in str(error.value)

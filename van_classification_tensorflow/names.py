@@ -1,0 +1,495 @@
+"""What the tensors of a VAN are called and shaped, in every code base that publishes them.
+
+The authors' names are the hub: each other naming translates to them and back. One table holds
+the modules; the leaves (`weight`, `running_mean`, ...) are the same in all PyTorch code.
+Keras's files differ in axes as well:
+
+| kind      | authors (PyTorch) | this package, Keras 3 | earlier TensorFlow port |
+|-----------|-------------------|-----------------------|-------------------------|
+| conv      | (O, I, k, k)      | (k, k, I, O)          | (k, k, I, O)            |
+| depthwise | (C, 1, k, k)      | (k, k, C, 1)          | (k, k, 1, C)            |
+| pointwise | (O, I, 1, 1)      | (I, O)                | (1, 1, I, O)            |
+| linear    | (O, I)            | (I, O)                | (I, O)                  |
+| vector    | (C,)              | (C,)                  | (C,)                    |
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from .config import CONFIGURATIONS, VANConfig, stage_kernel_stride
+
+# Modules by the authors, in Hugging Face's transformers and in OpenMMLab's mmpretrain;
+# i: stage 1-4, s: i - 1, j: block. The spelling "pre_normomalization" is transformers' own.
+_MODULES = (
+    ("patch_embed{i}.proj", "stages.{s}.embeddings.convolution", "patch_embed{i}.projection"),
+    ("patch_embed{i}.norm", "stages.{s}.embeddings.normalization", "patch_embed{i}.norm"),
+    *(
+        (f"block{{i}}.{{j}}.{ours}", f"stages.{{s}}.layers.{{j}}.{face}", f"blocks{{i}}.{{j}}.{mm}")
+        for ours, face, mm in (
+            ("layer_scale_1", "attention_scaling", "layer_scale_1"),
+            ("layer_scale_2", "mlp_scaling", "layer_scale_2"),
+            ("norm1", "pre_normomalization", "norm1"),
+            ("attn.proj_1", "attention.pre_projection.conv", "attn.proj_1"),
+            (
+                "attn.spatial_gating_unit.conv0",
+                "attention.attention_layer.attention.depth_wise",
+                "attn.spatial_gating_unit.DW_conv",
+            ),
+            (
+                "attn.spatial_gating_unit.conv_spatial",
+                "attention.attention_layer.attention.depth_wise_dilated",
+                "attn.spatial_gating_unit.DW_D_conv",
+            ),
+            (
+                "attn.spatial_gating_unit.conv1",
+                "attention.attention_layer.attention.point_wise",
+                "attn.spatial_gating_unit.conv1",
+            ),
+            ("attn.proj_2", "attention.post_projection", "attn.proj_2"),
+            ("norm2", "post_normalization", "norm2"),
+            ("mlp.fc1", "mlp.in_dense", "mlp.fc1"),
+            ("mlp.dwconv.dwconv", "mlp.depth_wise", "mlp.dwconv"),
+            ("mlp.fc2", "mlp.out_dense", "mlp.fc2"),
+        )
+    ),
+    ("norm{i}", "stages.{s}.normalization", "norm{i}"),
+)
+_OFFICIAL, _FACE, _MM = 0, 1, 2
+_HEADS = {_FACE: "classifier", _MM: "head.fc"}
+_BODIES = {_FACE: "van.encoder.", _MM: "backbone."}
+# Layer scales are bare parameters by the authors and in mmpretrain, a module in transformers.
+_SCALE = re.compile(r"\.(layer_scale_[12]|attention_scaling|mlp_scaling)$")
+
+NAMINGS = {"official": _OFFICIAL, "huggingface": _FACE, "mmpretrain": _MM}
+
+# Parts of other models around the backbone, which no VAN classifier has.
+_FOREIGN = ("decode_head.", "auxiliary_head.", "neck.", "data_preprocessor.")
+
+
+# --- Shapes ---
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """Shape of a tensor as the authors store it, and its kind in the table above."""
+
+    shape: tuple[int, ...]
+    kind: str
+
+    def to_keras(self, array: np.ndarray) -> np.ndarray:
+        """The authors' axes -> this package's."""
+        if self.kind == "pointwise":
+            array = array[:, :, 0, 0]
+        axes = {"conv": (2, 3, 1, 0), "depthwise": (2, 3, 0, 1)}.get(self.kind)
+        return array.transpose(axes) if axes or array.ndim == 2 else array
+
+    def from_keras(self, array: np.ndarray, grouped: bool = False) -> np.ndarray:
+        """Keras axes -> the authors'; `grouped`: those of the earlier TensorFlow port."""
+        if array.ndim == 4:
+            hwio = grouped or self.kind != "depthwise"
+            return array.transpose((3, 2, 0, 1) if hwio else (2, 3, 0, 1))
+        if array.ndim == 2:
+            array = array.T
+        return array[:, :, None, None] if self.kind == "pointwise" else array
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """The numbers that fix every tensor's shape."""
+
+    embed_dims: tuple[int, ...]
+    hidden_dims: tuple[int, ...]
+    depths: tuple[int, ...]
+    in_chans: int
+    num_classes: int | None
+    """Classes of the head; None: no head."""
+
+    @property
+    def config(self) -> VANConfig:
+        ratios = []
+        for dim, hidden in zip(self.embed_dims, self.hidden_dims, strict=True):
+            ratio = hidden / dim
+            if int(dim * ratio) != hidden:  # rounded down, a hidden channel would be lost
+                ratio = np.nextafter(ratio, np.inf)
+            ratios.append(int(ratio) if float(ratio).is_integer() else float(ratio))
+        return VANConfig(self.embed_dims, ratios, self.depths)
+
+    @property
+    def configuration(self) -> str | None:
+        """The member of the family that has these sizes, `"van_b0"` ... `"van_b6"`."""
+        for name, known in CONFIGURATIONS.items():
+            if (known.embed_dims, known.hidden_dims, known.depths) == (
+                self.embed_dims,
+                self.hidden_dims,
+                self.depths,
+            ):
+                return name
+        return None
+
+    def check_same_sizes(self, config: VANConfig, origin: str) -> None:
+        """Raises `ValueError` where a model of `config` has other sizes than `origin`'s weights."""
+        asked = (config.embed_dims, config.hidden_dims, config.depths)
+        if asked != (self.embed_dims, self.hidden_dims, self.depths):
+            raise ValueError(
+                f"{origin} holds {self}; the model asked for has embed_dims "
+                f"{list(config.embed_dims)}, mlp_ratios {list(config.mlp_ratios)}, depths "
+                f"{list(config.depths)}"
+            )
+
+    def __str__(self) -> str:
+        sizes = self.configuration or (
+            f"embed_dims {list(self.embed_dims)}, mlp_ratios {list(self.config.mlp_ratios)}, "
+            f"depths {list(self.depths)}"
+        )
+        head = "no head" if self.num_classes is None else f"{self.num_classes:,} classes"
+        return f"{sizes}, {self.in_chans} input channels, {head}"
+
+    def tensors(self) -> dict[str, TensorSpec]:
+        """{the authors' name: shape and kind}, in the order of their state dict."""
+        specs: dict[str, TensorSpec] = {}
+
+        def add(name, out, inside=None, kernel=1, kind="vector"):
+            if inside is not None:
+                shape = (out, inside) if kind == "linear" else (out, inside, kernel, kernel)
+                specs[f"{name}.weight"] = TensorSpec(shape, kind)
+            else:
+                specs[f"{name}.weight"] = TensorSpec((out,), "vector")
+            specs[f"{name}.bias"] = TensorSpec((out,), "vector")
+
+        def add_batch_norm(name, channels):
+            add(name, channels)
+            for statistic in ("running_mean", "running_var"):
+                specs[f"{name}.{statistic}"] = TensorSpec((channels,), "vector")
+
+        before = self.in_chans
+        sizes = zip(self.embed_dims, self.hidden_dims, self.depths, strict=True)
+        for i, (dim, hidden, depth) in enumerate(sizes, start=1):
+            kernel, _ = stage_kernel_stride(i)
+            add(f"patch_embed{i}.proj", dim, before, kernel, "conv")
+            add_batch_norm(f"patch_embed{i}.norm", dim)
+            for j in range(depth):
+                b = f"block{i}.{j}"
+                gating = f"{b}.attn.spatial_gating_unit"
+                specs[f"{b}.layer_scale_1"] = TensorSpec((dim,), "vector")
+                specs[f"{b}.layer_scale_2"] = TensorSpec((dim,), "vector")
+                add_batch_norm(f"{b}.norm1", dim)
+                add(f"{b}.attn.proj_1", dim, dim, kind="pointwise")
+                add(f"{gating}.conv0", dim, 1, 5, "depthwise")
+                add(f"{gating}.conv_spatial", dim, 1, 7, "depthwise")
+                add(f"{gating}.conv1", dim, dim, kind="pointwise")
+                add(f"{b}.attn.proj_2", dim, dim, kind="pointwise")
+                add_batch_norm(f"{b}.norm2", dim)
+                add(f"{b}.mlp.fc1", hidden, dim, kind="pointwise")
+                add(f"{b}.mlp.dwconv.dwconv", hidden, 1, 3, "depthwise")
+                add(f"{b}.mlp.fc2", dim, hidden, kind="pointwise")
+            add(f"norm{i}", dim)
+            before = dim
+        if self.num_classes is not None:
+            add("head", self.num_classes, before, kind="linear")
+        return specs
+
+
+def architecture_of(tensors: Mapping[str, Any]) -> Architecture:
+    """Sizes of the model whose tensors (authors' names) these are.
+
+    Raises:
+        ValueError: A tensor that tells a size is missing or has the wrong number of axes.
+    """
+
+    def shape(name: str, rank: int) -> tuple[int, ...]:
+        if name not in tensors:
+            raise ValueError(f"these are not the weights of a VAN: {name} is missing")
+        found = tuple(np.shape(tensors[name]))
+        if len(found) != rank or 0 in found:
+            raise ValueError(f"{name} has shape {found}; expected {rank} axes, none of them 0")
+        return found
+
+    embed_dims, hidden_dims, depths = [], [], []
+    i = 1
+    while i == 1 or f"patch_embed{i}.proj.weight" in tensors:
+        embed_dims.append(shape(f"patch_embed{i}.proj.weight", 4)[0])
+        hidden_dims.append(shape(f"block{i}.0.mlp.fc1.weight", 4)[0])
+        depth = 1
+        while f"block{i}.{depth}.mlp.fc1.weight" in tensors:
+            depth += 1
+        depths.append(depth)
+        i += 1
+    in_chans = shape("patch_embed1.proj.weight", 4)[1]
+    classes = shape("head.weight", 2)[0] if "head.weight" in tensors else None
+    return Architecture(tuple(embed_dims), tuple(hidden_dims), tuple(depths), in_chans, classes)
+
+
+def check(
+    tensors: Mapping[str, Any],
+    specs: Mapping[str, TensorSpec],
+    unneeded: Collection[str] = (),
+    allow_nonfinite: bool = False,
+) -> dict[str, np.ndarray]:
+    """`tensors` as arrays in the order of `specs`, half precision widened to float32.
+
+    Args:
+        tensors: {authors' name: anything NumPy reads}.
+        specs: What there must be: all of it, and nothing else.
+        unneeded: Names that may be there as well, and are left out.
+        allow_nonfinite: Accept NaN and infinities, which otherwise mark a broken training.
+
+    Raises:
+        ValueError: Lists every missing, unused, mis-shaped and unreadable name at once.
+    """
+    problems: dict[str, list[str]] = {
+        "missing": [name for name in specs if name not in tensors],
+        "not used by the model": [
+            str(name) for name in tensors if name not in specs and name not in unneeded
+        ],
+        "wrong shape": [],
+        "not numbers": [],
+        "not readable as an array": [],
+        "holding NaN or infinity": [],
+    }
+    arrays: dict[str, np.ndarray] = {}
+    for name, spec in specs.items():
+        if name not in tensors:
+            continue
+        try:
+            array = np.asarray(tensors[name])
+        except (TypeError, ValueError, RuntimeError) as error:
+            problems["not readable as an array"].append(f"{name}: {error}")
+            continue
+        if array.dtype.name in ("bfloat16", "float16"):
+            array = array.astype(np.float32)
+        if array.shape != spec.shape:
+            text = f"{name}: expected {spec.shape}, received {array.shape}"
+            problems["wrong shape"].append(text)
+        if array.dtype.kind not in "fiu":
+            problems["not numbers"].append(f"{name}: {array.dtype}")
+        elif not allow_nonfinite and not np.isfinite(array).all():
+            problems["holding NaN or infinity"].append(name)
+        arrays[name] = array
+    if any(problems.values()):
+        raise ValueError(
+            "\n".join(
+                f"{title} ({len(found)}):\n  " + "\n  ".join(_shortened(found))
+                for title, found in problems.items()
+                if found
+            )
+        )
+    return arrays
+
+
+def _shortened(lines: list[str], most: int = 20) -> list[str]:
+    rest = [f"... and {len(lines) - most} more"] if len(lines) > most else []
+    return lines[:most] + rest
+
+
+# --- Names ---
+
+
+@dataclass(frozen=True)
+class StateDict:
+    """Weights under the authors' names, in PyTorch's axes.
+
+    Args:
+        tensors: {authors' name: array}; names that could not be translated stand as they were.
+        naming: Whose names the source had: "official", "huggingface", "mmpretrain",
+            "mmsegmentation", "tensorflow port 1.x" or "keras" (this package).
+        ignored: {name in the source: why it was left out}.
+    """
+
+    tensors: dict[str, Any]
+    naming: str
+    ignored: dict[str, str] = field(default_factory=dict)
+
+
+def translate(tensors: Mapping[str, Any]) -> StateDict:
+    """Translates weights of any known naming, recognised by the names.
+
+    Raises:
+        ValueError: Two names mean the same tensor.
+    """
+    naming, translate = _recognise(tensors)
+    official: dict[str, Any] = {}
+    origin: dict[str, Any] = {}
+    ignored: dict[str, str] = {}
+    for name, array in tensors.items():
+        translated = name
+        if isinstance(name, str):
+            bare = name.removeprefix("van.")
+            if naming == "huggingface" and bare in ("layernorm.weight", "layernorm.bias"):
+                ignored[name] = "transformers stores it and uses it nowhere"
+                continue
+            if name.startswith(_FOREIGN):
+                ignored[name] = "belongs to the model around the backbone"
+                continue
+            translated = translate(name)
+        if translated in official:
+            raise ValueError(f"{origin[translated]} and {name} both mean {translated}")
+        origin[translated], official[translated] = name, array
+    for name in [n for n in official if str(n).endswith(".num_batches_tracked")]:
+        if f"{name.removesuffix('num_batches_tracked')}running_mean" in official:
+            del official[name]
+            ignored[origin[name]] = "BatchNorm's step counter, which changes no output"
+    if naming in _KERAS_NAMINGS:
+        official = _from_keras_axes(official, grouped=naming == "tensorflow port 1.x")
+    return StateDict(official, naming, ignored)
+
+
+def spell(tensors: Mapping[str, np.ndarray], naming: str) -> dict[str, np.ndarray]:
+    """Weights under the authors' names -> another code base's (`NAMINGS`), complete for it.
+
+    Args:
+        tensors: {authors' name: array}.
+        naming: "official", "huggingface" or "mmpretrain".
+    """
+    column = NAMINGS[naming]
+    named: dict[str, np.ndarray] = {}
+    for name, array in tensors.items():
+        named[_to_column(name, column)] = array
+        if name.endswith(".running_var"):
+            counter = name.replace("running_var", "num_batches_tracked")
+            named[_to_column(counter, column)] = np.zeros((), np.int64)
+    if column == _FACE:
+        last = max(int(n.split(".")[0][4:]) for n in tensors if re.match(r"norm\d+\.weight$", n))
+        channels = tensors[f"norm{last}.weight"].shape
+        named["van.layernorm.weight"] = np.ones(channels, np.float32)
+        named["van.layernorm.bias"] = np.zeros(channels, np.float32)
+    return named
+
+
+def _to_column(name: str, column: int) -> str:
+    if column == _OFFICIAL:
+        return name
+    module, leaf = (name, "") if _SCALE.search(name) else name.rsplit(".", 1)
+    if module == "head":
+        return f"{_HEADS[column]}.{leaf}"
+    for pattern, row in _patterns(_OFFICIAL):
+        match = pattern.fullmatch(module)
+        if match:
+            places = match.groupdict()
+            path = row[column].format(**places, s=int(places["i"]) - 1)
+            if column == _FACE and not leaf:
+                leaf = "weight"
+            return f"{_BODIES[column]}{path}" + (f".{leaf}" if leaf else "")
+    raise ValueError(f"{name} is no tensor of a VAN")
+
+
+def _patterns(column: int) -> list[tuple[re.Pattern, tuple[str, str, str]]]:
+    if column not in _COMPILED:
+        _COMPILED[column] = [
+            (
+                re.compile(
+                    re.escape(row[column])
+                    .replace(r"\{i\}", r"(?P<i>[1-9])")
+                    .replace(r"\{s\}", r"(?P<s>[0-8])")
+                    .replace(r"\{j\}", r"(?P<j>0|[1-9]\d{0,2})")
+                ),
+                row,
+            )
+            for row in _MODULES
+        ]
+    return _COMPILED[column]
+
+
+_COMPILED: dict[int, list[tuple[re.Pattern, tuple[str, str, str]]]] = {}
+
+
+def _from_column(name: str, column: int) -> str:
+    """Another PyTorch naming's tensor -> the authors' name; unchanged if unknown."""
+    bare = name.removeprefix("van.").removeprefix("encoder.").removeprefix("backbone.")
+    head, _, leaf = bare.rpartition(".")
+    if head == _HEADS.get(column, "head"):
+        return f"head.{leaf}"
+    scale = column == _FACE and leaf == "weight" and _SCALE.search(head)
+    module, leaf = (bare, "") if _SCALE.search(bare) else (head, "" if scale else leaf)
+    for pattern, row in _patterns(column):
+        match = pattern.fullmatch(module)
+        if match:
+            places = match.groupdict()
+            stage = places.get("i") or str(int(places["s"]) + 1)
+            path = row[_OFFICIAL].format(i=stage, j=places.get("j"))
+            return f"{path}.{leaf}" if leaf else path
+    return name
+
+
+def _from_mmseg(name: str) -> str:
+    """OpenMMLab's segmentation backbones: the authors' names, less one level in the MLP."""
+    return re.sub(
+        r"(\.mlp\.dwconv)\.(weight|bias)$", r"\1.dwconv.\2", name.removeprefix("backbone.")
+    )
+
+
+_KERAS_LEAVES = {
+    "kernel": "weight",
+    "gamma": "weight",
+    "bias": "bias",
+    "beta": "bias",
+    "moving_mean": "running_mean",
+    "moving_variance": "running_var",
+}
+
+
+def _from_port(name: str) -> str:
+    """The earlier TensorFlow port: `block1/0/block1/0/mlp/fc1/conv2d_6/kernel:0`."""
+    match = re.fullmatch(r"(?P<layer>[^:]+)/(?P=layer)/(?P<rest>[^:]+):0", name)
+    if not match:
+        return name
+    *modules, leaf = f"{match['layer']}/{match['rest']}".split("/")
+    modules = [m for m in modules if not re.fullmatch(r"conv2d(_\d+)?", m)]
+    if leaf in ("layer_scale_1", "layer_scale_2"):
+        return ".".join([*modules, leaf])
+    return ".".join([*modules, _KERAS_LEAVES.get(leaf, leaf)])
+
+
+def _from_ours(name: str) -> str:
+    """Keras 3 files of this package: `block1_0/mlp/fc1/vars/0`, variables by position."""
+    match = re.fullmatch(r"(?P<module>.+)/vars/(?P<index>[0-3])", name)
+    if not match:
+        return name
+    module = re.sub(r"^(block\d+)_(\d+)/", r"\1.\2/", match["module"]).replace("/", ".")
+    if _SCALE.search(module):
+        return module if match["index"] == "0" else name
+    module = re.sub(r"\.mlp\.dwconv$", ".mlp.dwconv.dwconv", module)
+    leaves = ("weight", "bias", "running_mean", "running_var")
+    return f"{module}.{leaves[int(match['index'])]}"
+
+
+_KERAS_NAMINGS = ("tensorflow port 1.x", "keras")
+
+
+def _recognise(tensors: Mapping[str, Any]):
+    """(whose names these are, the translation of one of them)."""
+    names = {n.removeprefix("backbone.") for n in tensors if isinstance(n, str)}
+    if any(n.startswith(("van.encoder.stages.", "encoder.stages.")) for n in names):
+        return "huggingface", lambda name: _from_column(name, _FACE)
+    if "patch_embed1.projection.weight" in names:
+        return "mmpretrain", lambda name: _from_column(name, _MM)
+    if any(n.startswith("patch_embed1/patch_embed1/") for n in names):
+        return "tensorflow port 1.x", _from_port
+    if "patch_embed1/proj/vars/0" in names:
+        return "keras", _from_ours
+    if any(n.endswith((".mlp.dwconv.weight", ".mlp.dwconv.bias")) for n in names):
+        return "mmsegmentation", _from_mmseg
+    return "official", lambda name: name.removeprefix("backbone.")
+
+
+def _from_keras_axes(official: dict[str, Any], grouped: bool) -> dict[str, Any]:
+    """Axes by kind; what has no place or the wrong rank stays, for the strict check to name."""
+    kinds = {"head.weight": "linear"}
+    for name in official:
+        if re.search(r"\.(proj_[12]|conv1|fc[12])\.weight$", name):
+            kinds[name] = "pointwise"
+        elif re.search(r"\.(conv0|conv_spatial|dwconv)\.weight$", name):
+            kinds[name] = "depthwise"
+        elif re.search(r"^patch_embed\d\.proj\.weight$", name):
+            kinds[name] = "conv"
+    changed = dict(official)
+    for name, kind in kinds.items():
+        rank = 4 if kind in ("conv", "depthwise") or (grouped and kind == "pointwise") else 2
+        if np.ndim(official.get(name)) == rank:
+            changed[name] = TensorSpec((), kind).from_keras(official[name], grouped)
+    return changed
