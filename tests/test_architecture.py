@@ -14,6 +14,7 @@ ORDER = [
     "preprocessing",
     "stored_zip",
     "torch_file",
+    "hdf5_file",
     "names",
     "checkpoint",
     "download",

@@ -12,12 +12,13 @@ import io
 import json
 import os
 import stat
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 
+from .hdf5_file import Hdf5File, printable
 from .names import Architecture, architecture_of, check, translate
 from .stored_zip import StoredZip
 from .torch_file import Tensor, TorchFile
@@ -26,9 +27,10 @@ from .torch_file import Tensor, TorchFile
 WRAPPERS = ("state_dict", "model", "model_state_dict", "model_ema", "state_dict_ema")
 _PREFIXES = ("module.", "model.")
 
-_MAX_JSON = 16 << 20  # bytes of a safetensors header or a `.keras` configuration
-_MAX_DEPTH = 16  # of HDF5 groups; Keras needs 8
-_MAX_OBJECTS = 200_000  # in an HDF5 file; a B6 with optimizer needs 12,000
+# A B6 has 2,842 tensors, with BatchNorm's counters 3,300; names of at most 100 letters.
+_MAX_TENSORS = 20_000
+_MAX_NAME = 200
+_MAX_JSON = 1 << 20  # bytes of a safetensors header or a `.keras` configuration
 _HDF5_START = b"\x89HDF\r\n\x1a\n"
 
 
@@ -79,9 +81,12 @@ def read_checkpoint(path: str | os.PathLike, wrapper: str | None = None) -> Chec
         if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
             raise CheckpointError(f"{path}: not a regular file")
         try:
-            return _read(file, path, wrapper)
+            return _checked(_read(file, path, wrapper))
         except (ValueError, MemoryError, RecursionError) as error:
-            what = str(error) or type(error).__name__
+            what = str(error)
+            if not isinstance(error, ValueError):
+                too = "needs more memory" if isinstance(error, MemoryError) else "is nested deeper"
+                what = f"it {too} than there is"
             raise CheckpointError(f"{path} was refused, nothing was loaded: {what}") from error
 
 
@@ -157,6 +162,20 @@ def _read(file: BinaryIO, path: Path, wrapper: str | None) -> Checkpoint:
     )
 
 
+def _checked(found: Checkpoint) -> Checkpoint:
+    """`found`, whose names can be shown, compared and searched without surprise."""
+    if not found.tensors:
+        raise ValueError("there are no tensors in it")
+    for name in found.tensors:
+        if len(name) > _MAX_NAME or not name.isprintable():
+            raise ValueError(f"the name {printable(name)} is too long or not printable")
+    return replace(found, ignored={_shown(name): why for name, why in found.ignored.items()})
+
+
+def _shown(name: str) -> str:
+    return name if len(name) <= _MAX_NAME and name.isprintable() else printable(name)
+
+
 def _no_wrapper(wrapper: str | None, found: Checkpoint) -> Checkpoint:
     if wrapper is not None:
         raise ValueError(
@@ -189,12 +208,15 @@ def _read_torch(file: BinaryIO, wrapper: str | None) -> Checkpoint:
     state = root[found] if found else root
     if found:
         ignored = {str(key): _why_ignored(key, root[key]) for key in root if key != found}
-    tensors: dict[str, np.ndarray] = {}
-    for name, value in state.items():
-        if type(value) is Tensor and type(name) is str:
-            tensors[name] = opened.array(value)
-        else:
-            ignored[str(name)] = "not a tensor"
+    views = {n: v for n, v in state.items() if type(v) is Tensor and type(n) is str}
+    ignored |= {str(name): "not a tensor" for name in state if name not in views}
+    if len(views) > _MAX_TENSORS:
+        raise ValueError(f"{len(views):,} tensors; allowed: {_MAX_TENSORS:,}")
+    # Thousands of views of one storage would be small here and huge once they are copied.
+    size = os.fstat(file.fileno()).st_size
+    if sum(view.nbytes for view in views.values()) > size:
+        raise ValueError("tensors that share their numbers: together more bytes than the file has")
+    tensors = {name: opened.array(view) for name, view in views.items()}
     return Checkpoint(_without_prefix(tensors), opened.layout, found, ignored)
 
 
@@ -204,7 +226,7 @@ def _has_tensors(entry: dict) -> bool:
 
 def _why_ignored(key: Any, value: Any) -> str:
     if type(value) is dict and _has_tensors(value):
-        return f"other weights; to read them instead: wrapper={str(key)!r}"
+        return f"other weights; to read them instead: wrapper={printable(key)}"
     return "training state" if type(value) in (dict, list) else "not weights"
 
 
@@ -233,6 +255,7 @@ def _read_safetensors(file: BinaryIO, path: Path) -> Checkpoint:
     header = int.from_bytes(file.read(8), "little")
     if header > min(size - 8, _MAX_JSON):
         raise ValueError(f"a safetensors header of {header:,} bytes in a file of {size:,}")
+    _json(file.read(header), "header")  # for the library takes the last of two equal keys
     try:
         with safe_open(path, framework="np") as opened:
             tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
@@ -243,160 +266,112 @@ def _read_safetensors(file: BinaryIO, path: Path) -> Checkpoint:
     return Checkpoint(_without_prefix(tensors), "safetensors", metadata=metadata)
 
 
+def _json(text: bytes | bytearray, what: str) -> Any:
+    """JSON without doubled keys, of which some readers take the first and some the last."""
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        made = dict(pairs)
+        if len(made) != len(pairs):
+            raise ValueError(f"its {what} has a key twice")
+        return made
+
+    try:
+        return json.loads(text, object_pairs_hook=unique)
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ValueError(f"its {what} is no JSON: {error}") from error
+    except RecursionError as error:
+        raise ValueError(f"its {what} is nested too deep") from error
+
+
 # --- Keras ---
 
 _OUR_CLASS = "van_classification_tensorflow>"
-_LAYERS_OF_KERAS = {
-    "InputLayer",
-    "Permute",
-    "LayerNormalization",
-    "GlobalAveragePooling2D",
-    "GlobalMaxPooling2D",
-    "Dense",
-    "Activation",
+# What Keras puts around our layers.
+_CLASSES_OF_KERAS = {
+    "NoneType.__keras_tensor__",
+    "keras.DTypePolicy",
+    "keras.DTypePolicyMap",
+    *(f"keras.initializers.{name}" for name in ("Ones", "RandomNormal", "Zeros")),
+    *(
+        f"keras.layers.{name}"
+        for name in (
+            "InputLayer",
+            "Permute",
+            "LayerNormalization",
+            "GlobalAveragePooling2D",
+            "GlobalMaxPooling2D",
+            "Dense",
+            "Activation",
+        )
+    ),
 }
 
 
 def _read_keras(archive: StoredZip) -> Checkpoint:
     """`.keras`: its configuration is read as data; no class in it is ever made."""
-    try:
-        config = json.loads(archive.read("config.json", limit=_MAX_JSON))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ValueError(f"its config.json is no JSON: {error}") from error
+    config = _json(archive.read("config.json", limit=_MAX_JSON), "config.json")
     if not isinstance(config, dict) or not isinstance(config.get("config"), dict):
         raise ValueError("its config.json describes no model")
-    found = config.get("registered_name")
-    if found != f"{_OUR_CLASS}VAN":
-        # A graph that VANB0(input_tensor=...) made: our layers and the few of Keras around them.
-        layers = config["config"].get("layers")
-        if config.get("class_name") != "Functional" or not isinstance(layers, list):
-            raise ValueError(
-                f"a model of class {_printable(config.get('class_name'))}; expected this "
-                "package's VAN"
-            )
-        for layer in layers:
-            entry = layer if isinstance(layer, dict) else {}
-            ours = str(entry.get("registered_name")).startswith(_OUR_CLASS)
-            keras_own = entry.get("module") == "keras.layers"
-            if not ours and not (keras_own and entry.get("class_name") in _LAYERS_OF_KERAS):
-                raise ValueError(
-                    f"a layer of class {_printable(entry.get('class_name'))}; expected only "
-                    "this package's layers"
-                )
+    # A graph is what VANB0(input_tensor=...) makes.
+    known = config.get("registered_name") == f"{_OUR_CLASS}VAN"
+    if not known and config.get("class_name") != "Functional":
+        raise ValueError(
+            f"a model of class {printable(config.get('class_name'))}; expected this package's VAN"
+        )
+    _check_classes(config["config"])
     weights = _read_hdf5(io.BytesIO(archive.read("model.weights.h5")))
     return Checkpoint(weights.tensors, "keras", "", weights.ignored, {"config": config["config"]})
 
 
-def _printable(value: Any) -> str:
-    return ascii(str(value)[:80])
+def _check_classes(config: dict) -> None:
+    """Refuses a configuration with any class, at any depth, that this package does not use."""
+    todo: list[Any] = [config]
+    while todo:
+        entry = todo.pop()
+        if isinstance(entry, dict):
+            found = (entry.get(key) for key in ("module", "class_name", "registered_name"))
+            words = (v if isinstance(v, str) else type(v).__name__ for v in found)
+            module, name, registered = words
+            name = f"{module}.{name}"
+            ours = registered.startswith(_OUR_CLASS)
+            if "class_name" in entry and not ours and name not in _CLASSES_OF_KERAS:
+                raise ValueError(
+                    f"the class {printable(name)} in its config.json; expected only this "
+                    "package's layers"
+                )
+            todo += entry.values()
+        elif isinstance(entry, list):
+            todo += entry
 
 
 def _read_hdf5(file: BinaryIO) -> Checkpoint:
     """Keras's HDF5: `layers/.../vars/0` of Keras 3, `block1/0/.../kernel:0` of Keras 2."""
-    import h5py
-
-    try:
-        with h5py.File(file, "r") as opened:
-            size = file.seek(0, os.SEEK_END)
-            if "layers" in opened:
-                return _keras_3(_datasets(opened, size))
-            tensors, _ = _datasets(opened, size)
-    except ValueError:
-        raise
-    except Exception as error:  # h5py: KeyError, RuntimeError, OSError, ... for damaged files
-        raise ValueError(f"damaged HDF5: {type(error).__name__}: {error}") from error
+    opened = Hdf5File(file)
+    if any(path.startswith("layers/") for path in opened.arrays):
+        return _keras_3(opened)
     wrapper = "model_weights/"
-    if any(name.startswith(wrapper) for name in tensors):  # a whole model of Keras 2
-        ignored = {n: "training state" for n in tensors if not n.startswith(wrapper)}
-        kept = {n.removeprefix(wrapper): a for n, a in tensors.items() if n not in ignored}
-        return Checkpoint(kept, "keras h5", wrapper[:-1], ignored)
-    return Checkpoint(tensors, "keras h5")
+    kept, ignored = list(opened.arrays), {}
+    if any(path.startswith(wrapper) for path in kept):  # a whole model of Keras 2
+        ignored = {path: "training state" for path in kept if not path.startswith(wrapper)}
+        kept = [path for path in kept if path not in ignored]
+    else:
+        wrapper = ""
+    tensors = {path.removeprefix(wrapper): opened.read(path) for path in kept}
+    return Checkpoint(tensors, "keras h5", wrapper[:-1], ignored)
 
 
-def _datasets(root: Any, file_size: int) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-    """({path: array}, {path of a group: the name Keras gave its layer}) of an HDF5 file.
-
-    Only what Keras writes: hard links, and numbers that lie in the file as they are.
-    """
-    import h5py
-
-    arrays: dict[str, np.ndarray] = {}
-    layer_names: dict[str, str] = {}
-    seen: set[Any] = set()
-    total = 0
-
-    def walk(group: Any, path: str, depth: int) -> None:
-        nonlocal total
-        if depth > _MAX_DEPTH:
-            raise ValueError(f"HDF5 groups more than {_MAX_DEPTH} deep")
-        for name in group:
-            here = f"{path}{name}"
-            if not isinstance(group.get(name, getlink=True), h5py.HardLink):
-                raise ValueError(
-                    f"the HDF5 entry {_printable(here)} points elsewhere (a soft or external link)"
-                )
-            entry = group[name]
-            address = h5py.h5o.get_info(entry.id).addr
-            if address in seen:
-                raise ValueError(f"the HDF5 entry {_printable(here)} has a second name")
-            seen.add(address)
-            if len(seen) > _MAX_OBJECTS:
-                raise ValueError(f"more than {_MAX_OBJECTS:,} HDF5 entries")
-            if isinstance(entry, h5py.Dataset):
-                _check_dataset(entry, here, file_size)
-                total += entry.nbytes
-                if total > file_size:
-                    raise ValueError("HDF5 arrays that overlap")
-                arrays[here] = entry[()]
-            elif isinstance(entry, h5py.Group):
-                if name == "vars":
-                    layer_names[path[:-1]] = _layer_name(entry)
-                walk(entry, f"{here}/", depth + 1)
-            else:
-                raise ValueError(f"the HDF5 entry {_printable(here)} is neither group nor array")
-
-    walk(root, "", 1)
-    return arrays, layer_names
-
-
-def _check_dataset(dataset: Any, path: str, file_size: int) -> None:
-    offset = dataset.id.get_offset()
-    plain = dataset.chunks is None and not dataset.external and not dataset.is_virtual
-    if not plain or dataset.id.get_create_plist().get_nfilters():
-        raise ValueError(
-            f"the HDF5 array {_printable(path)} is chunked, compressed, virtual or in another file"
-        )
-    if dataset.dtype.kind not in "fiu" or dataset.dtype.itemsize > 8:
-        raise ValueError(f"the HDF5 array {_printable(path)} holds {dataset.dtype}, not numbers")
-    if dataset.nbytes and (offset is None or offset + dataset.nbytes > file_size):
-        raise ValueError(f"the HDF5 array {_printable(path)} is larger than the file")
-
-
-def _layer_name(group: Any) -> str:
-    import h5py
-
-    if "name" not in group.attrs:
-        return ""
-    attribute = group.attrs.get_id("name")
-    if attribute.shape != () or h5py.check_string_dtype(attribute.dtype) is None:
-        raise ValueError("an HDF5 layer name that is no text")
-    name = group.attrs["name"]
-    return name.decode() if isinstance(name, bytes) else str(name)
-
-
-def _keras_3(found: tuple[dict[str, np.ndarray], dict[str, str]]) -> Checkpoint:
+def _keras_3(opened: Hdf5File) -> Checkpoint:
     """`layers/block_1/attn/vars/0` -> `block1_0/attn/vars/0`: numbered groups by layer name."""
-    arrays, layer_names = found
     tensors: dict[str, np.ndarray] = {}
     ignored: dict[str, str] = {}
-    for path, array in arrays.items():
+    for path in opened.arrays:
         section, _, rest = path.partition("/")
         layer, _, variable = rest.partition("/")
         if section != "layers":
             ignored[path] = "training state"
         else:
-            name = layer_names.get(f"layers/{layer}") or layer
+            name = opened.layer_names.get(f"layers/{layer}/vars") or layer
             if f"{name}/{variable}" in tensors:
-                raise ValueError(f"two layers with the name {_printable(name)}")
-            tensors[f"{name}/{variable}"] = array
+                raise ValueError(f"two layers with the name {printable(name)}")
+            tensors[f"{name}/{variable}"] = opened.read(path)
     return Checkpoint(tensors, "keras weights", "", ignored)

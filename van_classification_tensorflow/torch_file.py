@@ -19,10 +19,11 @@ from typing import Any, BinaryIO
 import ml_dtypes
 import numpy as np
 
-from .stored_zip import StoredZip
+from .stored_zip import StoredZip, read_into
 
-# A B6 with optimizer and average needs about 0.5 M instructions in 2 MB.
-_MAX_INSTRUCTIONS = 1_000_000
+# What a file may cost. A B6 with optimizer and average needs 0.6 M steps in 2 MB; an instruction
+# is a step, one that makes a container or looks up a name two, a call four.
+_MAX_STEPS = 750_000
 _MAX_PICKLE = 16 << 20  # bytes
 _MAX_DEPTH = 64  # of containers in containers
 _MAX_RANK = 8
@@ -61,6 +62,10 @@ class Tensor:
     offset: int
     shape: tuple[int, ...]
     strides: tuple[int, ...]
+
+    @property
+    def nbytes(self) -> int:
+        return prod(self.shape) * self.storage.dtype.itemsize
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,25 +141,31 @@ class TorchFile:
         head = file.read(_MAX_PICKLE)
         at = len(_LEGACY_START)
 
+        steps = 0
+
         def load_next() -> _Pickle:
-            nonlocal at
-            pickle = _Pickle(head, at)
+            nonlocal at, steps
+            pickle = _Pickle(head, at, steps)
             pickle.root = pickle.load()
-            at = pickle.position
+            at, steps = pickle.position, pickle.steps
             return pickle
 
         protocol, machine = load_next().root, load_next().root
-        if protocol != 1001:
-            raise ValueError(f"torch.save protocol {protocol!r}; expected 1001")
+        if type(protocol) is not int or protocol != 1001:
+            raise ValueError("another torch.save protocol than 1001")
         if not isinstance(machine, dict) or machine.get("little_endian") is not True:
             raise ValueError("written on a big-endian machine")
         saved = load_next()
         self.root = saved.root
         keys = load_next().root
-        if not isinstance(keys, list) or sorted(map(str, keys)) != sorted(saved.storages):
+        if (
+            type(keys) is not list
+            or not all(type(key) is str for key in keys)
+            or sorted(keys) != sorted(saved.storages)
+        ):
             raise ValueError("the list of storages does not fit the tensors")
         places: dict[str, tuple[int, int]] = {}
-        for key in map(str, keys):
+        for key in keys:
             storage = saved.storages[key]
             file.seek(at)
             count = file.read(8)
@@ -172,8 +183,7 @@ class TorchFile:
             start, length = places[storage.key]
             data = bytearray(length)
             file.seek(start)
-            if file.readinto(data) != length:  # type: ignore[attr-defined]
-                raise ValueError(f"storage {storage.key!r} is cut short")
+            read_into(file, data, f"storage {storage.key!r}")
             return data
 
         self._read = read
@@ -270,6 +280,10 @@ def _is_size(value: Any) -> bool:
     return type(value) is int and 0 <= value < 2**48
 
 
+def _is_key(value: Any) -> bool:
+    return type(value) is str and len(value) <= 20 and value.isascii() and value.isdigit()
+
+
 class _Mark:
     __slots__ = ()
 
@@ -279,16 +293,17 @@ class _Pickle:
 
     root: Any = None
 
-    def __init__(self, data: bytes, position: int = 0):
-        self.data, self.position = data, position
+    def __init__(self, data: bytes, position: int = 0, steps: int = 0):
+        self.data, self.position, self.steps = data, position, steps
         self.stack: list[Any] = []
         self.memo: dict[int, Any] = {}
         self.storages: dict[str, Storage] = {}
         self.depth: dict[int, int] = {}
-        self.kept: list[Any] = []  # so that no identity in `depth` is used twice
+        self.inside: set[int] = set()  # containers in others
+        self.kept: list[Any] = []  # so that no identity in the two is used twice
 
     def load(self) -> Any:
-        data, count = self.data, 0
+        data = self.data
         instructions = _INSTRUCTIONS
         try:
             while True:
@@ -303,9 +318,9 @@ class _Pickle:
                         "tensors needs"
                     )
                 instruction(self)
-                count += 1
-                if count > _MAX_INSTRUCTIONS:
-                    raise ValueError(f"more than {_MAX_INSTRUCTIONS:,} pickle instructions")
+                self.steps += 1
+                if self.steps > _MAX_STEPS:
+                    raise ValueError(f"a pickle of more than {_MAX_STEPS:,} steps")
         except (IndexError, struct.error) as error:
             raise ValueError("a pickle that is cut short or takes from an empty stack") from error
         if len(self.stack) != 1 or self.stack[0] is _MARK:
@@ -321,6 +336,11 @@ class _Pickle:
         piece = self.data[self.position : end]
         self.position = end
         return piece
+
+    def byte(self) -> int:
+        value = self.data[self.position]  # IndexError: cut short
+        self.position += 1
+        return value
 
     def unpack(self, layout: struct.Struct) -> Any:
         return layout.unpack(self.take(layout.size))[0]
@@ -359,17 +379,27 @@ class _Pickle:
         return values
 
     def nest(self, container: Any, values: list[Any] | tuple) -> None:
-        """Notes how deep `container` is now that it holds `values`."""
-        depths = self.depth
-        known = id(container) in depths
-        deepest = depths.get(id(container), 1)
+        """Notes how deep `container` is now that it holds `values`.
+
+        What is in a container is complete: else depths would be wrong, and circles possible.
+        """
+        self.steps += 1
+        depths, key = self.depth, id(container)
+        known = depths.get(key)
+        deepest = known or 1
         for value in values:
-            deepest = max(deepest, depths.get(id(value), 0) + 1)
+            depth = depths.get(id(value))
+            if depth is not None:
+                self.inside.add(id(value))
+                if depth >= deepest:
+                    deepest = depth + 1
         if deepest > _MAX_DEPTH:
             raise ValueError(f"containers more than {_MAX_DEPTH} deep")
-        depths[id(container)] = deepest
-        if not known:
+        if known is None:
             self.kept.append(container)
+        elif key in self.inside:
+            raise ValueError("a container that changes after it was put into another, or itself")
+        depths[key] = deepest
 
     def push_tuple(self, values: list[Any]) -> None:
         value = tuple(values)
@@ -389,8 +419,9 @@ class _Pickle:
             raise ValueError("a key without a value")
         keys, values = items[::2], items[1::2]
         for key, value in zip(keys, values, strict=True):
-            if type(key) not in (str, int, float, bool, type(None)):
-                raise ValueError(f"a {type(key).__name__} as a key; expected text or a number")
+            # No floats: hundreds of chosen ones share one hash.
+            if type(key) not in (str, int, bool, type(None)):
+                raise ValueError(f"a {type(key).__name__} as a key; expected text or an integer")
             target[key] = value
         self.nest(target, values)
 
@@ -402,16 +433,19 @@ class _Pickle:
     # --- Names ---
 
     def name(self, module: Any, attribute: Any) -> None:
-        found = f"{module} {attribute}"
-        if type(module) is not str or type(attribute) is not str or found not in _NAMES:
+        words = type(module) is str and type(attribute) is str
+        found = f"{module} {attribute}" if words else ""
+        if found not in _NAMES:
             raise ValueError(
                 f"the Python object {_printable(module, attribute)}, which no dictionary of "
                 "tensors needs; nothing was run. If you trust the file, keep only its weights "
                 "with torch: torch.save({'state_dict': ...}, path)"
             )
+        self.steps += 1
         self.stack.append(_NAMES[found])
 
     def call(self) -> None:
+        self.steps += 3
         arguments, function = self.pop(), self.pop()
         if type(arguments) is not tuple or not callable(function):
             raise ValueError("a call of something that is not one of the few names allowed")
@@ -432,12 +466,14 @@ class _Pickle:
         if type(found) is not tuple or len(found) not in (5, 6) or found[0] != "storage":
             raise ValueError("a persistent id that is no storage")
         _, kind, key, _, numel = found[:5]
-        if type(kind) is not _StorageType or type(key) is not str or not _is_size(numel):
+        if type(kind) is not _StorageType or not _is_key(key) or not _is_size(numel):
             raise ValueError("a storage whose type, key or length is not one of torch.save")
         if len(found) == 6 and found[5] is not None:
             raise ValueError("a storage that is a view of another (PyTorch 0.3 or older)")
-        storage = self.storages.setdefault(key, Storage(key, kind.dtype, numel))
-        if (storage.dtype, storage.numel) != (kind.dtype, numel):
+        storage = self.storages.get(key)
+        if storage is None:
+            storage = self.storages[key] = Storage(key, kind.dtype, numel)
+        elif storage.dtype is not kind.dtype or storage.numel != numel:
             raise ValueError(f"storage {key!r} with two types or lengths")
         self.stack.append(storage)
 
@@ -452,12 +488,17 @@ class _Pickle:
         self.stack.append(self.memo[index])
 
     def protocol(self) -> None:
-        version = self.take(1)[0]
+        version = self.byte()
         if not 2 <= version <= 5:
             raise ValueError(f"pickle protocol {version}; expected 2 to 5")
 
+    def frame(self) -> None:
+        length = self.unpack(_U8)
+        if length > len(self.data) - self.position:
+            raise ValueError(f"a pickle that promises {length:,} bytes more than there are")
+
     def long(self) -> None:
-        length = self.take(1)[0]
+        length = self.byte()
         if length > 8:  # chosen giants as keys would all share one hash
             raise ValueError(f"an integer of {length} bytes; allowed: 8")
         self.stack.append(int.from_bytes(self.take(length), "little", signed=True))
@@ -508,7 +549,7 @@ _INSTRUCTIONS: dict[int, Callable[[_Pickle], Any]] = {
     ord(code): instruction
     for code, instruction in {
         "\x80": _Pickle.protocol,  # PROTO
-        "\x95": lambda machine: machine.take(8),  # FRAME
+        "\x95": _Pickle.frame,  # FRAME
         "(": _push(_MARK),  # MARK
         "}": _push_new(dict),  # EMPTY_DICT
         "]": _push_new(list),  # EMPTY_LIST
@@ -516,7 +557,7 @@ _INSTRUCTIONS: dict[int, Callable[[_Pickle], Any]] = {
         "N": _push(None),  # NONE
         "\x88": _push(True),  # NEWTRUE
         "\x89": _push(False),  # NEWFALSE
-        "K": _push_number(_U1),  # BININT1
+        "K": lambda machine: machine.stack.append(machine.byte()),  # BININT1
         "M": _push_number(_U2),  # BININT2
         "J": _push_number(_I4),  # BININT
         "\x8a": _Pickle.long,  # LONG1
@@ -534,10 +575,10 @@ _INSTRUCTIONS: dict[int, Callable[[_Pickle], Any]] = {
         "s": lambda machine: machine.set_items([machine.pop() for _ in range(2)][::-1]),  # SETITEM
         "e": lambda machine: machine.append(machine.pop_to_mark()),  # APPENDS
         "a": lambda machine: machine.append([machine.pop()]),  # APPEND
-        "q": lambda machine: machine.put(machine.unpack(_U1)),  # BINPUT
+        "q": lambda machine: machine.put(machine.byte()),  # BINPUT
         "r": lambda machine: machine.put(machine.unpack(_U4)),  # LONG_BINPUT
         "\x94": lambda machine: machine.put(len(machine.memo)),  # MEMOIZE
-        "h": lambda machine: machine.get(machine.unpack(_U1)),  # BINGET
+        "h": lambda machine: machine.get(machine.byte()),  # BINGET
         "j": lambda machine: machine.get(machine.unpack(_U4)),  # LONG_BINGET
         "c": lambda machine: machine.name(machine.line(), machine.line()),  # GLOBAL
         "\x93": lambda machine: machine.name(
