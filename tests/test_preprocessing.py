@@ -1,11 +1,24 @@
 """How a picture becomes input: the record that each checkpoint carries."""
 
+import io
 import json
+import tracemalloc
+from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
-from van_classification_tensorflow.preprocessing import Preprocessing
+from van_classification_tensorflow.classifier import decoded
+from van_classification_tensorflow.images import ImageError, open_image, printable
+from van_classification_tensorflow.preprocessing import (
+    INTERPOLATIONS,
+    MAX_RESIZED,
+    Preprocessing,
+)
 from van_classification_tensorflow.weights import CATALOGUE
+
+NOISE = np.random.Generator(np.random.PCG64(3)).integers(0, 256, (75, 100, 3), dtype=np.uint8)
 
 
 def test_preprocessing_reads_like_a_sentence_and_survives_json():
@@ -42,3 +55,108 @@ def test_preprocessing_refuses(wrong, says):
     with pytest.raises(ValueError, match="Received") as error:
         Preprocessing.from_dict(wrong)
     assert says in str(error.value)
+
+
+CASES = ("landscape", "portrait", "small", "exact", "square")
+GOLDEN = Path(__file__).parent / "golden" / "eval_transform.npz"
+CLIP = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_resize_and_crop_are_the_authors_bit_for_bit(case):
+    with np.load(GOLDEN) as golden:
+        assert {key.split("/")[0] for key in golden} == set(CASES)
+        picture, expected = golden[f"{case}/input"], golden[f"{case}/cropped_uint8"]
+    one = Preprocessing()
+    found = one.crop(Image.fromarray(picture))
+    assert found.dtype == np.uint8
+    assert np.array_equal(found, expected)
+    # The whole way: a file without loss, decoded, cut, scaled.
+    file = io.BytesIO()
+    Image.fromarray(picture).save(file, "PNG")
+    made = one(open_image(file.getvalue()))
+    assert made.dtype == np.float32
+    assert made.shape == (224, 224, 3)
+    assert np.abs(made - (expected.astype(np.float64) / 255 - 0.5) / 0.5).max() <= 1e-6
+
+
+@pytest.mark.parametrize(("mean", "std"), [((0.5,) * 3, (0.5,) * 3), IMAGENET, CLIP])
+def test_scaling(mean, std):
+    pixels = np.arange(256, dtype=np.uint8).repeat(3).reshape(16, 16, 3)
+    found = Preprocessing(16, 1.0, mean=mean, std=std)(Image.fromarray(pixels))
+    exact = (pixels.astype(np.float64) / 255 - mean) / std
+    assert np.abs(found - exact).max() <= 1e-6
+
+
+@pytest.mark.parametrize("interpolation", INTERPOLATIONS)
+def test_each_filter_is_pillows(interpolation):
+    one = Preprocessing(20, 0.5, interpolation)
+    image = Image.fromarray(NOISE)
+    resized = image.resize((53, 40), Image.Resampling[interpolation.upper()])
+    # (53 - 20) / 2 = 16.5, rounded to even as Python rounds.
+    assert np.array_equal(one.crop(image), np.asarray(resized)[10:30, 16:36])
+
+
+def test_grey_and_colour_models_take_both():
+    grey, colour = Image.fromarray(NOISE[..., 0]), Image.fromarray(NOISE)
+    one = Preprocessing(20, mean=(0.1,), std=(0.3,))
+    assert one(grey).shape == (20, 20, 1)
+    assert np.array_equal(one(colour), one(colour.convert("L")))
+    three = Preprocessing(20)(grey)
+    assert three.shape == (20, 20, 3)
+    assert (three == three[..., :1]).all()
+
+
+def test_views_are_the_centre_the_corners_and_their_mirrors():
+    one = Preprocessing(20, 0.5, "bilinear", *IMAGENET)
+    image = Image.fromarray(NOISE)
+    resized = np.asarray(image.resize((53, 40), Image.Resampling.BILINEAR))
+    cut = [
+        resized[10:30, 16:36],
+        resized[:20, :20],
+        resized[:20, 33:],
+        resized[20:, :20],
+        resized[20:, 33:],
+    ]
+    for crops in (1, 5):
+        plain = one.normalise(np.stack(cut[:crops]))
+        assert np.array_equal(one.views(image, crops), plain)
+        both = np.concatenate([plain, plain[:, :, ::-1]])
+        assert np.array_equal(one.views(image, crops, flip=True), both)
+    assert one.views(image).dtype == np.float32
+    assert np.array_equal(one.views(image)[0], one(image))
+    for crops in (0, 2, 10):
+        with pytest.raises(ValueError, match=f"`crops` must be 1 or 5. Received: {crops}"):
+            one.views(image, crops)
+
+
+@pytest.mark.parametrize("size", [(1, 50_000_000), (50_000_000, 1), (2, 20_000_000)])
+def test_a_line_is_refused_before_it_becomes_a_giant(size):
+    image = Image.new("L", size)
+    tracemalloc.start()
+    for call in (Preprocessing().crop, Preprocessing(), Preprocessing().views):
+        with pytest.raises(ValueError, match=r"too long and thin, .* allowed: 50,000,000 pixels"):
+            call(image)
+    assert tracemalloc.get_traced_memory()[1] < 1 << 20
+    tracemalloc.stop()
+
+
+def test_a_line_in_a_file_is_refused_by_its_name(tmp_path):
+    path = tmp_path / "line\n.png"
+    Image.new("L", (1, 300_000)).save(path)
+    one = Preprocessing()
+    [(source, error)] = decoded([path], lambda path: one.views(open_image(path)))
+    assert source == path
+    assert isinstance(error, ImageError)
+    assert str(error).startswith(f"{printable(path)}: 1 x 300000 pixels: too long and thin")
+
+
+def test_long_and_large_pictures_that_are_no_lines():
+    one = Preprocessing()
+    assert one(Image.new("RGB", (10, 8_000))).shape == (224, 224, 3)  # 800 : 1
+    large = Preprocessing(8_000, 1.0)  # 64 million pixels, the crop itself
+    assert large.resize_to**2 > MAX_RESIZED
+    assert large._resized(Image.new("L", (10, 10))).size == (8_000, 8_000)
+    # The shorter side has its length already: nothing is resized.
+    assert one(Image.new("L", (248, 201_614))).shape == (224, 224, 3)

@@ -11,6 +11,10 @@ from dataclasses import asdict, dataclass, fields
 from numbers import Integral, Real
 from typing import Any
 
+import numpy as np
+from PIL import Image
+
+MAX_RESIZED = 50_000_000  # pixels, before the crop
 INTERPOLATIONS = ("nearest", "box", "bilinear", "hamming", "bicubic", "lanczos")  # Pillow's
 
 
@@ -71,6 +75,99 @@ class Preprocessing:
     def resize_to(self) -> int:
         """Length of the shorter side before the crop, in pixels (timm's floor, 248 for 224)."""
         return math.floor(self.input_size / self.crop_pct)
+
+    @property
+    def channels(self) -> int:
+        """Channels of the model's input: 1 (grey) or 3 (RGB)."""
+        return len(self.mean)
+
+    def crop(self, image: Image.Image) -> np.ndarray:
+        """Resize and centre crop, bit for bit as torchvision does it on a PIL image.
+
+        Args:
+            image: An upright 8-bit picture (`images.open_image`).
+
+        Returns:
+            (input_size, input_size, C), uint8.
+
+        Raises:
+            ValueError: It is so long and thin that it would be resized to more pixels than
+                `MAX_RESIZED`.
+        """
+        return self._centre(self._resized(image))
+
+    def __call__(self, image: Image.Image) -> np.ndarray:
+        """The model's input: `crop`, scaled to [0, 1] and normalised.
+
+        Args:
+            image: An upright 8-bit picture (`images.open_image`).
+
+        Returns:
+            (input_size, input_size, C), float32.
+        """
+        return self.normalise(self.crop(image))
+
+    def views(self, image: Image.Image, crops: int = 1, flip: bool = False) -> np.ndarray:
+        """Several inputs of one picture, whose predictions are to be averaged.
+
+        Args:
+            image: An upright 8-bit picture (`images.open_image`).
+            crops: 1 (the centre), or 5: the centre and the four corners of the resized picture.
+            flip: Each crop mirrored left to right as well.
+
+        Returns:
+            (crops, or twice as many, input_size, input_size, C), float32; the centre first.
+        """
+        if crops not in (1, 5):
+            raise ValueError(f"`crops` must be 1 or 5. Received: {crops!r}")
+        resized = self._resized(image)
+        cut = [self._centre(resized)]
+        if crops == 5:
+            right, bottom = resized.width - self.input_size, resized.height - self.input_size
+            corners = ((0, 0), (right, 0), (0, bottom), (right, bottom))
+            cut += [self._cut(resized, left, top) for left, top in corners]
+        if flip:
+            cut += [one[:, ::-1] for one in cut]
+        return self.normalise(np.stack(cut))
+
+    def normalise(self, pixels: np.ndarray) -> np.ndarray:
+        """(..., W, C) pixels, uint8 -> float32: scaled to [0, 1], less mean, over std."""
+        scaled = pixels.astype(np.float32) / np.float32(255)
+        # By whole rows: NumPy is slow over an axis of 3.
+        rows = scaled.reshape(-1, pixels.shape[-2] * self.channels)
+        rows -= np.tile(np.float32(self.mean), pixels.shape[-2])
+        rows /= np.tile(np.float32(self.std), pixels.shape[-2])
+        return scaled
+
+    def _resized(self, image: Image.Image) -> Image.Image:
+        mode = "L" if self.channels == 1 else "RGB"
+        width, height = image.size
+        short = self.resize_to
+        if min(width, height) == short:
+            return image if image.mode == mode else image.convert(mode)
+        # The longer side rounded down, as torchvision does.
+        if width < height:
+            size = short, int(short * height / width)
+        else:
+            size = int(short * width / height), short
+        # A large crop may need as many, of any picture.
+        if size[0] * size[1] > max(MAX_RESIZED, 4 * short**2):
+            raise ValueError(
+                f"{width} x {height} pixels: too long and thin, it would be resized to "
+                f"{size[0]} x {size[1]}; allowed: {MAX_RESIZED:,} pixels"
+            )
+        image = image if image.mode == mode else image.convert(mode)  # which copies
+        return image.resize(size, Image.Resampling[self.interpolation.upper()])
+
+    def _centre(self, resized: Image.Image) -> np.ndarray:
+        left = round((resized.width - self.input_size) / 2.0)
+        top = round((resized.height - self.input_size) / 2.0)
+        return self._cut(resized, left, top)
+
+    def _cut(self, image: Image.Image, left: int, top: int) -> np.ndarray:
+        side = self.input_size
+        pixels = np.asarray(image.crop((left, top, left + side, top + side)))
+        return pixels.reshape(side, side, self.channels)
 
     def to_dict(self) -> dict[str, Any]:
         """The record as JSON can hold it."""

@@ -1,0 +1,245 @@
+"""What a command line names, expanded: every picture once, in order, whatever its name."""
+
+import io
+import os
+import stat
+import time
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from van_classification_tensorflow.images import ImageError, open_image, printable
+from van_classification_tensorflow.inputs import expand
+
+
+def found(*paths, stdin: str = "") -> list[str]:
+    return list(expand([os.fspath(path) for path in paths], io.StringIO(stdin)))
+
+
+def names(folder, *paths) -> list[str]:
+    return [os.path.relpath(path, folder) for path in found(*(paths or (folder,)))]
+
+
+@pytest.fixture
+def tree(tmp_path):
+    for name in (
+        "b.png",
+        "a.JPG",
+        "notes.txt",
+        "z/1.gif",
+        "z/deep/er/2.webp",
+        "c/3.tiff",
+        ".d.bmp",
+    ):
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    (tmp_path / "e.png").mkdir()  # a folder that is called like a picture
+    (tmp_path / "e.png" / "4.jpeg").touch()
+    return tmp_path
+
+
+def test_files_are_taken_as_they_are():
+    given = ["there/is/none.png", "no-ending", "-x.png", "a b", ""]
+    assert found(*given) == given
+    assert found("a.png", "a.png") == ["a.png"] * 2
+    assert found() == []
+
+
+def test_folders_at_any_depth_in_a_fixed_order(tree):
+    expected = [".d.bmp", "a.JPG", "b.png", "c/3.tiff", "e.png/4.jpeg", "z/1.gif"]
+    assert names(tree) == [*expected, "z/deep/er/2.webp"]
+    assert names(tree, tree / "z", tree / "b.png", tree / "z") == [
+        "z/1.gif",
+        "z/deep/er/2.webp",
+        "b.png",
+        "z/1.gif",
+        "z/deep/er/2.webp",
+    ]
+    assert found(f"{tree}/z/") == [f"{tree}/z/1.gif", f"{tree}/z/deep/er/2.webp"]
+
+
+def test_an_empty_folder_has_no_pictures(tmp_path):
+    assert found(tmp_path) == []
+
+
+def test_the_order_is_that_of_the_bytes(tmp_path):
+    given = [b"B.png", b"a.png", b"\xc3\xa9.png", b"\xff.png", b"10.png", b"9.png"]
+    for name in given:
+        (tmp_path / os.fsdecode(name)).touch()
+    assert [os.fsencode(name) for name in names(tmp_path)] == sorted(given)
+
+
+def test_patterns(tree):
+    assert names(tree, tree / "*.png") == ["b.png", "e.png/4.jpeg"]
+    assert names(tree, tree / "**" / "*.png") == ["b.png"]
+    assert names(tree, tree / "**" / "*.gif") == ["z/1.gif"]
+    assert names(tree, tree / "[ab].*") == ["a.JPG", "b.png"]
+    assert names(tree, tree / "?.tiff") == ["?.tiff"]  # fits nothing: its record will say so
+    assert names(tree, tree / "z" / "**" / "?.*") == ["z/1.gif", "z/deep/er/2.webp"]
+
+
+def test_a_file_called_like_a_pattern_is_that_file(tmp_path):
+    for name in ("[ab].png", "a.png", "x*.png", "xy.png"):
+        (tmp_path / name).touch()
+    assert names(tmp_path, tmp_path / "[ab].png") == ["[ab].png"]
+    assert names(tmp_path, tmp_path / "x*.png") == ["x*.png"]
+    (tmp_path / "[link].png").symlink_to(tmp_path / "nowhere")
+    assert names(tmp_path, tmp_path / "[link].png") == ["[link].png"]
+
+
+def test_a_list_on_stdin(tree):
+    text = f"b.png\n\n a b \r\n{tree}\n-\n*.png\nlast"
+    assert found("-", stdin=text) == ["b.png", " a b ", str(tree), "-", "*.png", "last"]
+    assert found("x", "-", "y", stdin="a\n") == ["x", "a", "y"]
+    assert found("-") == []
+    for path in ("a\0b", "a\0*.png"):
+        assert found(path) == [path]
+
+
+def test_a_list_of_names_that_are_no_text():
+    data = b"\xff\xfe.png\nb\r.png\r\n\xc3\xa9.png"
+    stdin = io.TextIOWrapper(io.BytesIO(data), encoding="utf-8")
+    assert [os.fsencode(path) for path in expand(["-"], stdin)] == [
+        b"\xff\xfe.png",
+        b"b\r.png",
+        b"\xc3\xa9.png",
+    ]
+
+
+def test_it_reads_no_further_than_asked():
+    def endless():
+        while True:
+            yield "a.png\n"
+
+    pictures = expand(["-"], endless())
+    assert [next(pictures) for _ in range(3)] == ["a.png"] * 3
+
+
+def test_links_to_folders_are_followed_once(tree):
+    (tree / "c" / "up").symlink_to(tree)
+    (tree / "c" / "self").symlink_to(tree / "c" / "self")
+    (tree / "c" / "self.png").symlink_to(tree / "c" / "self.png")
+    (tree / "c" / "gone.png").symlink_to(tree / "nowhere")
+    (tree / "y").symlink_to(tree / "z")
+    assert names(tree) == [
+        ".d.bmp",
+        "a.JPG",
+        "b.png",
+        "c/3.tiff",
+        "c/gone.png",  # its record will say so
+        "c/self.png",
+        "e.png/4.jpeg",
+        "y/1.gif",
+        "y/deep/er/2.webp",
+    ]
+
+
+def test_a_deep_folder_is_no_recursion(tmp_path):
+    before = os.getcwd()
+    try:
+        os.chdir(tmp_path)
+        for _ in range(1_200):
+            os.mkdir("d")
+            os.chdir("d")
+        open("a.png", "w").close()
+        os.chdir(tmp_path)
+        *_, last = found(".")
+        assert last.count(os.sep) >= 1_000
+    finally:
+        os.chdir(before)
+        # Too deep for shutil: moved up, one level at a time.
+        while (tmp_path / "d" / "d").exists():
+            os.rename(tmp_path / "d" / "d", tmp_path / "e")
+            os.rmdir(tmp_path / "d")
+            os.rename(tmp_path / "e", tmp_path / "d")
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="becomes another user in a child")
+def test_a_folder_that_may_not_be_read_is_one_entry(tmp_path):
+    (tmp_path / "locked").mkdir()
+    (tmp_path / "locked" / "a.png").touch()
+    (tmp_path / "z.png").touch()
+    (tmp_path / "locked").chmod(0)
+    folder = tmp_path
+    while os.geteuid() == 0 and folder.stat().st_mode & 0o005 != 0o005:
+        folder.chmod(stat.S_IMODE(folder.stat().st_mode) | 0o055)
+        folder = folder.parent
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            if os.geteuid() == 0:
+                os.setuid(65_534)
+            expected = [str(tmp_path / "z.png"), str(tmp_path / "locked")]
+            code = 7 if found(tmp_path) == expected else 8
+        finally:
+            os._exit(code)
+    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    (tmp_path / "locked").chmod(0o700)
+    assert code == 7
+
+
+STEMS = [
+    b"line\nbreak",
+    b"\xff\xfe not utf-8 \x80",
+    b"-rf --help",
+    b" spaces  ",
+    b"'quotes\"`$(x)",
+    b"[bold]markup[x]&<b>",
+    "😀 žluťoučký".encode(),
+    b"\x1b[31mred\x07",
+    b"x" * 230,
+    b"*?[a-z]",
+    b"..",
+    b"%s {0} \\",
+]
+
+
+def picture(kind: str) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(np.arange(48, dtype=np.uint8).reshape(4, 4, 3)).save(file, kind)
+    return file.getvalue()
+
+
+def test_a_folder_of_two_thousand_hostile_entries(tmp_path):
+    good, made = picture("PNG"), {}
+    kinds = ("good", "good", "corrupt", "cut", "empty", "pipe", "dangling", "itself")
+    for i in range(2_000):
+        kind = kinds[i % len(kinds)]
+        name = STEMS[i // len(kinds) % len(STEMS)] + b"%d.png" % i
+        path = os.path.join(os.fsencode(tmp_path), name)
+        if kind == "pipe":
+            os.mkfifo(path)
+        elif kind == "dangling":
+            os.symlink(b"/nowhere/at/all", path)
+        elif kind == "itself":
+            os.symlink(name, path)
+        else:
+            data = {"good": good, "corrupt": good[::-1], "cut": good[:50], "empty": b""}[kind]
+            with open(path, "wb") as file:
+                file.write(data)
+        made[os.fsdecode(path)] = kind
+    start = time.perf_counter()
+    paths = found(tmp_path)
+    assert paths == sorted(made, key=os.fsencode)  # each once
+    for path in paths:
+        kind = made[path]
+        if kind == "good":
+            assert open_image(path).size == (4, 4)
+            continue
+        with pytest.raises((ImageError, OSError)) as error:
+            open_image(path)
+        if kind in ("dangling", "itself"):
+            assert isinstance(error.value, OSError)
+            assert error.value.filename == path
+        else:
+            assert str(error.value).startswith(f"{printable(path)}: ")
+            assert str(error.value).isprintable()
+    assert time.perf_counter() - start < 10
+    # The same as a list, less the names that a list cannot hold.
+    lines = [path for path in paths if "\n" not in path]
+    assert found("-", stdin="".join(f"{path}\n" for path in lines)) == lines
+    # And each by its own name, none taken for a pattern or an option.
+    assert [found(path) for path in paths] == [[path] for path in paths]
