@@ -3,17 +3,16 @@
     python scripts/make_digits_weights.py [FOLDER OF AN EARLIER `van demo`]
 
 Trains the demo's model (`van demo`, seed 0) and stores what it saved under the authors' tensor
-names, with its labels and its preprocessing.
+names, with the labels and the preprocessing that it carries.
 """
 
 import sys
 import tempfile
 from pathlib import Path
 
-from van_classification_tensorflow import demo, digits
+from van_classification_tensorflow import demo
 from van_classification_tensorflow.checkpoint import read_weights
 from van_classification_tensorflow.convert import describe, write_safetensors
-from van_classification_tensorflow.weights import CATALOGUE
 
 TARGET = Path(demo.__file__).parent / "data" / "digits.safetensors"
 
@@ -22,12 +21,7 @@ def main(folder: Path) -> None:
     if not (folder / "model.keras").is_file():
         demo.run(folder)
     weights = read_weights(folder / "model.keras")
-    about = {
-        **describe(weights),
-        "labels": list(digits.CLASSES),
-        "preprocessing": CATALOGUE["digits"].preprocessing.to_dict(),
-    }
-    write_safetensors(TARGET, weights.tensors, about)
+    write_safetensors(TARGET, weights.tensors, describe(weights))
     print(f"{TARGET}: {TARGET.stat().st_size:,} bytes")
 
 

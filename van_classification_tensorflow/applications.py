@@ -48,11 +48,11 @@ def _application(configuration: str) -> Callable[..., keras.Model]:
         source: Any = weights
         if not isinstance(weights, Mapping):
             opened = open_pretrained(weights, configuration)
-            source = opened and opened.tensors
+            source = opened and opened.weights.tensors
             if opened is not None:
                 expected = CONFIGURATIONS[configuration]
-                opened.architecture.check_same_sizes(expected, f"`weights`={weights!r}")
-                classes = classes or opened.architecture.num_classes
+                opened.weights.architecture.check_same_sizes(expected, f"`weights`={weights!r}")
+                classes = classes or opened.weights.architecture.num_classes
         classes = classes or 1000
         head: dict[str, Any] = {
             "num_classes": classes,

@@ -57,6 +57,17 @@ class Checkpoint:
     ignored: dict[str, str] = field(default_factory=dict)
     metadata: dict[str, Any] = field(default_factory=dict)
 
+    @property
+    def about(self) -> dict[str, Any]:
+        """What a file of this package says of itself: sizes, labels, preprocessing; unchecked."""
+        said = self.metadata.get("config")
+        if said is None:
+            try:
+                said = json.loads(self.metadata.get("van", "{}"))
+            except ValueError:
+                said = {}
+        return said if isinstance(said, dict) else {}
+
 
 def read_checkpoint(path: str | os.PathLike, wrapper: str | None = None) -> Checkpoint:
     """Reads a weight file; recognises its format by its content, not by its name.

@@ -78,6 +78,23 @@ def stage_kernel_stride(stage: int) -> tuple[int, int]:
     return (7, 4) if stage == 1 else (3, 2)
 
 
+def patches(size: int, kernel_size: int, stride: int) -> int:
+    """Output positions along a side of `size`, with kernel_size // 2 zeros on each end."""
+    return (size + 2 * (kernel_size // 2) - kernel_size) // stride + 1
+
+
+def min_image_size(num_stages: int) -> int:
+    """Smallest side at which every stage still has at least one whole stride of input."""
+    size = 1
+    for stage in range(num_stages, 0, -1):
+        kernel_size, stride = stage_kernel_stride(stage)
+        need = size
+        size = stride  # an input shorter than the stride would see mostly padding
+        while patches(size, kernel_size, stride) < need:
+            size += 1
+    return size
+
+
 # Paper (arXiv 2202.09741) Table 2 for B0-B6; B0's depths from the authors' code.
 CONFIGURATIONS: dict[str, VANConfig] = {
     "van_b0": VANConfig((32, 64, 160, 256), (8, 8, 4, 4), (3, 3, 5, 2)),

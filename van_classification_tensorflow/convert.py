@@ -160,12 +160,8 @@ def _whole_or_not(target: Path, write: Callable[[Path], Any]) -> None:
 
 def describe(weights: ModelWeights) -> dict[str, Any]:
     """What a file of ours says of itself, beside its tensors; kept from the source if it said."""
-    try:
-        own = json.loads(weights.source.metadata.get("van", "{}"))
-    except ValueError:
-        own = {}
-    said = own if isinstance(own, dict) else {}
-    kept = {key: said[key] for key in ("labels", "preprocessing") if key in said}
+    said = weights.source.about
+    kept: dict[str, Any] = {key: said[key] for key in ("labels", "preprocessing") if key in said}
     return {**architecture_to_dict(weights.architecture), **kept}
 
 
@@ -237,6 +233,7 @@ def hugging_face_config(architecture: Architecture, labels: Any = None) -> dict[
 def _write_keras(path: Path, weights: ModelWeights) -> None:
     from .load import load_checkpoint
     from .model import VAN
+    from .pretrained import of_weights
 
     architecture = weights.architecture
     config = architecture.config
@@ -250,4 +247,6 @@ def _write_keras(path: Path, weights: ModelWeights) -> None:
         include_top=architecture.num_classes is not None,
     )
     load_checkpoint(model, weights.tensors, allow_nonfinite=True)
+    about = of_weights("the source", weights)
+    model.labels, model.preprocessing = about.labels, about.preprocessing
     model.save(path) if path.name.endswith(".keras") else model.save_weights(path)

@@ -89,6 +89,7 @@ def run(output: Path, seed: int = 0, epochs: int = 30, console: Console | None =
     train, test = digits.load_digits()
     keras.utils.set_random_seed(seed)
     model = VAN(**digits.MODEL, drop_path_rate=0.1, name="van_digits")
+    model.labels, model.preprocessing = digits.CLASSES, digits.PREPROCESSING
     batches = _Batches(train, seed)
     steps = epochs * len(batches)
     warm_up = min(3 * len(batches), steps // 10)

@@ -1,11 +1,14 @@
-"""ImageNet-1k class names, bundled: nothing is downloaded, and Keras is not imported."""
+"""Class names, bundled: nothing is downloaded, and Keras is not imported."""
 
 from __future__ import annotations
 
 import csv
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
+
+DIGITS = tuple("0123456789")
 
 
 @dataclass(frozen=True)
@@ -15,7 +18,7 @@ class ImageNetClass:
     index: int
     wnid: str
     lemmas: str
-    definition: str
+    definition: str = ""
 
     @property
     def name(self) -> str:
@@ -23,11 +26,64 @@ class ImageNetClass:
         return self.lemmas.split(",")[0].strip().replace(" ", "_")
 
 
+@dataclass(frozen=True)
+class Label:
+    """What a class is called; `wnid`: its WordNet id, where it has one."""
+
+    name: str
+    wnid: str | None = None
+
+
 @cache
 def imagenet_classes() -> tuple[ImageNetClass, ...]:
     """The 1,000 classes in training order (WordNet 3.0 and ImageNet)."""
-    table = (files(__package__) / "data" / "imagenet1k.tsv").read_text(encoding="utf-8")
+    return _read("imagenet1k.tsv")
+
+
+@cache
+def imagenet22k_classes() -> tuple[ImageNetClass, ...]:
+    """The 21,841 classes of ImageNet-22k, sorted by id; the order is unverified for VAN's files."""
+    return _read("imagenet22k.tsv")
+
+
+def _read(file: str) -> tuple[ImageNetClass, ...]:
+    table = (files(__package__) / "data" / file).read_text(encoding="utf-8")
     rows = csv.DictReader(table.splitlines(), delimiter="\t", quoting=csv.QUOTE_NONE)
     return tuple(
-        ImageNetClass(int(r["index"]), r["wnid"], r["lemmas"], r["definition"]) for r in rows
+        ImageNetClass(int(r["index"]), r["wnid"], r["lemmas"], r.get("definition", ""))
+        for r in rows
     )
+
+
+def labels_of(labels: str | Sequence[str] | None, num_classes: int) -> tuple[Label, ...]:
+    """The labels of a head.
+
+    Args:
+        labels: A key ("imagenet1k", "imagenet22k", "digits"), one name per class, or None:
+            ImageNet's for 1,000 and 21,841 classes, otherwise "class 0", "class 1", ...
+        num_classes: How many there must be.
+
+    Raises:
+        ValueError: Their number is another one, or the key is unknown.
+    """
+    if labels is None:
+        labels = {1000: "imagenet1k", 21_841: "imagenet22k"}.get(num_classes)
+    if labels is None:
+        found = tuple(Label(f"class {i}") for i in range(num_classes))
+    elif labels in ("imagenet1k", "imagenet22k"):
+        classes = imagenet_classes() if labels == "imagenet1k" else imagenet22k_classes()
+        found = tuple(Label(c.name, c.wnid) for c in classes)
+    elif labels == "digits":
+        found = tuple(Label(digit) for digit in DIGITS)
+    elif isinstance(labels, str):
+        raise ValueError(
+            "`labels` must be imagenet1k, imagenet22k, digits or a list of names. "
+            f"Received: {labels!r}"
+        )
+    else:
+        found = tuple(Label(str(name)) for name in labels)
+    if len(found) != num_classes:
+        raise ValueError(
+            f"`labels` must name each of {num_classes:,} classes. Received: {len(found):,} names"
+        )
+    return found

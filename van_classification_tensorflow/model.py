@@ -15,7 +15,15 @@ from typing import Any
 import keras
 from keras import layers
 
-from .config import DATA_FORMATS, POOLINGS, VANConfig, resolve, stage_kernel_stride
+from .config import (
+    DATA_FORMATS,
+    POOLINGS,
+    VANConfig,
+    min_image_size,
+    patches,
+    resolve,
+    stage_kernel_stride,
+)
 from .layers import (
     BatchNorm,
     DepthwiseConv,
@@ -27,7 +35,8 @@ from .layers import (
     register,
 )
 from .load import load_checkpoint
-from .pretrained import open_pretrained
+from .preprocessing import Preprocessing
+from .pretrained import Pretrained, open_pretrained
 
 
 class _Part(layers.Layer):
@@ -227,7 +236,7 @@ class OverlapPatchEmbed(layers.Layer):
 
     def compute_output_shape(self, input_shape):
         def strided(size):
-            return None if size is None else _patches(size, self.kernel_size, self.stride)
+            return None if size is None else patches(size, self.kernel_size, self.stride)
 
         batch, height, width, _ = input_shape
         return batch, strided(height), strided(width), self.dim
@@ -235,22 +244,6 @@ class OverlapPatchEmbed(layers.Layer):
     def get_config(self) -> dict:
         own = {"dim": self.dim, "kernel_size": self.kernel_size, "stride": self.stride}
         return {**super().get_config(), **own}
-
-
-def _patches(size: int, kernel_size: int, stride: int) -> int:
-    return (size + 2 * (kernel_size // 2) - kernel_size) // stride + 1
-
-
-def _min_image_size(num_stages: int) -> int:
-    """Smallest side at which every stage still has at least one whole stride of input."""
-    size = 1
-    for stage in range(num_stages, 0, -1):
-        kernel_size, stride = stage_kernel_stride(stage)
-        need = size
-        size = stride  # an input shorter than the stride would see mostly padding
-        while _patches(size, kernel_size, stride) < need:
-            size += 1
-    return size
 
 
 def van(
@@ -343,6 +336,9 @@ class VAN(keras.Model):
             a fresh head, another `in_chans` with a fitted first convolution; both are said in
             a warning. Without a configuration and lists, the model takes the weights' sizes.
 
+    Attributes that are saved with the model and that `Classifier` and `van predict` use: `labels`
+    (a name for each class) and `preprocessing` (a `Preprocessing`); pretrained weights set them.
+
     Input: float images, normalised (see `preprocess_input`).
 
     Raises:
@@ -371,7 +367,7 @@ class VAN(keras.Model):
         name: str | None = None,
         dtype: Any = None,
         trainable: bool = True,
-        pretrained: bool | str | os.PathLike = False,
+        pretrained: bool | str | os.PathLike | Pretrained = False,
     ):
         # What can be told at once is told before anything is downloaded.
         if in_chans is not None:
@@ -382,7 +378,7 @@ class VAN(keras.Model):
         check_choice("pooling", pooling, POOLINGS)
 
         source = open_pretrained(pretrained, configuration)
-        sizes = None if source is None else source.architecture
+        sizes = None if source is None else source.weights.architecture
         default = None if sizes is None else sizes.config
         config = resolve(configuration, embed_dims, mlp_ratios, depths, num_stages, default)
         if sizes is not None:
@@ -429,8 +425,14 @@ class VAN(keras.Model):
         self.pooling = pooling
         self.pyramid_outputs = pyramid_outputs
 
+        # What `van predict` and others need to know; saved and loaded with the model.
+        self.labels: str | tuple[str, ...] | None = None
+        self.preprocessing: Preprocessing | None = None
         if source is not None:
-            load_checkpoint(self, source.tensors, adapt=True)
+            load_checkpoint(self, source.weights.tensors, adapt=True)
+            self.preprocessing = source.preprocessing
+            if include_top and num_classes == source.weights.architecture.num_classes:
+                self.labels = source.labels
 
     def __call__(self, inputs, *args, **kwargs):
         self._check_images(getattr(inputs, "shape", None))
@@ -480,11 +482,17 @@ class VAN(keras.Model):
                 del layer._outbound_nodes[n_out:]
 
     def get_config(self) -> dict:
-        """The constructor's arguments, and which layers are frozen where only some are."""
+        """The constructor's arguments; labels, preprocessing and frozen layers where there are."""
         parts = self._flatten_layers(include_self=False)
         frozen = [i for i, layer in enumerate(parts) if not layer.trainable]
+        about: dict[str, Any] = {}
+        if self.labels is not None:
+            about["labels"] = self.labels if isinstance(self.labels, str) else list(self.labels)
+        if self.preprocessing is not None:
+            about["preprocessing"] = self.preprocessing.to_dict()
         return {
             **({"frozen_layers": frozen} if frozen and self.trainable else {}),
+            **about,
             "configuration": self.configuration,
             "in_chans": self.in_chans,
             "num_classes": self.num_classes,
@@ -510,7 +518,11 @@ class VAN(keras.Model):
     def from_config(cls, config, custom_objects=None):
         config = dict(config)
         frozen = config.pop("frozen_layers", ())
+        labels, preprocessing = config.pop("labels", None), config.pop("preprocessing", None)
         model = cls(**config)
+        model.labels = tuple(labels) if isinstance(labels, list) else labels
+        if preprocessing is not None:
+            model.preprocessing = Preprocessing.from_dict(preprocessing)
         for i, layer in enumerate(model._flatten_layers(include_self=False)):
             if i in frozen:
                 layer.trainable = False
@@ -563,7 +575,7 @@ def check_choice(argument: str, value, allowed: tuple) -> None:
 
 
 def _check_size(argument: str, size, num_stages: int, received) -> None:
-    least = _min_image_size(num_stages)
+    least = min_image_size(num_stages)
     if any(isinstance(side, int) and side < least for side in size):
         raise ValueError(
             f"`{argument}` is too small for the strides of {num_stages} stages: height and "

@@ -18,11 +18,12 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
+from math import prod
 from typing import Any
 
 import numpy as np
 
-from .config import CONFIGURATIONS, VANConfig, stage_kernel_stride
+from .config import CONFIGURATIONS, VANConfig, patches, stage_kernel_stride
 
 # Modules by the authors, in Hugging Face's transformers and in OpenMMLab's mmpretrain;
 # i: stage 1-4, s: i - 1, j: block. The spelling "pre_normomalization" is transformers' own.
@@ -149,6 +150,20 @@ class Architecture:
         )
         head = "no head" if self.num_classes is None else f"{self.num_classes:,} classes"
         return f"{sizes}, {self.in_chans} input channels, {head}"
+
+    def macs(self, height: int, width: int) -> int:
+        """Multiply-accumulates of the convolutions and the head for one image."""
+        total = 0
+        for name, spec in self.tensors().items():
+            stage = re.match(r"(?:patch_embed|block)(\d)", name)
+            if stage and len(spec.shape) == 4:
+                if name.startswith("patch_embed"):
+                    kernel, stride = stage_kernel_stride(int(stage[1]))
+                    height, width = (patches(n, kernel, stride) for n in (height, width))
+                total += prod(spec.shape) * height * width
+            elif spec.kind == "linear":
+                total += prod(spec.shape)
+        return total
 
     def tensors(self) -> dict[str, TensorSpec]:
         """{the authors' name: shape and kind}, in the order of their state dict."""

@@ -6,21 +6,41 @@ Imports neither Keras nor a backend.
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from .cache import fetch
 from .checkpoint import CheckpointError, ModelWeights, read_weights
+from .labels import labels_of
+from .preprocessing import Preprocessing
 from .weights import CATALOGUE, Weights, find
 
 
-def open_pretrained(pretrained: Any, configuration: str | None = None) -> ModelWeights | None:
+@dataclass(frozen=True)
+class Pretrained:
+    """Weights, and what goes with them.
+
+    Args:
+        name: Name in the catalogue, or of the file.
+        weights: The tensors.
+        labels: Names of the classes or a key of `labels.labels_of`; None where none are known.
+        preprocessing: How the input is made; None where the file does not say.
+    """
+
+    name: str
+    weights: ModelWeights
+    labels: str | tuple[str, ...] | None = None
+    preprocessing: Preprocessing | None = None
+
+
+def open_pretrained(pretrained: Any, configuration: str | None = None) -> Pretrained | None:
     """Finds, fetches if needed, verifies and reads the weights that `pretrained` names.
 
     Args:
         pretrained: True (or "imagenet") for the ImageNet-1k weights of `configuration`; a tag
             such as "in22k", a name of the catalogue (`van weights list`), or a path. False or
-            None: nothing.
+            None: nothing. A `Pretrained` is given back.
         configuration: The member of the family asked for, if any.
 
     Raises:
@@ -29,8 +49,10 @@ def open_pretrained(pretrained: Any, configuration: str | None = None) -> ModelW
     """
     if pretrained is None or pretrained is False:
         return None
+    if isinstance(pretrained, Pretrained):
+        return pretrained
     if isinstance(pretrained, os.PathLike):
-        return read_weights(pretrained)
+        return of_weights(os.fspath(pretrained), read_weights(pretrained))
     if pretrained is not True and not isinstance(pretrained, str):
         raise ValueError(
             "`pretrained` must be True, False, a name of the catalogue (`van weights list`) or a "
@@ -43,8 +65,30 @@ def open_pretrained(pretrained: Any, configuration: str | None = None) -> ModelW
             f"{', '.join(with_weights)}"
         )
     if isinstance(pretrained, str) and _looks_like_a_path(pretrained):
-        return read_weights(pretrained)
-    return read_weights(local_file(find(pretrained, configuration)))
+        return of_weights(os.fspath(pretrained), read_weights(pretrained))
+    record = find(pretrained, configuration)
+    weights = read_weights(local_file(record))
+    return Pretrained(record.name, weights, record.labels, record.preprocessing)
+
+
+def of_weights(name: str, weights: ModelWeights) -> Pretrained:
+    """Weights with the labels and the preprocessing that their file names.
+
+    Raises:
+        CheckpointError: They make no sense.
+    """
+    about = weights.source.about
+    labels, preprocessing = about.get("labels"), about.get("preprocessing")
+    try:
+        if labels is not None:
+            if isinstance(labels, list):
+                labels = tuple(map(str, labels))
+            labels_of(labels, weights.architecture.num_classes or 0)
+        if preprocessing is not None:
+            preprocessing = Preprocessing.from_dict(preprocessing)
+    except (ValueError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{name} was refused: what it says of itself: {error}") from error
+    return Pretrained(name, weights, labels, preprocessing)
 
 
 def _looks_like_a_path(text: str) -> bool:

@@ -1,0 +1,207 @@
+"""Pictures in, ranked labels out: the same answer however a picture is given."""
+
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from van_classification_tensorflow import VAN, Classifier, Preprocessing
+from van_classification_tensorflow.convert import convert
+from van_classification_tensorflow.digits import load_digits
+from van_classification_tensorflow.images import ImageError
+from van_classification_tensorflow.labels import imagenet22k_classes, labels_of
+
+from .parity import GOLDEN
+
+
+@pytest.fixture(scope="module")
+def classifier():
+    return Classifier("digits", batch_size=64, engine="keras")
+
+
+@pytest.fixture(scope="module")
+def scans():
+    """The 360 test digits as a scanner would store them, 8 x 8, and their labels."""
+    _, test = load_digits()
+    pixels = (test.pixels.astype(float) * 255 / 16).round().astype(np.uint8)
+    return pixels, test.labels
+
+
+def test_digits_are_recognised(classifier, scans):
+    pixels, labels = scans
+    found = classifier(pixels, top=5)
+    assert len(found) == len(labels)
+    right = [ranked[0].index == label for ranked, label in zip(found, labels, strict=True)]
+    assert sum(right) == 357  # of 360, as the demo that made the weights reports
+    for ranked in found:
+        assert [p.label for p in ranked] == [str(p.index) for p in ranked]
+        values = [p.probability for p in ranked]
+        assert values == sorted(values, reverse=True)
+        assert 0 < sum(values) <= 1 + 1e-9
+        assert all(p.wnid is None for p in ranked)
+
+
+def test_the_same_picture_in_every_form(classifier, scans, tmp_path):
+    picture = Image.fromarray(scans[0][0])
+    picture.save(tmp_path / "a.png")
+    encoded = io.BytesIO()
+    picture.save(encoded, "PNG")
+    forms = [
+        tmp_path / "a.png",
+        str(tmp_path / "a.png"),
+        encoded.getvalue(),
+        bytearray(encoded.getvalue()),
+        picture,
+        picture.convert("RGB"),
+        scans[0][0],
+        scans[0][0][..., None],
+        np.repeat(scans[0][0][..., None], 3, -1),
+    ]
+    expected = classifier(forms[0])
+    assert isinstance(expected[0].label, str)
+    for form in forms:
+        assert [p.index for p in classifier(form)] == [p.index for p in expected]
+    for ranked in classifier(iter(forms)):
+        np.testing.assert_allclose(
+            [p.probability for p in ranked], [p.probability for p in expected], atol=1e-5
+        )
+
+
+@pytest.mark.parametrize("count", [1, 2, 63, 64, 65, 130])
+def test_every_batch_gives_the_same(classifier, scans, count):
+    """Padding and the last partial batch change nothing, and nothing is lost or swapped."""
+    expected = classifier.model.predict_on_batch(
+        classifier.preprocessing.normalise(np.kron(scans[0], np.ones((4, 4), np.uint8))[..., None])
+    )
+    results = list(classifier.stream(scans[0][:count]))
+    assert len(results) == count
+    for i, result in enumerate(results):
+        np.testing.assert_array_equal(result.source, scans[0][i])
+        np.testing.assert_allclose(result.output, expected[i], atol=1e-4)
+
+
+def test_engines_give_the_same_and_auto_chooses(classifier, scans):
+    expected = [r.output for r in classifier.stream(scans[0][:5])]
+    fast = Classifier("digits", engine="numpy")
+    np.testing.assert_allclose([r.output for r in fast.stream(scans[0][:5])], expected, atol=1e-5)
+    assert "model" not in fast.__dict__
+    auto = Classifier("digits")
+    auto._numpy_limit = 3
+    auto(list(scans[0][:3]))
+    assert "model" not in auto.__dict__
+    auto(list(scans[0][:4]))
+    assert "model" in auto.__dict__
+    many = Classifier("digits")
+    many(iter(scans[0][:2]))  # how many come is not known
+    assert "model" in many.__dict__
+
+
+def test_features(classifier, scans):
+    features = classifier.features(scans[0][:5])
+    assert (features.shape, features.dtype) == ((5, 64), np.float32)
+    one = classifier.features(scans[0][0])
+    np.testing.assert_allclose(one, features[0], atol=1e-5)
+    head = classifier.model.get_layer("head")
+    logits = features @ np.asarray(head.kernel) + np.asarray(head.bias)
+    results = list(classifier.stream(scans[0][:5]))
+    np.testing.assert_allclose(logits, [r.output for r in results], atol=1e-4)
+
+
+def test_views_are_averaged(scans):
+    plain = Classifier("digits")
+    many = Classifier(
+        "digits", crops=5, flip=True, preprocessing=Preprocessing(32, 0.8, "box", (0.5,), (0.5,))
+    )
+    from van_classification_tensorflow.images import open_image
+
+    inputs = many.preprocessing.views(open_image(scans[0][3]), 5, True)
+    expected = plain.model.predict_on_batch(inputs).mean(axis=0)
+    (result,) = many.stream([scans[0][3]])
+    np.testing.assert_allclose(result.output, expected, atol=1e-4)
+
+
+def test_a_bad_picture_among_good_ones(classifier, scans, tmp_path):
+    bad = tmp_path / "bad.png"
+    bad.write_bytes(b"no picture")
+    sources = [scans[0][0], bad, scans[0][1], tmp_path / "missing.png"]
+    results = list(classifier.stream(sources))
+    assert [r.error is None for r in results] == [True, False, True, False]
+    assert results[1].error.startswith(str(bad))
+    assert results[3].error == f"{tmp_path / 'missing.png'}: No such file or directory"
+    with pytest.raises(ImageError, match=r"bad\.png"):
+        classifier(sources)
+    with pytest.raises(FileNotFoundError):
+        classifier(tmp_path / "missing.png")
+
+
+def test_a_saved_model_carries_labels_and_preprocessing(tmp_path, scans):
+    model = VAN(pretrained="digits")
+    model.labels = [f"digit {i}" for i in range(10)]
+    model.save(tmp_path / "m.keras")
+    classifier = Classifier(tmp_path / "m.keras")
+    assert classifier.preprocessing == Preprocessing(32, 1.0, "box", (0.5,), (0.5,))
+    assert classifier(scans[0][0])[0].label == f"digit {scans[1][0]}"
+    convert(tmp_path / "m.keras", tmp_path / "m.safetensors")
+    convert(tmp_path / "m.safetensors", tmp_path / "n.keras")
+    for path in ("m.safetensors", "n.keras"):
+        assert Classifier(tmp_path / path)(scans[0][0])[0].label == f"digit {scans[1][0]}"
+
+
+def test_a_file_that_says_nothing(tmp_path):
+    classifier = Classifier(GOLDEN / "micro_mmpretrain.pth")
+    assert classifier.preprocessing == Preprocessing()
+    assert [label.name for label in classifier.labels] == [f"class {i}" for i in range(10)]
+    named = Classifier(GOLDEN / "micro_hf", labels=list("abcdefghij"))
+    assert named.labels[2].name == "c"
+
+
+def test_labels_of_heads():
+    assert labels_of(None, 1000)[2].name == "great_white_shark"
+    assert labels_of(None, 1000)[2].wnid == "n01484850"
+    assert len(labels_of(None, 21_841)) == 21_841
+    assert [c.index for c in imagenet22k_classes()] == list(range(21_841))
+    with pytest.raises(ValueError, match=r"name each of 10 classes\. Received: 1,000"):
+        labels_of("imagenet1k", 10)
+    with pytest.raises(ValueError, match="`labels` must be imagenet1k"):
+        labels_of("imagenet", 10)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ({"weights": "nothing"}, "no such weights"),
+        ({"weights": None}, "`weights` must be a name or a path"),
+        ({"weights": "digits", "labels": ["a"]}, "name each of 10 classes"),
+        ({"weights": "digits", "batch_size": 0}, "`batch_size` must be an integer >= 1"),
+        ({"weights": "digits", "engine": "tf"}, "`engine` must be one of auto, keras, numpy"),
+        ({"weights": "digits", "crops": 3}, "`crops` must be 1 or 5"),
+        ({"weights": "digits", "preprocessing": Preprocessing()}, "makes 3 channels"),
+        ({"weights": "digits", "test_size": 8}, "too small"),
+    ],
+)
+def test_wrong_arguments(arguments, says):
+    with pytest.raises(ValueError, match=says):
+        Classifier(**arguments)
+
+
+def test_what_is_no_picture(classifier):
+    with pytest.raises(ImageError, match="must be a path, bytes, a PIL image"):
+        classifier([3])
+    with pytest.raises(ImageError, match="must be uint8"):
+        classifier(np.zeros((8, 8, 3)))
+    with pytest.raises(ValueError, match="`top` must be an integer >= 1"):
+        classifier(np.zeros((8, 8), np.uint8), top=0)
+
+
+def test_a_backbone_gives_features_only(tmp_path, scans):
+    from safetensors.numpy import load_file, save_file
+
+    tensors = load_file(GOLDEN / "digits.safetensors")
+    kept = {n: a for n, a in tensors.items() if not n.startswith("head.")}
+    save_file(kept, tmp_path / "b.safetensors")
+    one_channel = Preprocessing(32, 1.0, "box", (0.5,), (0.5,))
+    backbone = Classifier(tmp_path / "b.safetensors", preprocessing=one_channel)
+    assert backbone.features(scans[0][0]).shape == (64,)
+    with pytest.raises(ValueError, match="has no head"):
+        backbone(scans[0][0])

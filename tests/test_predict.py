@@ -1,0 +1,264 @@
+"""`van predict`: one record for each input, whole files, nothing lost or repeated by a kill."""
+
+import csv
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from importlib.util import find_spec
+
+import numpy as np
+import pytest
+from PIL import Image
+from rich.console import Console
+
+from van_classification_tensorflow import Classifier
+from van_classification_tensorflow.digits import load_digits
+from van_classification_tensorflow.predict import run
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Twelve digits and three files that are none."""
+    folder = tmp_path_factory.mktemp("pictures")
+    _, test = load_digits()
+    for i in range(12):
+        pixels = (test.pixels[i].astype(float) * 255 / 16).round().astype(np.uint8)
+        (folder / f"{i % 3}").mkdir(exist_ok=True)
+        Image.fromarray(pixels).save(folder / f"{i % 3}" / f"{i:02}.png")
+    (folder / "1" / "broken.png").write_bytes(b"\x89PNG no")
+    (folder / "2" / "gone.jpg").symlink_to("nowhere")
+    (folder / "2" / "notes.txt").write_text("no picture by its name")
+    return folder
+
+
+def predict(paths, **options):
+    console = Console(file=io.StringIO(), width=200)
+    paths = [str(path) for path in paths]
+    failed = run(paths, "digits", console=console, **options)
+    return failed, console.file.getvalue()
+
+
+def expected_indices(paths):
+    classifier = Classifier("digits")
+    return {str(p): classifier(p)[0].index for p in paths}
+
+
+def test_csv(folder, tmp_path):
+    failed, said = predict([folder], output=tmp_path / "x.csv", top=3)
+    assert failed == 2
+    assert "digits: shorter side to 32 (box)" in said
+    assert "2 of 14 failed" in said
+    assert "broken.png" in said
+    with (tmp_path / "x.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 14
+    paths = [row["path"] for row in rows]
+    assert paths == sorted(paths)
+    good = [row for row in rows if not row["error"]]
+    expected = expected_indices([row["path"] for row in good])
+    for row in good:
+        assert int(row["index_1"]) == expected[row["path"]]
+        assert row["label_1"] == row["index_1"]
+        values = [float(row[f"probability_{i}"]) for i in (1, 2, 3)]
+        assert values == sorted(values, reverse=True)
+    bad = {os.path.basename(row["path"]): row["error"] for row in rows if row["error"]}
+    assert bad.keys() == {"broken.png", "gone.jpg"}
+    assert bad["gone.jpg"].endswith("No such file or directory")
+    assert [p.name for p in tmp_path.iterdir()] == ["x.csv"]
+
+
+def test_jsonl(folder, tmp_path):
+    predict([folder], output=tmp_path / "x.jsonl", top=2)
+    records = [json.loads(line) for line in (tmp_path / "x.jsonl").read_text().splitlines()]
+    assert len(records) == 14
+    for record in records:
+        assert (record["error"] is None) == (len(record["predictions"]) == 2)
+        for one in record["predictions"]:
+            assert one.keys() == {"label", "wnid", "index", "probability"}
+
+
+def test_features_as_npy(folder, tmp_path):
+    predict([folder], output=tmp_path / "x.npy", features=True)
+    features = np.load(tmp_path / "x.npy")
+    assert (features.shape, features.dtype) == ((14, 64), np.float32)
+    with (tmp_path / "x.npy.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    classifier = Classifier("digits")
+    for row, found in zip(rows, features, strict=True):
+        if row["error"]:
+            assert np.isnan(found).all()
+        else:
+            np.testing.assert_allclose(classifier.features(row["path"]), found, atol=1e-5)
+
+
+@pytest.mark.skipif(find_spec("pyarrow") is None, reason="needs the extra 'parquet'")
+def test_parquet(folder, tmp_path):
+    from pyarrow import parquet
+
+    predict([folder], output=tmp_path / "x.parquet", top=2)
+    table = parquet.read_table(tmp_path / "x.parquet").to_pylist()
+    assert len(table) == 14
+    assert all((row["error"] is None) == (len(row["predictions"]) == 2) for row in table)
+    predict([folder], output=tmp_path / "f.parquet", features=True)
+    table = parquet.read_table(tmp_path / "f.parquet").to_pylist()
+    assert {len(row["features"]) for row in table if row["error"] is None} == {64}
+
+
+def test_a_list_on_the_standard_input(folder, tmp_path):
+    paths = [folder / "0" / "00.png", folder / "0" / "00.png", folder / "1" / "01.png"]
+    stdin = io.StringIO("".join(f"{path}\n" for path in paths))
+    failed, _ = predict(["-"], output=tmp_path / "x.jsonl", stdin=stdin)
+    assert failed == 0
+    records = [json.loads(line) for line in (tmp_path / "x.jsonl").read_text().splitlines()]
+    assert [r["path"] for r in records] == [str(path) for path in paths]
+
+
+def test_no_output_gives_json_lines(folder, capsys):
+    predict([folder / "0"], top=1)
+    records = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [len(r["predictions"]) for r in records] == [1, 1, 1, 1]
+
+
+def test_a_table_on_a_terminal(folder, monkeypatch, capsys):
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", "300")
+    odd = folder / "0" / "[red]odd.png"
+    odd.write_bytes((folder / "0" / "00.png").read_bytes())
+    try:
+        predict([odd, folder / "1" / "broken.png"], top=3)
+    finally:
+        odd.unlink()
+    text = capsys.readouterr().out.replace("\n", "")
+    assert "Best" in text
+    assert "[red]" in text
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"output": "x.txt"}, r"`output` must end in \.csv, \.jsonl, \.parquet\."),
+        ({"output": "x.npy"}, "`output` must end in"),
+        ({"output": "x.csv", "features": True}, r"must end in \.parquet, \.npy for features"),
+        ({"features": True}, "features need an output"),
+        ({"resume": True}, "only a run with --output can be resumed"),
+        ({"output": "no/x.csv"}, "is no folder; make it first"),
+        ({"output": "x.csv", "top": 0}, "`top` must be an integer >= 1"),
+        ({"paths": ["."]}, "no pictures in"),
+    ],
+)
+def test_wrong_options(tmp_path, monkeypatch, folder, options, says):
+    from pathlib import Path
+
+    monkeypatch.chdir(tmp_path)
+    options = {"paths": [folder], **options}
+    if "output" in options:
+        options["output"] = Path(options["output"])
+    with pytest.raises((ValueError, OSError), match=says):
+        predict(**options)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_output_is_not_overwritten(folder, tmp_path):
+    (tmp_path / "x.csv").write_text("precious")
+    with pytest.raises(FileExistsError, match="already there"):
+        predict([folder], output=tmp_path / "x.csv")
+    with pytest.raises(FileExistsError, match="nothing to resume"):
+        predict([folder], output=tmp_path / "x.csv", resume=True)
+    assert (tmp_path / "x.csv").read_text() == "precious"
+
+
+def test_resuming_with_other_settings_is_refused(folder, tmp_path):
+    journal = tmp_path / "x.csv.partial"
+    about = {"weights": "digits", "top": 3}
+    journal.write_text(json.dumps(about) + "\n")
+    before = journal.read_bytes()
+    with pytest.raises(FileExistsError, match="go on with --resume, or delete it"):
+        predict([folder], output=tmp_path / "x.csv")
+    with pytest.raises(ValueError, match=r"begun with other settings: .*top=3 \(now 5\)"):
+        predict([folder], output=tmp_path / "x.csv", resume=True)
+    assert journal.read_bytes() == before
+
+
+@pytest.mark.parametrize("cut", [0.1, 0.5, 0.9, 0.999])
+@pytest.mark.parametrize("name", ["x.csv", "x.npy"])
+def test_any_beginning_of_a_journal_can_be_resumed(folder, tmp_path, monkeypatch, cut, name):
+    """As after a kill at any byte: the same file as in one go."""
+    features = name.endswith(".npy")
+    from van_classification_tensorflow import predict as module
+
+    kept = {}
+
+    def keep(journal, *arguments):
+        journal.file.close()
+        kept["journal"] = journal.path.read_bytes()
+        finish(journal, *arguments)
+
+    finish = module.Journal.finish
+    monkeypatch.setattr(module.Journal, "finish", keep)
+    whole, half = tmp_path / "whole", tmp_path / "half"
+    whole.mkdir()
+    half.mkdir()
+    predict([folder], output=whole / name, features=features, batch_size=4)
+    data = kept["journal"]
+    first = data.index(b"\n") + 1
+    at = first + int((len(data) - first) * cut)
+    (half / f"{name}.partial").write_bytes(data[:at])
+    failed, said = predict(
+        [folder], output=half / name, features=features, resume=True, batch_size=4
+    )
+    assert failed == 2
+    done = data[:at].count(b"\n") - 1
+    assert (f"{done} of 14 were there" in said) == (done > 0)
+    assert {p.name for p in half.iterdir()} == {p.name for p in whole.iterdir()}
+    if features:
+        np.testing.assert_allclose(np.load(half / name), np.load(whole / name), atol=1e-5)
+    else:
+        rows = [list(csv.reader((d / name).open(newline=""))) for d in (half, whole)]
+        assert [r[:3] for r in rows[0]] == [r[:3] for r in rows[1]]
+
+
+def test_killed_and_resumed(folder, tmp_path):
+    many = tmp_path / "many"
+    many.mkdir()
+    source = (folder / "0" / "00.png").read_bytes()
+    for i in range(400):
+        (many / f"{i:03}.png").write_bytes(source)
+    command = [sys.executable, "-m", "van_classification_tensorflow", "predict", str(many)]
+    command += ["--weights", "digits", "--output", str(tmp_path / "x.jsonl"), "--batch-size", "2"]
+    journal = tmp_path / "x.jsonl.partial"
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and process.poll() is None:
+        if journal.exists() and journal.read_bytes().count(b"\n") > 20:
+            break
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (tmp_path / "x.jsonl").exists()
+    done = journal.read_bytes().count(b"\n") - 1
+    assert 0 < done < 400
+    result = subprocess.run(
+        [*command, "--resume"], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert result.returncode == 0, result.stderr
+    assert f"{done} of 400 were there" in result.stderr
+    records = [json.loads(line) for line in (tmp_path / "x.jsonl").read_text().splitlines()]
+    assert [os.path.basename(r["path"]) for r in records] == [f"{i:03}.png" for i in range(400)]
+    assert not journal.exists()
+
+
+def test_the_exit_code_tells_of_failures(folder):
+    command = [sys.executable, "-m", "van_classification_tensorflow", "predict"]
+    command += ["--weights", "digits"]
+    for path, code in ((folder / "0" / "00.png", 0), (folder / "1" / "broken.png", 1)):
+        result = subprocess.run(
+            [*command, str(path)], capture_output=True, text=True, timeout=120, check=False
+        )
+        assert result.returncode == code, result.stderr
+        assert "Traceback" not in result.stderr
+        (record,) = [json.loads(line) for line in result.stdout.splitlines()]
+        assert (record["error"] is None) == (code == 0)

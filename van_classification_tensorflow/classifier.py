@@ -1,0 +1,339 @@
+"""Pictures -> ranked labels or features, from Python: `Classifier`."""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence, Sized
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from functools import cached_property
+from numbers import Integral
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from PIL import Image
+
+from .config import CONFIGURATIONS, min_image_size
+from .images import MAX_PIXELS, ImageError, open_image, printable
+from .labels import Label, labels_of
+from .numpy_model import forward
+from .preprocessing import Preprocessing
+from .pretrained import open_pretrained
+
+if TYPE_CHECKING:
+    import keras
+
+# Measured on two cores (`benchmarks/cold_start.py`): NumPy needs this many seconds for 10^9
+# multiply-accumulates, and this many pass before the Keras model has answered for the first time.
+_NUMPY_SECONDS_PER_GMAC = 0.17
+_KERAS_START_SECONDS = 4.0
+
+ENGINES = ("auto", "keras", "numpy")
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """One class of one picture.
+
+    Args:
+        label: Name of the class.
+        wnid: WordNet id, of ImageNet's classes.
+        index: Position of the class in the model's output.
+        probability: In [0, 1].
+    """
+
+    label: str
+    wnid: str | None
+    index: int
+    probability: float
+
+
+@dataclass(frozen=True)
+class Result:
+    """What became of one input: logits (or features), or the reason why not.
+
+    Args:
+        source: What was given.
+        output: Logits (classes,), or features (C,), float32, averaged over the views; None where
+            there was an error.
+        error: Why there is no output.
+    """
+
+    source: Any
+    output: np.ndarray | None
+    error: str | None = None
+
+
+class Classifier:
+    """A VAN with its preprocessing and its labels: pictures in, ranked labels out.
+
+    `Classifier("van_b0")("cat.jpg")[0].label`
+
+    Args:
+        weights: `"van_b0"` ... for the ImageNet-1k weights, another name of `van weights list`,
+            or the path of a weight file of any known format. What this package writes
+            carries its labels and its preprocessing.
+        labels: Names of the classes, or "imagenet1k", "imagenet22k", "digits"; the weights' own
+            by default.
+        preprocessing: The weights' own by default, for files that name none the one of the
+            published ImageNet-1k weights.
+        test_size: Side of the crop in pixels, where it should not be the preprocessing's.
+        crops: 1 for the centre; 5 for the centre and the corners, averaged.
+        flip: Average with the mirrored picture.
+        batch_size: Pictures that go through the model at once.
+        workers: Threads that decode; by default one for each core.
+        max_pixels: Largest height x width of a picture.
+        engine: "keras": the Keras model. "numpy": NumPy alone, which has answered before a
+            framework could start, and equals the Keras model to about 1e-6. "auto": NumPy
+            for as few pictures as it is done sooner with.
+
+    Raises:
+        ValueError: There are no such weights, or an argument is not allowed.
+        OSError: The weights cannot be downloaded, verified or opened.
+    """
+
+    def __init__(
+        self,
+        weights: str | os.PathLike = "van_b0",
+        *,
+        labels: str | Sequence[str] | None = None,
+        preprocessing: Preprocessing | None = None,
+        test_size: int | None = None,
+        crops: int = 1,
+        flip: bool = False,
+        batch_size: int = 32,
+        workers: int | None = None,
+        max_pixels: int = MAX_PIXELS,
+        engine: str = "auto",
+    ):
+        for name, value in (
+            ("test_size", 1 if test_size is None else test_size),
+            ("batch_size", batch_size),
+            ("workers", 1 if workers is None else workers),
+            ("max_pixels", max_pixels),
+        ):
+            if not isinstance(value, Integral) or isinstance(value, bool) or value < 1:
+                raise ValueError(f"`{name}` must be an integer >= 1. Received: {name}={value!r}")
+        if crops not in (1, 5):
+            raise ValueError(f"`crops` must be 1 or 5. Received: crops={crops!r}")
+        if engine not in ENGINES:
+            raise ValueError(
+                f"`engine` must be one of {', '.join(ENGINES)}. Received: engine={engine!r}"
+            )
+        if isinstance(weights, str) and weights in CONFIGURATIONS:
+            weights = f"{weights}.in1k"
+        opened = open_pretrained(weights)
+        if opened is None:
+            raise ValueError(f"`weights` must be a name or a path. Received: weights={weights!r}")
+        sizes = opened.weights.architecture
+        self.preprocessing = preprocessing or opened.preprocessing or Preprocessing()
+        if test_size is not None:
+            self.preprocessing = replace(self.preprocessing, input_size=int(test_size))
+        if self.preprocessing.channels != sizes.in_chans:
+            raise ValueError(
+                f"`preprocessing` makes {self.preprocessing.channels} channels; the model takes "
+                f"{sizes.in_chans}"
+            )
+        least = min_image_size(len(sizes.depths))
+        if self.preprocessing.input_size < least:
+            raise ValueError(
+                f"`test_size` is too small: this model needs at least {least} pixels. "
+                f"Received: {self.preprocessing.input_size}"
+            )
+        self.name = opened.name
+        self.labels: tuple[Label, ...] = ()
+        if sizes.num_classes is not None:
+            self.labels = labels_of(labels or opened.labels, sizes.num_classes)
+        self.crops, self.flip = crops, flip
+        self.batch_size, self.workers, self.max_pixels = batch_size, workers, max_pixels
+        self.engine = engine
+        self._opened = opened
+        side = self.preprocessing.input_size
+        gmacs = sizes.macs(side, side) * self.crops * (2 if flip else 1) / 1e9
+        self._numpy_limit = int(_KERAS_START_SECONDS / (_NUMPY_SECONDS_PER_GMAC * gmacs))
+
+    @cached_property
+    def model(self) -> keras.Model:
+        """The Keras model, logits out; made when it is first needed."""
+        from .model import VAN
+
+        # Logits: probabilities are made of them in float64.
+        sizes = self._opened.weights.architecture
+        return VAN(
+            sizes.configuration,
+            include_top=sizes.num_classes is not None,
+            pretrained=self._opened,
+            classifier_activation=None,
+        )
+
+    @cached_property
+    def _features(self) -> keras.Model:
+        import keras
+
+        return keras.Model(self.model.input, self.model.get_layer("pool").output)
+
+    def __call__(self, images: Any, top: int = 5) -> list:
+        """Classifies one picture or several.
+
+        Args:
+            images: A path, the bytes of a picture file, a PIL image, a uint8 array (H, W, 3),
+                (H, W) or (H, W, 4); or an iterable of those.
+            top: How many classes to name, best first.
+
+        Returns:
+            A list of `Prediction` for one picture; a list of such lists for several.
+
+        Raises:
+            ImageError: A picture cannot be read; names it and the reason.
+            OSError: A file cannot be opened.
+        """
+        self._check_top(top)
+        one = _is_one(images)
+        results = [
+            self.ranked(result.output, top)
+            for result in self.stream([images] if one else images, reraise=True)
+            if result.output is not None
+        ]
+        return results[0] if one else results
+
+    def features(self, images: Any) -> np.ndarray:
+        """Pooled features, (C,) of one picture or (N, C) of several, float32."""
+        one = _is_one(images)
+        found = [
+            result.output
+            for result in self.stream([images] if one else images, features=True, reraise=True)
+            if result.output is not None
+        ]
+        return found[0] if one else np.stack(found)
+
+    def stream(
+        self, images: Iterable[Any], *, features: bool = False, reraise: bool = False
+    ) -> Iterator[Result]:
+        """Exactly one `Result` for each picture, in order; decodes ahead in parallel.
+
+        Args:
+            images: As in `__call__`, several; may be endless.
+            features: Give features instead of logits.
+            reraise: Raise what goes wrong with a picture, instead of noting it.
+        """
+        few = isinstance(images, Sized) and len(images) <= self._numpy_limit
+        by_numpy = self.engine == "numpy" or (
+            self.engine == "auto" and few and "model" not in self.__dict__
+        )
+        batch: list[tuple[Any, np.ndarray | Exception]] = []
+        views = self.crops * (2 if self.flip else 1)
+        size = 1 if by_numpy else max(self.batch_size // views, 1)
+        for pair in decoded(images, self._views, self.workers, ahead=2 * max(size, 8)):
+            if reraise and isinstance(pair[1], Exception):
+                raise pair[1]
+            batch.append(pair)
+            if len(batch) == size:
+                yield from self._run(batch, features, by_numpy)
+                batch = []
+        yield from self._run(batch, features, by_numpy)
+
+    def ranked(self, logits: np.ndarray, top: int = 5) -> list[Prediction]:
+        """The `top` classes of (classes,) logits, best first."""
+        self._check_top(top)
+        shifted = np.exp(logits.astype(np.float64) - logits.max())
+        probabilities = shifted / shifted.sum()
+        best = np.argsort(-probabilities, kind="stable")[:top]
+        return [
+            Prediction(self.labels[i].name, self.labels[i].wnid, int(i), float(probabilities[i]))
+            for i in best
+        ]
+
+    def _check_top(self, top: int) -> None:
+        if not self.labels:
+            raise ValueError(f"{self.name} has no head: it gives features only")
+        if not isinstance(top, Integral) or isinstance(top, bool) or not top >= 1:
+            raise ValueError(f"`top` must be an integer >= 1. Received: top={top!r}")
+
+    def _views(self, source: Any) -> np.ndarray:
+        return self.preprocessing.views(open_image(source, self.max_pixels), self.crops, self.flip)
+
+    def _run(self, batch: list, features: bool, by_numpy: bool) -> Iterator[Result]:
+        good = [views for _, views in batch if isinstance(views, np.ndarray)]
+        outputs: Iterator[np.ndarray] = iter(())
+        if good:
+            inputs = np.concatenate(good)
+            flat = (self._by_numpy if by_numpy else self._by_keras)(inputs, features)
+            outputs = iter(flat.reshape(len(good), -1, flat.shape[-1]).mean(axis=1))
+        for source, views in batch:
+            if isinstance(views, Exception):
+                yield Result(source, None, reason(views))
+            else:
+                yield Result(source, next(outputs))
+
+    def _by_numpy(self, inputs: np.ndarray, features: bool) -> np.ndarray:
+        weights = self._opened.weights
+        pooled, logits = forward(weights.tensors, weights.architecture, inputs)
+        return pooled if features or logits is None else logits
+
+    def _by_keras(self, inputs: np.ndarray, features: bool) -> np.ndarray:
+        count = len(inputs)
+        # Always the same shape, or each new one would be traced again.
+        size = 1 if count == 1 else max(count, self.batch_size)
+        if count < size:
+            padding = np.zeros((size - count, *inputs.shape[1:]), np.float32)
+            inputs = np.concatenate([inputs, padding])
+        model = self._features if features else self.model
+        return np.asarray(model.predict_on_batch(inputs))[:count]
+
+
+def _is_one(images: Any) -> bool:
+    """One picture, not several; a stack (N, H, W) of grey ones is several."""
+    if isinstance(images, np.ndarray):
+        return images.ndim < 3 or (images.ndim == 3 and images.shape[2] in (1, 3, 4))
+    return isinstance(images, (str, os.PathLike, bytes, bytearray, memoryview, Image.Image))
+
+
+def reason(error: Exception) -> str:
+    """An error in the words of a result: one line."""
+    if isinstance(error, OSError) and error.strerror:
+        name = f"{printable(error.filename)}: " if error.filename else ""
+        return f"{name}{error.strerror}"
+    return str(error)
+
+
+def decoded(
+    sources: Iterable[Any],
+    decode: Any,
+    workers: int | None = None,
+    ahead: int = 64,
+) -> Iterator[tuple[Any, np.ndarray | Exception]]:
+    """(source, what `decode` gives for it or the error it raises), in the order of the sources.
+
+    Pillow decodes and resizes outside Python's lock, so threads use every core.
+
+    Args:
+        sources: Read only as far ahead as needed.
+        decode: Called with each source.
+        workers: Threads; by default one for each core.
+        ahead: How many may be decoded and not yet taken.
+    """
+    if workers is None:
+        cores = hasattr(os, "sched_getaffinity") and len(os.sched_getaffinity(0))
+        workers = cores or os.cpu_count() or 1
+    waiting: deque[tuple[Any, Future]] = deque()
+
+    def outcome(source: Any, future: Future) -> tuple[Any, Any]:
+        try:
+            return source, future.result()
+        except (ImageError, OSError) as error:
+            return source, error
+        except ValueError as error:  # of what `decode` does with the picture: not named yet
+            named = isinstance(source, (str, os.PathLike))
+            return source, ImageError(f"{printable(source)}: {error}") if named else error
+
+    pool = ThreadPoolExecutor(workers, thread_name_prefix="decode")
+    try:
+        for source in sources:
+            waiting.append((source, pool.submit(decode, source)))
+            if len(waiting) >= ahead:
+                yield outcome(*waiting.popleft())
+        while waiting:
+            yield outcome(*waiting.popleft())
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)

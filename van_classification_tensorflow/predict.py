@@ -1,0 +1,348 @@
+"""`van predict`: one record for each picture, written whole, resumable.
+
+Results are kept line by line in a journal beside the output, which replaces it at the end: a run
+that is killed loses and repeats nothing when it is resumed.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, TextIO
+
+import numpy as np
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+from .classifier import Classifier, Result
+from .images import printable
+from .inputs import expand
+
+FORMATS = (".csv", ".jsonl", ".parquet")
+FEATURE_FORMATS = (".parquet", ".npy")
+
+
+def run(
+    paths: Sequence[str],
+    weights: str = "van_b0",
+    *,
+    top: int = 5,
+    output: Path | None = None,
+    features: bool = False,
+    resume: bool = False,
+    stdin: TextIO | None = None,
+    console: Console | None = None,
+    **options: Any,
+) -> int:
+    """Classifies every picture that `paths` name; returns how many failed.
+
+    Args:
+        paths: As in `inputs.expand`.
+        weights: As in `Classifier`.
+        top: Classes to name for each picture, best first.
+        output: *.csv, *.jsonl or *.parquet; with `features` *.parquet or *.npy. None: a table
+            on a terminal, JSON lines otherwise.
+        features: Write pooled features instead of classes.
+        resume: Go on where a killed run with the same output stopped.
+        stdin: Read where a path is "-".
+        console: Where to report.
+        options: As in `Classifier`.
+
+    Raises:
+        ValueError: An argument is not allowed.
+        OSError: The output cannot be written.
+    """
+    console = console or Console(stderr=True)
+    _check_output(output, features, resume)
+    journal = None if output is None else Journal(output, resume)
+    inputs = list(expand(paths, stdin or sys.stdin))
+    if not inputs:
+        raise ValueError(f"no pictures in {', '.join(map(printable, paths))}")
+    classifier = Classifier(weights, **options)
+    classifier._check_top(1 if features else top)
+    console.print(f"{classifier.name}: {classifier.preprocessing}", highlight=False)
+    about = {
+        "weights": classifier.name,
+        "preprocessing": classifier.preprocessing.to_dict(),
+        "views": [classifier.crops, classifier.flip],
+        "features": features,
+        "top": None if features else top,
+    }
+    to_do = inputs if journal is None else journal.begin(about, inputs)
+    done = len(inputs) - len(to_do)
+    if done:
+        console.print(f"{done:,} of {len(inputs):,} were there; going on", highlight=False)
+
+    started = time.monotonic()
+    failed: list[str] = []
+    shown: list[dict[str, Any]] = []
+    with _bar(console) as bar:
+        task = bar.add_task(classifier.name, total=len(inputs), completed=done, rate="")
+        results = classifier.stream(to_do, features=features)
+        for result in results:
+            record = to_record(classifier, result, top, features)
+            if record["error"]:
+                failed.append(record["error"])
+            if journal is not None:
+                journal.add(record)
+            elif sys.stdout.isatty() and len(inputs) <= 200:
+                shown.append(record)
+            else:
+                print(json.dumps(record), flush=True)
+            bar.advance(task)
+            finished = bar.tasks[0].completed - done
+            rate = finished / max(time.monotonic() - started, 1e-9)
+            bar.update(task, rate=f"{rate:.1f} images/s")
+    if journal is not None:
+        failed += journal.errors_before
+        journal.finish(top, features)
+        console.print(f"{output}: {len(inputs):,} records", highlight=False, soft_wrap=True)
+    if shown:
+        Console().print(_table(shown, top))
+    if failed:
+        console.print(f"[red]{len(failed):,} of {len(inputs):,} failed[/red]", highlight=False)
+        for error in failed[:5]:
+            console.print(f"  {error}", markup=False, highlight=False, soft_wrap=True)
+    return len(failed)
+
+
+def to_record(classifier: Classifier, result: Result, top: int, features: bool) -> dict[str, Any]:
+    """What is written for one picture."""
+    record: dict[str, Any] = {"path": os.fsdecode(result.source), "error": result.error}
+    if features:
+        record["features"] = None if result.output is None else result.output.tolist()
+    else:
+        ranked = [] if result.output is None else classifier.ranked(result.output, top)
+        record["predictions"] = [
+            {"label": p.label, "wnid": p.wnid, "index": p.index, "probability": p.probability}
+            for p in ranked
+        ]
+    return record
+
+
+def _check_output(output: Path | None, features: bool, resume: bool) -> None:
+    allowed = FEATURE_FORMATS if features else FORMATS
+    if output is None:
+        if features:
+            raise ValueError(f"features need an output: --output x{' or x'.join(allowed)}")
+        if resume:
+            raise ValueError("only a run with --output can be resumed")
+        return
+    if output.suffix not in allowed:
+        raise ValueError(
+            f"`output` must end in {', '.join(allowed)}{' for features' if features else ''}. "
+            f"Received: {output}"
+        )
+    if output.suffix == ".parquet" and find_spec("pyarrow") is None:
+        raise ModuleNotFoundError(
+            "parquet needs pyarrow: pip install 'van-classification-tensorflow[parquet]'"
+        )
+    if not output.absolute().parent.is_dir():
+        raise FileNotFoundError(f"{output.absolute().parent} is no folder; make it first")
+
+
+class Journal:
+    """The records of a run, line by line, until the output is made of them in one step.
+
+    Args:
+        output: The file to make in the end.
+        resume: Accept an unfinished journal.
+    """
+
+    def __init__(self, output: Path, resume: bool):
+        self.output = output
+        self.path = output.with_name(f"{output.name}.partial")
+        self.resume = resume
+        self.errors_before: list[str] = []
+        if self.path.exists() and not resume:
+            raise FileExistsError(
+                f"{self.path} is of an unfinished run: go on with --resume, or delete it"
+            )
+        if output.exists() and not self.path.exists():
+            if resume:
+                raise FileExistsError(f"{output} is finished; there is nothing to resume")
+            raise FileExistsError(f"{output} is already there; delete it or name another")
+
+    def begin(self, about: dict[str, Any], inputs: list[str]) -> list[str]:
+        """The inputs that have no record yet."""
+        done: Counter[str] = Counter()
+        if self.path.exists():
+            with self.path.open("rb+") as file:
+                good = 0
+                for line in file:
+                    record = _parsed(line)
+                    if record is None:
+                        break  # the line at which the run was killed
+                    if good == 0:
+                        self._check_same(record, about)
+                    else:
+                        done[record["path"]] += 1
+                        if record["error"]:
+                            self.errors_before.append(record["error"])
+                    good += len(line)
+                file.truncate(good)
+        self.file = self.path.open("a", encoding="utf-8")
+        if not self.path.stat().st_size:
+            self.add(about)
+        to_do = []
+        for path in inputs:
+            if done[path]:
+                done[path] -= 1
+            else:
+                to_do.append(path)
+        return to_do
+
+    def _check_same(self, before: dict[str, Any], now: dict[str, Any]) -> None:
+        changed = [key for key in now if before.get(key) != now[key]]
+        if changed:
+            raise ValueError(
+                f"{self.path} was begun with other settings: "
+                + ", ".join(f"{key}={before.get(key)!r} (now {now[key]!r})" for key in changed)
+            )
+
+    def add(self, record: dict[str, Any]) -> None:
+        self.file.write(json.dumps(record) + "\n")
+        self.file.flush()
+
+    def finish(self, top: int, features: bool) -> None:
+        """Makes the output and removes the journal."""
+        self.file.close()
+        part = self.output.with_name(f".{self.output.name}.new{self.output.suffix}")
+        try:
+            _WRITERS[self.output.suffix](part, self._records, top, features)
+            with part.open("rb+") as file:
+                os.fsync(file.fileno())
+            os.replace(part, self.output)
+        finally:
+            part.unlink(missing_ok=True)
+        self.path.unlink()
+
+    def _records(self) -> Iterator[dict[str, Any]]:
+        with self.path.open("rb") as file:
+            next(file)
+            for line in file:
+                yield json.loads(line)
+
+
+def _parsed(line: bytes) -> dict[str, Any] | None:
+    if not line.endswith(b"\n"):
+        return None
+    try:
+        return json.loads(line)
+    except ValueError:
+        return None
+
+
+def _write_csv(path: Path, records: Any, top: int, features: bool) -> None:
+    keys = ("label", "wnid", "index", "probability")
+    columns = ["path", "error", *(f"{key}_{i}" for i in range(1, top + 1) for key in keys)]
+    with path.open("w", encoding="utf-8", errors="backslashreplace", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(columns)
+        for record in records():
+            cells = [one[key] for one in record["predictions"] for key in keys]
+            cells += [None] * (len(columns) - 2 - len(cells))
+            writer.writerow([record["path"], record["error"], *cells])
+
+
+def _write_jsonl(path: Path, records: Any, top: int, features: bool) -> None:
+    with path.open("w", encoding="utf-8") as file:
+        file.writelines(json.dumps(record) + "\n" for record in records())
+
+
+def _write_parquet(path: Path, records: Any, top: int, features: bool) -> None:
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    classes = pa.struct(
+        [
+            ("label", pa.string()),
+            ("wnid", pa.string()),
+            ("index", pa.int32()),
+            ("probability", pa.float64()),
+        ]
+    )
+    column = ("features", pa.float32()) if features else ("predictions", classes)
+    schema = pa.schema(
+        [("path", pa.string()), ("error", pa.string()), (column[0], pa.list_(column[1]))]
+    )
+    with parquet.ParquetWriter(path, schema) as writer:
+        for rows in _chunks(records(), 1000):
+            for row in rows:
+                row["path"] = _utf8(row["path"])
+            writer.write_table(pa.Table.from_pylist(rows, schema))
+
+
+def _write_npy(path: Path, records: Any, top: int, features: bool) -> None:
+    """(N, C) float32, a row of NaN for a failure; the paths go into a table beside it."""
+    rows = [(r["path"], r["error"], r["features"]) for r in records()]
+    channels = next((len(found) for _, _, found in rows if found is not None), 0)
+    array: np.ndarray = np.full((len(rows), channels), np.nan, np.float32)
+    for row, (_, _, found) in zip(array, rows, strict=True):
+        if found is not None:
+            row[:] = found
+    beside = path.with_name(f"{path.name.removeprefix('.').removesuffix('.new.npy')}.csv")
+    with beside.open("w", encoding="utf-8", errors="backslashreplace", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["path", "error"])
+        writer.writerows(row[:2] for row in rows)
+    np.save(path, array)
+
+
+_WRITERS = {
+    ".csv": _write_csv,
+    ".jsonl": _write_jsonl,
+    ".parquet": _write_parquet,
+    ".npy": _write_npy,
+}
+
+
+def _chunks(records: Iterable[Any], size: int) -> Iterator[list[Any]]:
+    chunk = []
+    for record in records:
+        chunk.append(record)
+        if len(chunk) == size:
+            yield chunk
+            chunk = []
+    if chunk:
+        yield chunk
+
+
+def _utf8(text: str) -> str:
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
+def _bar(console: Console) -> Progress:
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[rate]}"),
+        TimeRemainingColumn(),
+        console=console,
+        disable=not console.is_terminal,
+    )
+
+
+def _table(records: list[dict[str, Any]], top: int) -> Table:
+    table = Table("Picture", "Best", "%", "Then", show_lines=False)
+    table.columns[2].justify = "right"
+    for record in records:
+        name = Text(printable(record["path"]))  # a name may look like markup
+        if record["error"]:
+            why = record["error"].removeprefix(f"{printable(record['path'])}: ")
+            table.add_row(name, Text(why, "red"), "", "")
+            continue
+        first, *rest = record["predictions"]
+        then = ", ".join(f"{p['label']} {p['probability']:.1%}" for p in rest)
+        table.add_row(name, Text(first["label"]), f"{first['probability']:.1%}", Text(then))
+    return table
