@@ -15,4 +15,4 @@ for backend in jax torch; do
 done
 echo "== torch and transformers as judges"
 python -c "import torch, transformers"  # or the tests below would be skipped
-python -m pytest -q tests/test_torch_oracle.py
+python -m pytest -q tests/test_torch_oracle.py tests/test_evaluate.py

@@ -10,8 +10,10 @@ PACKAGE = Path(van_classification_tensorflow.__file__).parent
 ORDER = [
     "config",
     "labels",
-    "digits",
     "preprocessing",
+    "digits",
+    "images",
+    "inputs",
     "stored_zip",
     "torch_file",
     "hdf5_file",
@@ -25,15 +27,32 @@ ORDER = [
     "load",
     "model",
     "applications",
+    "preprocessing_layer",
     "convert",
     "benchmark",
     "progress",
     "pictures",
+    "numpy_model",
+    "classifier",
+    "predict",
+    "datasets",
+    "original",
+    "metrics",
+    "evaluate",
     "demo",
     "cli",
     "__main__",
 ]
-NEED_KERAS = {"layers", "load", "model", "applications", "benchmark", "progress", "demo"}
+NEED_KERAS = {
+    "applications",
+    "benchmark",
+    "demo",
+    "layers",
+    "load",
+    "model",
+    "preprocessing_layer",
+    "progress",
+}
 WITHOUT_KERAS = {"__init__", *ORDER} - NEED_KERAS
 
 

@@ -10,6 +10,8 @@ import pytest
 import van_classification_tensorflow as package
 
 NAMES = {
+    "Classifier",
+    "Preprocessing",
     "VAN",
     "VANB0",
     "VANB1",

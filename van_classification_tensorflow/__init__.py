@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 __version__ = "2.0.0.dev0"
 
 _HOME = {
+    "Classifier": "classifier",
+    "Preprocessing": "preprocessing",
     "VAN": "model",
     "VANB0": "applications",
     "VANB1": "applications",
@@ -34,6 +36,8 @@ __all__ = [
     "VANB4",
     "VANB5",
     "VANB6",
+    "Classifier",
+    "Preprocessing",
     "__version__",
     "decode_predictions",
     "load_checkpoint",
@@ -52,8 +56,10 @@ if TYPE_CHECKING:
         decode_predictions,
         preprocess_input,
     )
+    from .classifier import Classifier
     from .load import load_checkpoint
     from .model import VAN
+    from .preprocessing import Preprocessing
 
 
 def __getattr__(name: str):

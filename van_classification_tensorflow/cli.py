@@ -34,6 +34,92 @@ def demo(parser: ArgumentParser) -> Any:
     return run
 
 
+def predict(parser: ArgumentParser) -> Any:
+    """Name what is in pictures: files, folders, patterns or a list; a table or a file."""
+    parser.add_argument(
+        "path",
+        nargs="+",
+        help="pictures, folders (searched at any depth), patterns, or - for a list on the "
+        "standard input",
+    )
+    _add_model(parser)
+    parser.add_argument("--top", type=int, default=5, help="classes to name (default: 5)")
+    parser.add_argument(
+        "--output",
+        type=Path,
+        help="*.csv, *.jsonl or *.parquet; without it a table on a terminal, else JSON lines",
+    )
+    parser.add_argument(
+        "--features",
+        action="store_true",
+        help="write pooled features instead: --output *.parquet or *.npy",
+    )
+    parser.add_argument(
+        "--resume", action="store_true", help="go on where a stopped run with this output was"
+    )
+
+    def run(path: list[str], **options: Any) -> None:
+        from .predict import run
+
+        if run(path, **options):
+            sys.exit(1)
+
+    return run
+
+
+def evaluate(parser: ArgumentParser) -> Any:
+    """Measure accuracy on labelled pictures; beside the published and the original's."""
+    parser.add_argument(
+        "--data",
+        required=True,
+        help="a folder with a folder for each class, tfds:NAME, or digits (bundled)",
+    )
+    _add_model(parser)
+    parser.add_argument("--split", help="of a TFDS data set, such as validation")
+    parser.add_argument(
+        "--subset", help="imagenet-a or imagenet-r: predict among the 200 classes of these"
+    )
+    parser.add_argument("--class-map", help="json or csv file: folder name, class index")
+    parser.add_argument("--real-labels", help="real.json of the ReaL labels")
+    parser.add_argument(
+        "--output", type=Path, help="folder to make: tables, JSON and a picture of the mistakes"
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace an earlier output")
+    parser.add_argument(
+        "--against-original",
+        action="store_true",
+        help="the same batches through transformers' model with the same weights; exit 1 if it "
+        "differs",
+    )
+
+    def run(data: str, **options: Any) -> None:
+        from .evaluate import run
+
+        sys.exit(run(data, **options))
+
+    return run
+
+
+def _add_model(parser: ArgumentParser) -> None:
+    """The options of `Classifier`."""
+    parser.add_argument(
+        "--weights",
+        default="van_b0",
+        help="a name of `van weights list`, van_b0 ... for its ImageNet-1k weights, or a weight "
+        "file (default: van_b0)",
+    )
+    parser.add_argument("--batch-size", type=int, default=32, help="pictures at once (default: 32)")
+    parser.add_argument("--workers", type=int, help="threads that decode (default: one a core)")
+    parser.add_argument("--test-size", type=int, help="side of the crop, if not the weights' own")
+    parser.add_argument(
+        "--crops", type=int, default=1, help="1, or 5: average over centre and corners"
+    )
+    parser.add_argument("--flip", action="store_true", help="average with the mirrored picture")
+    parser.add_argument(
+        "--max-pixels", type=int, default=50_000_000, help="largest picture (default: 50000000)"
+    )
+
+
 def convert(parser: ArgumentParser) -> Any:
     """Convert a weight file of any known format and naming to another, bit for bit."""
     parser.add_argument(
@@ -171,6 +257,8 @@ def _records(names: list[str]) -> list:
 # A command adds its options to a parser and returns what to run with their values.
 COMMANDS: dict[str, Any] = {
     "demo": demo,
+    "predict": predict,
+    "evaluate": evaluate,
     "convert": convert,
     "weights": {
         "list": weights_list,

@@ -5,6 +5,7 @@ Drawn with matplotlib (extra `plots`), on figures of their own: no global backen
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -57,10 +58,37 @@ def confusion_matrix(matrix: np.ndarray, classes: Sequence[str], path: Path) -> 
             colour = "white" if share[row, column] > 0.5 else "black"
             axes.text(column, row, str(count), ha="center", va="center", color=colour)
     axes.set(xlabel="Predicted", ylabel="True", title="Confusion matrix (test images)")
-    axes.set_xticks(range(len(classes)), classes)
-    axes.set_yticks(range(len(classes)), classes)
+    names = [_plain(name, 24) for name in classes]
+    longest = max(map(len, names), default=0)
+    axes.set_xticks(range(len(names)), names, rotation=90 if longest > 4 else 0)
+    axes.set_yticks(range(len(names)), names)
     figure.colorbar(image, label="Share of the true class", shrink=0.8)
     figure.savefig(path)
+
+
+def most_confused(mistakes: Sequence[tuple[str, str, int, int]], path: Path) -> None:
+    """Bars for mistakes: (class, taken for, pictures, pictures of the class), frequent first."""
+    figure = _figure(9, 1.2 + 0.3 * max(len(mistakes), 1))
+    axes = figure.subplots()
+    places = range(len(mistakes))
+    bars = axes.barh(places, [count for _, _, count, _ in mistakes], color="#4878a8")
+    axes.bar_label(bars, [f"{count} of {there}" for _, _, count, there in mistakes], padding=3)
+    axes.set_yticks(places, [_plain(f"{true}  →  {taken}", 60) for true, taken, _, _ in mistakes])
+    axes.margins(x=0.12)
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.set(xlabel="Pictures", title="Most frequent mistakes: class  →  taken for")
+    axes.set_ylim(max(len(mistakes), 1) - 0.4, -0.6)  # the most frequent on top
+    if not mistakes:
+        axes.set_xticks([0])
+        axes.text(0.5, 0.5, "no mistakes", ha="center", va="center", transform=axes.transAxes)
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+    figure.savefig(path)
+
+
+def _plain(text: str, width: int) -> str:
+    """Short, and as matplotlib may be given it: between two $ it would read a formula."""
+    return textwrap.shorten(text, width, placeholder="…").replace("$", r"\$")
 
 
 def contact_sheet(
