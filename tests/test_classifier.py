@@ -10,7 +10,6 @@ from van_classification_tensorflow import VAN, Classifier, Preprocessing
 from van_classification_tensorflow.convert import convert
 from van_classification_tensorflow.digits import load_digits
 from van_classification_tensorflow.images import ImageError
-from van_classification_tensorflow.labels import imagenet22k_classes, labels_of
 
 from .parity import GOLDEN
 
@@ -154,17 +153,6 @@ def test_a_file_that_says_nothing(tmp_path):
     assert [label.name for label in classifier.labels] == [f"class {i}" for i in range(10)]
     named = Classifier(GOLDEN / "micro_hf", labels=list("abcdefghij"))
     assert named.labels[2].name == "c"
-
-
-def test_labels_of_heads():
-    assert labels_of(None, 1000)[2].name == "great_white_shark"
-    assert labels_of(None, 1000)[2].wnid == "n01484850"
-    assert len(labels_of(None, 21_841)) == 21_841
-    assert [c.index for c in imagenet22k_classes()] == list(range(21_841))
-    with pytest.raises(ValueError, match=r"name each of 10 classes\. Received: 1,000"):
-        labels_of("imagenet1k", 10)
-    with pytest.raises(ValueError, match="`labels` must be imagenet1k"):
-        labels_of("imagenet", 10)
 
 
 @pytest.mark.parametrize(

@@ -188,7 +188,7 @@ class Classifier:
             ImageError: A picture cannot be read; names it and the reason.
             OSError: A file cannot be opened.
         """
-        self._check_top(top)
+        self.check_top(top)
         one = _is_one(images)
         results = [
             self.ranked(result.output, top)
@@ -235,7 +235,7 @@ class Classifier:
 
     def ranked(self, logits: np.ndarray, top: int = 5) -> list[Prediction]:
         """The `top` classes of (classes,) logits, best first."""
-        self._check_top(top)
+        self.check_top(top)
         shifted = np.exp(logits.astype(np.float64) - logits.max())
         probabilities = shifted / shifted.sum()
         best = np.argsort(-probabilities, kind="stable")[:top]
@@ -244,7 +244,8 @@ class Classifier:
             for i in best
         ]
 
-    def _check_top(self, top: int) -> None:
+    def check_top(self, top: int) -> None:
+        """Raises `ValueError` where there is no head, or `top` is no number of classes."""
         if not self.labels:
             raise ValueError(f"{self.name} has no head: it gives features only")
         if not isinstance(top, Integral) or isinstance(top, bool) or not top >= 1:

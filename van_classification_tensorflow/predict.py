@@ -68,7 +68,7 @@ def run(
     if not inputs:
         raise ValueError(f"no pictures in {', '.join(map(printable, paths))}")
     classifier = Classifier(weights, **options)
-    classifier._check_top(1 if features else top)
+    classifier.check_top(1 if features else top)
     console.print(f"{classifier.name}: {classifier.preprocessing}", highlight=False)
     about = {
         "weights": classifier.name,

@@ -1,0 +1,46 @@
+"""Bundled class names."""
+
+import pytest
+
+from van_classification_tensorflow.labels import (
+    imagenet22k_classes,
+    imagenet_classes,
+    labels_of,
+)
+
+
+def test_imagenet():
+    classes = imagenet_classes()
+    assert [c.index for c in classes] == list(range(1000))
+    assert len({c.wnid for c in classes}) == 1000
+    assert (classes[2].wnid, classes[2].name) == ("n01484850", "great_white_shark")
+
+
+def test_imagenet22k():
+    classes = imagenet22k_classes()
+    assert [c.index for c in classes] == list(range(21_841))
+    wnids = [c.wnid for c in classes]
+    assert wnids == sorted(set(wnids))
+    # All of ImageNet-1k's classes but one that was renumbered.
+    assert len({c.wnid for c in imagenet_classes()} - set(wnids)) == 1
+
+
+def test_labels_of_a_head():
+    assert labels_of(None, 1000)[2].wnid == "n01484850"
+    assert labels_of(None, 21_841)[0].wnid == "n00004475"
+    assert [label.name for label in labels_of("digits", 10)] == list("0123456789")
+    assert [label.name for label in labels_of(None, 3)] == ["class 0", "class 1", "class 2"]
+    assert [label.name for label in labels_of(["no", "yes"], 2)] == ["no", "yes"]
+
+
+@pytest.mark.parametrize(
+    ("labels", "classes", "says"),
+    [
+        ("imagenet1k", 10, r"name each of 10 classes\. Received: 1,000"),
+        (["a"], 2, "name each of 2 classes"),
+        ("imagenet", 1000, "`labels` must be imagenet1k, imagenet22k, digits or a list"),
+    ],
+)
+def test_wrong_labels(labels, classes, says):
+    with pytest.raises(ValueError, match=says):
+        labels_of(labels, classes)
