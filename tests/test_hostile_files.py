@@ -295,6 +295,14 @@ def test_zip_is_read_as_python_reads_it(tmp_path):
                 assert ours.read(name) == theirs.read(name), (path, name)
 
 
+def test_what_a_file_says_of_itself_may_be_anything(tmp_path):
+    for said in ("", "{", "[" * 100_000, "null", '["labels"]', '"labels"', "9" * 10_000):
+        for key in ("van", "config"):
+            header = {"w": hostile_files.entry(), "__metadata__": {key: said}}
+            (tmp_path / "x").write_bytes(hostile_files.in_safetensors(header))
+            assert read_checkpoint(tmp_path / "x").about == {}
+
+
 # --- All or nothing ---
 
 

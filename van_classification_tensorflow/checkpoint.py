@@ -64,7 +64,7 @@ class Checkpoint:
         if said is None:
             try:
                 said = json.loads(self.metadata.get("van", "{}"))
-            except ValueError:
+            except (ValueError, RecursionError):
                 said = {}
         return said if isinstance(said, dict) else {}
 
