@@ -3,7 +3,6 @@
 import io
 import os
 import stat
-import time
 
 import numpy as np
 import pytest
@@ -203,13 +202,14 @@ def picture(kind: str) -> bytes:
     return file.getvalue()
 
 
-def test_a_folder_of_two_thousand_hostile_entries(tmp_path):
+def hostile_folder(folder) -> dict[str, str]:
+    """2,000 entries with hostile names, most of them no pictures: {path: kind}."""
     good, made = picture("PNG"), {}
     kinds = ("good", "good", "corrupt", "cut", "empty", "pipe", "dangling", "itself")
     for i in range(2_000):
         kind = kinds[i % len(kinds)]
         name = STEMS[i // len(kinds) % len(STEMS)] + b"%d.png" % i
-        path = os.path.join(os.fsencode(tmp_path), name)
+        path = os.path.join(os.fsencode(folder), name)
         if kind == "pipe":
             os.mkfifo(path)
         elif kind == "dangling":
@@ -221,7 +221,11 @@ def test_a_folder_of_two_thousand_hostile_entries(tmp_path):
             with open(path, "wb") as file:
                 file.write(data)
         made[os.fsdecode(path)] = kind
-    start = time.perf_counter()
+    return made
+
+
+def test_a_folder_of_two_thousand_hostile_entries(tmp_path):
+    made = hostile_folder(tmp_path)
     paths = found(tmp_path)
     assert paths == sorted(made, key=os.fsencode)  # each once
     for path in paths:
@@ -237,7 +241,6 @@ def test_a_folder_of_two_thousand_hostile_entries(tmp_path):
         else:
             assert str(error.value).startswith(f"{printable(path)}: ")
             assert str(error.value).isprintable()
-    assert time.perf_counter() - start < 10
     # The same as a list, less the names that a list cannot hold.
     lines = [path for path in paths if "\n" not in path]
     assert found("-", stdin="".join(f"{path}\n" for path in lines)) == lines

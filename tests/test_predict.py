@@ -19,6 +19,8 @@ from van_classification_tensorflow import Classifier
 from van_classification_tensorflow.digits import load_digits
 from van_classification_tensorflow.predict import run
 
+from .test_inputs import hostile_folder
+
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
@@ -249,6 +251,33 @@ def test_killed_and_resumed(folder, tmp_path):
     records = [json.loads(line) for line in (tmp_path / "x.jsonl").read_text().splitlines()]
     assert [os.path.basename(r["path"]) for r in records] == [f"{i:03}.png" for i in range(400)]
     assert not journal.exists()
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".csv", ".parquet"])
+def test_two_thousand_hostile_names_and_files(tmp_path, suffix):
+    """Exactly one record each, whatever it is called and whatever it is."""
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    made = hostile_folder(pictures)
+    target = tmp_path / f"x{suffix}"
+    failed, _ = predict([pictures], output=target, top=1)
+    good = sorted(path for path, kind in made.items() if kind == "good")
+    assert failed == len(made) - len(good)
+    if suffix == ".jsonl":
+        records = [json.loads(line) for line in target.read_text().splitlines()]
+        assert sorted(r["path"] for r in records if not r["error"]) == good
+    elif suffix == ".csv":
+        with target.open(newline="", encoding="utf-8") as file:
+            records = list(csv.DictReader(file))
+    else:
+        from pyarrow import parquet
+
+        records = parquet.read_table(target).to_pylist()
+    assert len(records) == len(made)
+    as_utf8 = sorted(p.encode("utf-8", "backslashreplace").decode() for p in made)
+    if suffix != ".jsonl":  # which keeps bytes that are no text as they are
+        assert sorted(r["path"] for r in records) == as_utf8
+    assert sum(1 for r in records if not r["error"]) == len(good)
 
 
 def test_the_exit_code_tells_of_failures(folder):
