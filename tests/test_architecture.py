@@ -34,6 +34,7 @@ ORDER = [
     "pictures",
     "numpy_model",
     "classifier",
+    "bars",
     "predict",
     "datasets",
     "original",

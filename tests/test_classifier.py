@@ -193,3 +193,48 @@ def test_a_backbone_gives_features_only(tmp_path, scans):
     assert backbone.features(scans[0][0]).shape == (64,)
     with pytest.raises(ValueError, match="has no head"):
         backbone(scans[0][0])
+
+
+def test_an_activation_that_gives_no_shares_is_refused(tmp_path):
+    VAN(pretrained="digits", classifier_activation="sigmoid").save(tmp_path / "m.keras")
+    with pytest.raises(ValueError, match="classifier_activation='sigmoid'"):
+        Classifier(tmp_path / "m.keras")
+
+
+def test_the_global_precision_changes_nothing(scans):
+    import keras
+
+    expected = list(Classifier("digits", engine="numpy").stream(scans[0][:2]))
+    keras.config.set_dtype_policy("mixed_bfloat16")
+    try:
+        found = list(Classifier("digits", engine="keras").stream(scans[0][:2]))
+    finally:
+        keras.config.set_dtype_policy("float32")
+    for ours, theirs in zip(found, expected, strict=True):
+        np.testing.assert_allclose(ours.output, theirs.output, atol=1e-5)
+
+
+def test_one_picture_of_the_callers_many_times(scans, tmp_path):
+    """Pillow loads lazily, and threads share the object."""
+    Image.fromarray(np.kron(scans[0][0], np.ones((200, 200), np.uint8))).save(tmp_path / "x.png")
+    for _ in range(3):
+        lazy = Image.open(tmp_path / "x.png")
+        results = list(Classifier("digits", workers=4).stream([lazy] * 8))
+        assert [r.error for r in results] == [None] * 8
+
+
+def test_no_pictures(classifier):
+    assert classifier([]) == []
+    assert classifier.features([]).shape == (0, 64)
+
+
+def test_a_thousand_classes_are_imagenets_only_in_files_of_others(tmp_path):
+    model = VAN(embed_dims=[8], mlp_ratios=[1], depths=[1], num_classes=1000)
+    model.save(tmp_path / "m.keras")
+    assert Classifier(tmp_path / "m.keras").labels[0].name == "class 0"
+    from safetensors.numpy import save_file
+
+    from van_classification_tensorflow.load import to_official
+
+    save_file(to_official(model), tmp_path / "m.safetensors")
+    assert Classifier(tmp_path / "m.safetensors").labels[0].wnid == "n01440764"

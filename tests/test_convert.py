@@ -98,7 +98,9 @@ def test_labels_of_imagenet_in_a_transformers_folder():
     from van_classification_tensorflow.names import Architecture
 
     sizes = Architecture((8,), (16,), (1,), 3, 1000)
-    assert hugging_face_config(sizes)["id2label"]["2"].startswith("great white shark")
+    named = hugging_face_config(sizes, "imagenet1k")
+    assert named["id2label"]["2"].startswith("great white shark")
+    assert hugging_face_config(sizes)["id2label"]["2"] == "LABEL_2"
     named = hugging_face_config(Architecture((8,), (16,), (1,), 3, 2), ["no", "yes"])
     assert named["label2id"] == {"no": 0, "yes": 1}
     with pytest.raises(ValueError, match="only whole mlp_ratios"):

@@ -3,6 +3,7 @@
 import pytest
 
 from van_classification_tensorflow.labels import (
+    Label,
     imagenet22k_classes,
     imagenet_classes,
     labels_of,
@@ -26,11 +27,17 @@ def test_imagenet22k():
 
 
 def test_labels_of_a_head():
-    assert labels_of(None, 1000)[2].wnid == "n01484850"
-    assert labels_of(None, 21_841)[0].wnid == "n00004475"
+    assert labels_of("imagenet1k", 1000)[2].wnid == "n01484850"
+    assert labels_of("imagenet22k", 21_841)[0].wnid == "n00004475"
+    # Nothing is guessed: a thousand classes may be anyone's.
+    assert labels_of(None, 1000)[999] == Label("class 999")
     assert [label.name for label in labels_of("digits", 10)] == list("0123456789")
     assert [label.name for label in labels_of(None, 3)] == ["class 0", "class 1", "class 2"]
     assert [label.name for label in labels_of(["no", "yes"], 2)] == ["no", "yes"]
+    for label in labels_of("imagenet1k", 1000):
+        assert Label.of_text(label.text) == label
+    (hostile,) = labels_of(["\x1b[2Jn\n"], 1)
+    assert hostile.name == r"\x1b[2Jn\n"
 
 
 @pytest.mark.parametrize(

@@ -185,6 +185,61 @@ def test_resuming_with_other_settings_is_refused(folder, tmp_path):
     assert journal.read_bytes() == before
 
 
+def test_resuming_with_other_inputs_is_refused(folder, tmp_path, monkeypatch):
+    from van_classification_tensorflow import predict as module
+
+    monkeypatch.setattr(module.Journal, "finish", lambda *_: None)  # as if killed before
+    predict([folder / "0"], output=tmp_path / "x.csv")
+    before = (tmp_path / "x.csv.partial").read_bytes()
+    monkeypatch.undo()
+    with pytest.raises(ValueError, match="records of 4 pictures that are not among the inputs"):
+        predict([folder / "1"], output=tmp_path / "x.csv", resume=True)
+    assert (tmp_path / "x.csv.partial").read_bytes() == before
+    predict([folder / "0", folder / "1"], output=tmp_path / "x.csv", resume=True)
+    assert len((tmp_path / "x.csv").read_text().splitlines()) == 1 + 4 + 5
+
+
+@pytest.mark.parametrize("first", ["[1]", "3", "no JSON", ""])
+def test_a_journal_that_is_none(folder, tmp_path, first):
+    (tmp_path / "x.csv.partial").write_text(f"{first}\n")
+    if first in ("[1]", "3"):
+        with pytest.raises(ValueError, match="begun with other settings"):
+            predict([folder / "0"], output=tmp_path / "x.csv", resume=True)
+    else:  # nothing was written before the kill
+        predict([folder / "0"], output=tmp_path / "x.csv", resume=True)
+        assert len((tmp_path / "x.csv").read_text().splitlines()) == 5
+
+
+def test_two_runs_at_one_output(folder, tmp_path):
+    from van_classification_tensorflow.predict import Journal
+
+    with Journal(tmp_path / "x.csv", False, False):
+        for resume in (False, True):
+            with pytest.raises(FileExistsError, match="another run is writing"):
+                predict([folder / "0"], output=tmp_path / "x.csv", resume=resume)
+    predict([folder / "0"], output=tmp_path / "x.csv")
+    assert [p.name for p in tmp_path.iterdir()] == ["x.csv"]
+
+
+def test_the_table_beside_an_array_is_not_overwritten(folder, tmp_path):
+    (tmp_path / "x.npy.csv").write_text("precious")
+    with pytest.raises(FileExistsError, match=r"x\.npy\.csv is already there"):
+        predict([folder / "0"], output=tmp_path / "x.npy", features=True)
+    assert (tmp_path / "x.npy.csv").read_text() == "precious"
+
+
+def test_weights_whose_name_looks_like_markup(folder, tmp_path):
+    from van_classification_tensorflow.cache import fetch
+    from van_classification_tensorflow.weights import CATALOGUE
+
+    path = tmp_path / "run[" / "v2].safetensors"
+    path.parent.mkdir()
+    path.write_bytes(fetch(CATALOGUE["digits"]).read_bytes())
+    console = Console(file=io.StringIO(), width=300, force_terminal=True)
+    assert run([str(folder / "0")], str(path), output=tmp_path / "x.csv", console=console) == 0
+    assert "run[/v2].safetensors" in console.file.getvalue()
+
+
 @pytest.mark.parametrize("cut", [0.1, 0.5, 0.9, 0.999])
 @pytest.mark.parametrize("name", ["x.csv", "x.npy"])
 def test_any_beginning_of_a_journal_can_be_resumed(folder, tmp_path, monkeypatch, cut, name):
@@ -227,8 +282,8 @@ def test_killed_and_resumed(folder, tmp_path):
     many = tmp_path / "many"
     many.mkdir()
     source = (folder / "0" / "00.png").read_bytes()
-    for i in range(400):
-        (many / f"{i:03}.png").write_bytes(source)
+    for i in range(3000):
+        (many / f"{i:04}.png").write_bytes(source)
     command = [sys.executable, "-m", "van_classification_tensorflow", "predict", str(many)]
     command += ["--weights", "digits", "--output", str(tmp_path / "x.jsonl"), "--batch-size", "2"]
     journal = tmp_path / "x.jsonl.partial"
@@ -242,14 +297,14 @@ def test_killed_and_resumed(folder, tmp_path):
     process.wait()
     assert not (tmp_path / "x.jsonl").exists()
     done = journal.read_bytes().count(b"\n") - 1
-    assert 0 < done < 400
+    assert 0 < done < 3000
     result = subprocess.run(
         [*command, "--resume"], capture_output=True, text=True, timeout=120, check=False
     )
     assert result.returncode == 0, result.stderr
-    assert f"{done} of 400 were there" in result.stderr
+    assert f"{done:,} of 3,000 were there" in result.stderr
     records = [json.loads(line) for line in (tmp_path / "x.jsonl").read_text().splitlines()]
-    assert [os.path.basename(r["path"]) for r in records] == [f"{i:03}.png" for i in range(400)]
+    assert [os.path.basename(r["path"]) for r in records] == [f"{i:04}.png" for i in range(3000)]
     assert not journal.exists()
 
 

@@ -11,7 +11,7 @@ import keras
 import numpy as np
 import pytest
 
-from van_classification_tensorflow import VAN, VANB0, weights
+from van_classification_tensorflow import VAN, VANB0, Classifier, Preprocessing, weights
 from van_classification_tensorflow.checkpoint import CheckpointError
 from van_classification_tensorflow.convert import convert
 from van_classification_tensorflow.digits import load_digits
@@ -176,7 +176,8 @@ def test_a_model_made_from_weights_saves_and_loads_without_them(tmp_path):
         ({"configuration": "van_b0", "pretrained": "in22k"}, r"van_b0\.in1k"),
         ({"configuration": "van_b0", "pretrained": "van_b1.in1k"}, "belongs to van_b1"),
         ({"configuration": "van_b0", "pretrained": "digits"}, "belongs to"),
-        ({"configuration": "van_b9", "pretrained": True}, "van_b9"),
+        ({"configuration": "van_b9", "pretrained": True}, "`configuration` must be one of van_b0"),
+        ({"pretrained": ""}, "`pretrained`: no such weights"),
         ({"pretrained": True}, "needs a `configuration` with published weights: van_b0"),
         ({"pretrained": "nothing"}, "no such weights"),
         ({"pretrained": 3}, "`pretrained` must be True, False, a name"),
@@ -190,6 +191,13 @@ def test_a_model_made_from_weights_saves_and_loads_without_them(tmp_path):
         ({"configuration": "van_b0", "pretrained": True, "num_classes": 0}, "`num_classes`"),
         ({"configuration": "van_b0", "pretrained": True, "in_chans": 0}, "`in_chans`"),
         ({"configuration": "van_b0", "pretrained": True, "pooling": "x"}, "`pooling`"),
+        ({"configuration": "van_b0", "pretrained": True, "drop_rate": 2}, "`drop_rate`"),
+        ({"configuration": "van_b0", "pretrained": True, "depths": [0]}, "`depths`"),
+        ({"configuration": "van_b0", "pretrained": True, "img_resolution": 3}, "too small"),
+        (
+            {"configuration": "van_b0", "pretrained": True, "classifier_activation": "x"},
+            "`classifier_activation`",
+        ),
     ],
 )
 def test_wrong_arguments(arguments, says):
@@ -217,3 +225,63 @@ def test_what_a_file_must_hold(tmp_path, official):
     ):
         with pytest.raises(CheckpointError, match=f"should hold {name}"):
             check_file(Path(tmp_path / file), CATALOGUE[name])
+
+
+def test_a_folder_with_a_name_of_the_catalogue_is_in_no_ones_way(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("imagenet", "in22k", "digits", "van_b0"):
+        (tmp_path / name).mkdir()
+    with pytest.raises(OSError, match=r"VAN_OFFLINE is set and van_b0\.in1k"):
+        VANB0()
+    with pytest.raises(OSError, match=r"VAN_OFFLINE is set and van_b4\.in22k"):
+        VAN("van_b4", pretrained="in22k")
+    with pytest.raises(OSError, match=r"VAN_OFFLINE is set and van_b0\.in1k"):
+        VAN(pretrained="van_b0")
+    assert VAN(pretrained="digits").num_classes == 10
+    for name in ("my_model.keras", "w.pth", "x.safetensors"):
+        with pytest.raises(FileNotFoundError, match=name):
+            VAN(pretrained=name)
+
+
+def test_labels_and_preprocessing_follow_the_weights(tmp_path, mirror):
+    model = VAN("van_b0", pretrained=True)
+    assert (len(model.labels), model.labels[2]) == (1000, "n01484850 great_white_shark")
+    assert model.preprocessing == Preprocessing()
+    same = VANB0(input_tensor=keras.Input((64, 64, 3)))
+    assert (same.labels, same.preprocessing) == (model.labels, model.preprocessing)
+    with pytest.warns(UserWarning):
+        other = VANB0(classes=7)
+    assert (other.labels, other.preprocessing) == (None, Preprocessing())
+    assert VAN("van_b0", pretrained=True, include_top=False).labels is None
+
+
+def test_preprocessing_follows_the_channels(tmp_path):
+    with pytest.warns(UserWarning, match="from 1 to 3"):
+        model = VAN(pretrained="digits", in_chans=3)
+    assert model.preprocessing == Preprocessing(32, 1.0, "box")
+    model.save(tmp_path / "m.keras")
+    assert Classifier(tmp_path / "m.keras").preprocessing == model.preprocessing
+    with pytest.warns(UserWarning, match="from 1 to 4"):
+        assert VAN(pretrained="digits", in_chans=4).preprocessing is None
+    assert Preprocessing(mean=(0.1, 0.2, 0.3)).with_channels(1) is None
+
+
+def test_labels_of_a_wrong_number_are_not_saved(tmp_path):
+    model = VAN(pretrained="digits")
+    model.labels = ["a", "b"]
+    with pytest.raises(ValueError, match="name each of 10 classes"):
+        model.save(tmp_path / "m.keras")
+
+
+def test_what_a_file_says_of_itself_is_bounded(tmp_path):
+    from safetensors.numpy import load_file, save_file
+
+    tensors = load_file(GOLDEN / "digits.safetensors")
+    for about in (
+        '{"preprocessing": {"input_size": 200000}}',
+        '{"labels": ["a"]}',
+        '{"labels": 3}',
+    ):
+        save_file(tensors, tmp_path / "x.safetensors", metadata={"van": about})
+        with pytest.raises(CheckpointError, match="what it says of itself"):
+            VAN(pretrained=tmp_path / "x.safetensors")

@@ -76,7 +76,6 @@ def test_find(weights, configuration, name):
         ("in1k", None, "Published: van_b0.in1k"),
         ("imagenet21k", "van_b0", "no such weights are published: 'imagenet21k'"),
         (False, "van_b0", "no such weights are published: False"),
-        ("in1k", "van_b9", "Nothing is published for van_b9"),
     ],
 )
 def test_find_lists_what_there_is(weights, configuration, says):

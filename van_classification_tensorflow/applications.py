@@ -46,8 +46,9 @@ def _application(configuration: str) -> Callable[..., keras.Model]:
         check_images((None, *shape), argument, channels, data_format, stages)
 
         source: Any = weights
+        opened = None
         if not isinstance(weights, Mapping):
-            opened = open_pretrained(weights, configuration)
+            opened = open_pretrained(weights, configuration, "weights")
             source = opened and opened.weights.tensors
             if opened is not None:
                 expected = CONFIGURATIONS[configuration]
@@ -74,8 +75,11 @@ def _application(configuration: str) -> Callable[..., keras.Model]:
             outputs, pyramid = van(input_tensor, config, channels_first=channels_first, **head)
             model = keras.Model(keras.utils.get_source_inputs(input_tensor), outputs, name=name)
             model.pyramid_outputs = pyramid
+        model.labels = model.preprocessing = None
         if source is not None:
             load_checkpoint(model, source, adapt=not isinstance(weights, Mapping))
+        if opened is not None:
+            opened.describe(model, classes if include_top else None, channels)
         return model
 
     number = configuration.removeprefix("van_").upper()

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
-from .config import CONFIGURATIONS, min_image_size
+from .config import min_image_size
 from .images import MAX_PIXELS, ImageError, open_image, printable
 from .labels import Label, labels_of
 from .numpy_model import forward
@@ -121,13 +121,12 @@ class Classifier:
             raise ValueError(
                 f"`engine` must be one of {', '.join(ENGINES)}. Received: engine={engine!r}"
             )
-        if isinstance(weights, str) and weights in CONFIGURATIONS:
-            weights = f"{weights}.in1k"
-        opened = open_pretrained(weights)
+        opened = None if weights is True else open_pretrained(weights, argument="weights")
         if opened is None:
             raise ValueError(f"`weights` must be a name or a path. Received: weights={weights!r}")
         sizes = opened.weights.architecture
-        self.preprocessing = preprocessing or opened.preprocessing or Preprocessing()
+        default = Preprocessing().with_channels(sizes.in_chans) or Preprocessing()
+        self.preprocessing = preprocessing or opened.preprocessing or default
         if test_size is not None:
             self.preprocessing = replace(self.preprocessing, input_size=int(test_size))
         if self.preprocessing.channels != sizes.in_chans:
@@ -141,10 +140,16 @@ class Classifier:
                 f"`test_size` is too small: this model needs at least {least} pixels. "
                 f"Received: {self.preprocessing.input_size}"
             )
-        self.name = opened.name
+        self.name, self.notes = opened.name, opened.notes
         self.labels: tuple[Label, ...] = ()
         if sizes.num_classes is not None:
             self.labels = labels_of(labels or opened.labels, sizes.num_classes)
+            activation = opened.weights.source.about.get("classifier_activation", "softmax")
+            if activation not in ("softmax", "linear", None):
+                raise ValueError(
+                    f"{opened.name} has classifier_activation={activation!r}: its outputs are not "
+                    "the probabilities of one class among others, which `Classifier` gives"
+                )
         self.crops, self.flip = crops, flip
         self.batch_size, self.workers, self.max_pixels = batch_size, workers, max_pixels
         self.engine = engine
@@ -165,6 +170,7 @@ class Classifier:
             include_top=sizes.num_classes is not None,
             pretrained=self._opened,
             classifier_activation=None,
+            dtype="float32",
         )
 
     @cached_property
@@ -205,7 +211,10 @@ class Classifier:
             for result in self.stream([images] if one else images, features=True, reraise=True)
             if result.output is not None
         ]
-        return found[0] if one else np.stack(found)
+        if one:
+            return found[0]
+        channels = self._opened.weights.architecture.embed_dims[-1]
+        return np.stack(found) if found else np.zeros((0, channels), np.float32)
 
     def stream(
         self, images: Iterable[Any], *, features: bool = False, reraise: bool = False
@@ -270,7 +279,7 @@ class Classifier:
     def _by_numpy(self, inputs: np.ndarray, features: bool) -> np.ndarray:
         weights = self._opened.weights
         pooled, logits = forward(weights.tensors, weights.architecture, inputs)
-        return pooled if features or logits is None else logits
+        return (pooled if features or logits is None else logits).astype(np.float32, copy=False)
 
     def _by_keras(self, inputs: np.ndarray, features: bool) -> np.ndarray:
         count = len(inputs)

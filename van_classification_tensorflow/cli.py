@@ -47,12 +47,14 @@ def predict(parser: ArgumentParser) -> Any:
     parser.add_argument(
         "--output",
         type=Path,
-        help="*.csv, *.jsonl or *.parquet; without it a table on a terminal, else JSON lines",
+        help="*.csv, *.jsonl or *.parquet; without it a table on a terminal for up to 200 "
+        "pictures, else JSON lines",
     )
     parser.add_argument(
         "--features",
         action="store_true",
-        help="write pooled features instead: --output *.parquet or *.npy",
+        help="write pooled features instead: --output *.parquet, or *.npy with a table of its "
+        "rows beside it (*.npy.csv)",
     )
     parser.add_argument(
         "--resume", action="store_true", help="go on where a stopped run with this output was"
@@ -116,7 +118,10 @@ def _add_model(parser: ArgumentParser) -> None:
     )
     parser.add_argument("--flip", action="store_true", help="average with the mirrored picture")
     parser.add_argument(
-        "--max-pixels", type=int, default=50_000_000, help="largest picture (default: 50000000)"
+        "--max-pixels",
+        type=int,
+        default=50_000_000,
+        help="largest picture (default: 50000000, at most 178956970)",
     )
 
 
@@ -176,9 +181,10 @@ def weights_list(parser: ArgumentParser) -> Any:
         console = Console()
         console.print(table)
         console.print(
-            "in1k: ImageNet-1k. in22k: ImageNet-22k. backbone: of a segmentation model, without "
-            "a head.\nMB: the weights in float32. Top-1, top-5: percent on ImageNet-1k at 224, as "
-            "published, not measured here.\nSHA-256: the published first digits.\nLicence: "
+            "in1k: ImageNet-1k. in22k: ImageNet-22k; preprocessing and order of the classes "
+            "unverified. backbone: of a segmentation model, without a head; names of the tensors "
+            "unverified.\nMB: the weights in float32. Top-1, top-5: percent on ImageNet-1k at "
+            "224, as published, not measured here.\nSHA-256: the published first digits.\nLicence: "
             "Apache-2.0; the authors add: for commercial use, please contact the authors. "
             f"digits: MIT.\nCache: {cache_dir()}",
             highlight=False,
@@ -248,10 +254,9 @@ def _add_names(parser: ArgumentParser, nargs: str | None = None, rest: str = "")
 
 
 def _records(names: list[str]) -> list:
-    from .config import CONFIGURATIONS
     from .weights import find
 
-    return [find(True, name) if name in CONFIGURATIONS else find(name) for name in names]
+    return [find(name) for name in names]
 
 
 # A command adds its options to a parser and returns what to run with their values.

@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 
 from .checkpoint import ModelWeights, read_weights
-from .labels import imagenet_classes
+from .labels import imagenet_classes, labels_of
 from .names import NAMINGS, Architecture, spell
+from .pretrained import of_weights
 from .torch_file import write_torch
 
 _KERAS = (".keras", ".weights.h5")
@@ -71,7 +72,8 @@ def convert(
         allow_nonfinite: Accept NaN and infinities.
         overwrite: Replace `target` if it is there.
 
-    The weights are written as float32. The target appears whole or not at all.
+    The weights are written as float32. A target file appears whole or not at all, and so does
+    each file of a folder.
 
     Raises:
         ValueError: The source is refused, or `target` and `naming` do not fit together.
@@ -160,8 +162,12 @@ def _whole_or_not(target: Path, write: Callable[[Path], Any]) -> None:
 
 def describe(weights: ModelWeights) -> dict[str, Any]:
     """What a file of ours says of itself, beside its tensors; kept from the source if it said."""
-    said = weights.source.about
-    kept: dict[str, Any] = {key: said[key] for key in ("labels", "preprocessing") if key in said}
+    opened = of_weights("the source", weights)
+    kept: dict[str, Any] = {}
+    if opened.labels is not None:
+        kept["labels"] = opened.labels
+    if opened.preprocessing is not None:
+        kept["preprocessing"] = opened.preprocessing.to_dict()
     return {**architecture_to_dict(weights.architecture), **kept}
 
 
@@ -201,9 +207,11 @@ def _write_folder(
 def hugging_face_config(architecture: Architecture, labels: Any = None) -> dict[str, Any]:
     """The `VanConfig` of transformers as JSON; `labels`: one text per class."""
     classes = architecture.num_classes or 0
-    if labels is None and classes == len(imagenet_classes()):
+    if labels == "imagenet1k" and classes == len(imagenet_classes()):
         labels = [c.lemmas for c in imagenet_classes()]
-    if not isinstance(labels, list) or len(labels) != classes:
+    elif labels is not None:
+        labels = [label.name.replace("_", " ") for label in labels_of(labels, classes)]
+    else:
         labels = [f"LABEL_{i}" for i in range(classes)]
     stages = len(architecture.depths)
     ratios = list(architecture.config.mlp_ratios)
@@ -233,7 +241,6 @@ def hugging_face_config(architecture: Architecture, labels: Any = None) -> dict[
 def _write_keras(path: Path, weights: ModelWeights) -> None:
     from .load import load_checkpoint
     from .model import VAN
-    from .pretrained import of_weights
 
     architecture = weights.architecture
     config = architecture.config
@@ -248,5 +255,5 @@ def _write_keras(path: Path, weights: ModelWeights) -> None:
     )
     load_checkpoint(model, weights.tensors, allow_nonfinite=True)
     about = of_weights("the source", weights)
-    model.labels, model.preprocessing = about.labels, about.preprocessing
+    about.describe(model, architecture.num_classes, architecture.in_chans)
     model.save(path) if path.name.endswith(".keras") else model.save_weights(path)

@@ -20,13 +20,13 @@ from rich.table import Table
 from rich.text import Text
 
 from . import __version__, pictures
+from .bars import pictures_bar
 from .classifier import Classifier
 from .datasets import Dataset, Example, is_validation_picture, open_dataset
 from .images import printable
 from .labels import Label
 from .metrics import BINS, Score, calibration_error, score, wilson_interval
 from .original import TOLERANCE, ClassifierBesideOriginal, Comparison
-from .predict import _bar
 from .preprocessing import Preprocessing
 from .weights import CATALOGUE
 
@@ -261,7 +261,7 @@ def evaluate(
         class_map=class_map,
         real_labels=real_labels,
     )
-    with _bar(console or Console(quiet=True)) as bar:
+    with pictures_bar(console or Console(quiet=True)) as bar:
         task = bar.add_task(classifier.name, total=dataset.count, rate="")
 
         def advance() -> None:
@@ -357,7 +357,7 @@ def measure(
     published = None
     if all_validation:
         published = _published(classifier, right1 / count, right5 / count, interval)
-    notes = dataset.notes
+    notes = (*dataset.notes, *filter(None, [classifier.notes]))
     if dataset.restricted is not None:
         notes += ("Top-5, loss and calibration are of the classes predicted among, as top-1 is.",)
     return Evaluation(

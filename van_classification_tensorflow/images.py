@@ -55,7 +55,7 @@ def open_image(source: Any, max_pixels: int = MAX_PIXELS) -> Image.Image:
         return _decoded(f"{len(data.getbuffer()):,} bytes", lambda: _open(data, max_pixels))
     if isinstance(source, Image.Image):
         name = printable(getattr(source, "filename", "") or "the picture")
-        return _decoded(name, lambda: _checked(source, max_pixels))
+        return _decoded(name, lambda: _copied(source, max_pixels))
     if isinstance(source, np.ndarray):
         return _decoded("the array", lambda: _checked(_from_array(source), max_pixels))
     raise ImageError(
@@ -124,6 +124,15 @@ def _open(file: BinaryIO, max_pixels: int) -> Image.Image:
     if image.format in ("WEBP", "PNG", "MPO"):
         _check_frames(getattr(image, "n_frames", 1))
     return _checked(image, max_pixels)
+
+
+# One picture of the caller's may be decoded by several threads; Pillow loads it only once.
+_CALLERS = threading.Lock()
+
+
+def _copied(image: Image.Image, max_pixels: int) -> Image.Image:
+    with _CALLERS:
+        return _checked(image, max_pixels).copy()
 
 
 def _checked(image: Image.Image, max_pixels: int) -> Image.Image:

@@ -57,7 +57,7 @@ def _in_folder(folder: str) -> Iterator[str]:
         for entry in entries:
             if _is_folder(entry):
                 folders.append(entry.path)
-            elif entry.name.lower().endswith(SUFFIXES):
+            elif entry.name.lower().endswith(SUFFIXES) and not entry.name.startswith("._"):
                 yield entry.path
         waiting += folders[::-1]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -33,6 +34,18 @@ class Label:
     name: str
     wnid: str | None = None
 
+    @property
+    def text(self) -> str:
+        """As a file keeps it: `n02123045 tabby`, or the name alone."""
+        return f"{self.wnid} {self.name}" if self.wnid else self.name
+
+    @classmethod
+    def of_text(cls, text: str) -> Label:
+        """The inverse of `text`; control characters, which a terminal would obey, are escaped."""
+        text = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+        match = re.fullmatch(r"(n\d{8}) (.+)", text)
+        return cls(match[2], match[1]) if match else cls(text)
+
 
 @cache
 def imagenet_classes() -> tuple[ImageNetClass, ...]:
@@ -59,15 +72,13 @@ def labels_of(labels: str | Sequence[str] | None, num_classes: int) -> tuple[Lab
     """The labels of a head.
 
     Args:
-        labels: A key ("imagenet1k", "imagenet22k", "digits"), one name per class, or None:
-            ImageNet's for 1,000 and 21,841 classes, otherwise "class 0", "class 1", ...
+        labels: A key ("imagenet1k", "imagenet22k", "digits"); one text per class, a name or a
+            wnid and a name ("n02123045 tabby"); or None: "class 0", "class 1", ...
         num_classes: How many there must be.
 
     Raises:
         ValueError: Their number is another one, or the key is unknown.
     """
-    if labels is None:
-        labels = {1000: "imagenet1k", 21_841: "imagenet22k"}.get(num_classes)
     if labels is None:
         found = tuple(Label(f"class {i}") for i in range(num_classes))
     elif labels in ("imagenet1k", "imagenet22k"):
@@ -81,7 +92,7 @@ def labels_of(labels: str | Sequence[str] | None, num_classes: int) -> tuple[Lab
             f"Received: {labels!r}"
         )
     else:
-        found = tuple(Label(str(name)) for name in labels)
+        found = tuple(Label.of_text(str(text)) for text in labels)
     if len(found) != num_classes:
         raise ValueError(
             f"`labels` must name each of {num_classes:,} classes. Received: {len(found):,} names"

@@ -163,14 +163,15 @@ def _adapted(
     tensors: dict[str, Any], specs: dict[str, TensorSpec], model: keras.Model
 ) -> tuple[dict[str, Any], list[str]]:
     """`tensors` with the head and the first convolution fitted to `specs`; and what changed."""
-    tensors, changes = dict(tensors), []
+    tensors_before, tensors, changes = tensors, dict(tensors), []
     head, first = "head.weight", "patch_embed1.proj.weight"
     if head in specs and np.shape(tensors.get(head)) != specs[head].shape:
         own = model.get_layer("head")
         tensors[head] = keras.ops.convert_to_numpy(own.kernel).T
         tensors["head.bias"] = keras.ops.convert_to_numpy(own.bias)
+        there = "head was left out" if head in tensors_before else "file has no head"
         changes.append(
-            f"The weights' head was left out: model {model.name!r} has {own.units:,} classes of "
+            f"The weights' {there}: model {model.name!r} has {own.units:,} classes of "
             "its own. Its head is freshly initialised and needs training."
         )
     if np.ndim(tensors.get(first)) == 4 and first in specs:

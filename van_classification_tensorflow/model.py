@@ -24,6 +24,7 @@ from .config import (
     resolve,
     stage_kernel_stride,
 )
+from .labels import labels_of
 from .layers import (
     BatchNorm,
     DepthwiseConv,
@@ -376,6 +377,12 @@ class VAN(keras.Model):
             num_classes = check_positive("num_classes", num_classes)
         check_choice("data_format", data_format, DATA_FORMATS)
         check_choice("pooling", pooling, POOLINGS)
+        _check_rate("drop_rate", drop_rate)
+        _check_rate("drop_path_rate", drop_path_rate)
+        _activation(classifier_activation)
+        policy = keras.dtype_policies.get(dtype or keras.config.dtype_policy())
+        asked = resolve(configuration, embed_dims, mlp_ratios, depths, num_stages=None)
+        _resolution(img_resolution, asked.num_stages)
 
         source = open_pretrained(pretrained, configuration)
         sizes = None if source is None else source.weights.architecture
@@ -389,7 +396,6 @@ class VAN(keras.Model):
         if num_classes is None:
             num_classes = (sizes and sizes.num_classes) or 1000
         height, width = _resolution(img_resolution, config.num_stages)
-        policy = keras.dtype_policies.get(dtype or keras.config.dtype_policy())
         channels_first = data_format == "channels_first"
         shape = (in_chans, height, width) if channels_first else (height, width, in_chans)
         images = keras.Input(shape, name="images", dtype=policy.compute_dtype)
@@ -426,13 +432,11 @@ class VAN(keras.Model):
         self.pyramid_outputs = pyramid_outputs
 
         # What `van predict` and others need to know; saved and loaded with the model.
-        self.labels: str | tuple[str, ...] | None = None
+        self.labels: tuple[str, ...] | None = None
         self.preprocessing: Preprocessing | None = None
         if source is not None:
             load_checkpoint(self, source.weights.tensors, adapt=True)
-            self.preprocessing = source.preprocessing
-            if include_top and num_classes == source.weights.architecture.num_classes:
-                self.labels = source.labels
+            source.describe(self, num_classes if include_top else None, in_chans)
 
     def __call__(self, inputs, *args, **kwargs):
         self._check_images(getattr(inputs, "shape", None))
@@ -487,7 +491,8 @@ class VAN(keras.Model):
         frozen = [i for i, layer in enumerate(parts) if not layer.trainable]
         about: dict[str, Any] = {}
         if self.labels is not None:
-            about["labels"] = self.labels if isinstance(self.labels, str) else list(self.labels)
+            labels_of(self.labels, self.num_classes)  # or the file could not be used
+            about["labels"] = list(self.labels)
         if self.preprocessing is not None:
             about["preprocessing"] = self.preprocessing.to_dict()
         return {
@@ -520,7 +525,7 @@ class VAN(keras.Model):
         frozen = config.pop("frozen_layers", ())
         labels, preprocessing = config.pop("labels", None), config.pop("preprocessing", None)
         model = cls(**config)
-        model.labels = tuple(labels) if isinstance(labels, list) else labels
+        model.labels = None if labels is None else tuple(labels)
         if preprocessing is not None:
             model.preprocessing = Preprocessing.from_dict(preprocessing)
         for i, layer in enumerate(model._flatten_layers(include_self=False)):

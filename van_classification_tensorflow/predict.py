@@ -7,22 +7,25 @@ that is killed loses and repeats nothing when it is resumed.
 from __future__ import annotations
 
 import csv
+import io
 import json
 import os
 import sys
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import nullcontext
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, TextIO
 
 import numpy as np
+from filelock import FileLock, Timeout
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
+from .bars import pictures_bar
 from .classifier import Classifier, Result
 from .images import printable
 from .inputs import expand
@@ -63,15 +66,30 @@ def run(
     """
     console = console or Console(stderr=True)
     _check_output(output, features, resume)
-    journal = None if output is None else Journal(output, resume)
-    inputs = list(expand(paths, stdin or sys.stdin))
+    with nullcontext() if output is None else Journal(output, resume, features) as journal:
+        return _run(paths, weights, journal, top, features, stdin or sys.stdin, console, options)
+
+
+def _run(
+    paths: Sequence[str],
+    weights: str,
+    journal: Journal | None,
+    top: int,
+    features: bool,
+    stdin: TextIO,
+    console: Console,
+    options: dict[str, Any],
+) -> int:
+    inputs = list(expand(paths, stdin))
     if not inputs:
         raise ValueError(f"no pictures in {', '.join(map(printable, paths))}")
     classifier = Classifier(weights, **options)
     classifier.check_top(1 if features else top)
-    console.print(f"{classifier.name}: {classifier.preprocessing}", highlight=False)
+    _say(console, f"{classifier.name}: {classifier.preprocessing}")
+    if classifier.notes:
+        _say(console, classifier.notes)
     about = {
-        "weights": classifier.name,
+        "weights": [classifier.name, *_state(weights)],
         "preprocessing": classifier.preprocessing.to_dict(),
         "views": [classifier.crops, classifier.flip],
         "features": features,
@@ -80,12 +98,12 @@ def run(
     to_do = inputs if journal is None else journal.begin(about, inputs)
     done = len(inputs) - len(to_do)
     if done:
-        console.print(f"{done:,} of {len(inputs):,} were there; going on", highlight=False)
+        _say(console, f"{done:,} of {len(inputs):,} were there; going on")
 
     started = time.monotonic()
     failed: list[str] = []
     shown: list[dict[str, Any]] = []
-    with _bar(console) as bar:
+    with pictures_bar(console) as bar:
         task = bar.add_task(classifier.name, total=len(inputs), completed=done, rate="")
         results = classifier.stream(to_do, features=features)
         for result in results:
@@ -105,14 +123,26 @@ def run(
     if journal is not None:
         failed += journal.errors_before
         journal.finish(top, features)
-        console.print(f"{output}: {len(inputs):,} records", highlight=False, soft_wrap=True)
+        _say(console, f"{journal.output}: {len(inputs):,} records")
     if shown:
         Console().print(_table(shown, top))
     if failed:
         console.print(f"[red]{len(failed):,} of {len(inputs):,} failed[/red]", highlight=False)
         for error in failed[:5]:
-            console.print(f"  {error}", markup=False, highlight=False, soft_wrap=True)
+            _say(console, f"  {error}")
     return len(failed)
+
+
+def _say(console: Console, text: str) -> None:
+    console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def _state(path: str) -> list[int]:
+    """Size and time of a weight file, so that another one of that name is noticed."""
+    if not os.path.isfile(path):
+        return []
+    info = os.stat(path)
+    return [info.st_size, info.st_mtime_ns]
 
 
 def to_record(classifier: Classifier, result: Result, top: int, features: bool) -> dict[str, Any]:
@@ -156,10 +186,26 @@ class Journal:
     Args:
         output: The file to make in the end.
         resume: Accept an unfinished journal.
+        features: Whether an array is written, which has a table of its rows beside it.
+
+    Raises:
+        FileExistsError: The output is there, or another run is writing it.
     """
 
-    def __init__(self, output: Path, resume: bool):
+    def __init__(self, output: Path, resume: bool, features: bool):
         self.output = output
+        self.lock = FileLock(output.with_name(f".{output.name}.lock"))
+        try:
+            self.lock.acquire(timeout=0)
+        except Timeout:
+            raise FileExistsError(f"another run is writing {output}") from None
+        try:
+            self._check(output, resume, features)
+        except BaseException:
+            self.close()
+            raise
+
+    def _check(self, output: Path, resume: bool, features: bool) -> None:
         self.path = output.with_name(f"{output.name}.partial")
         self.resume = resume
         self.errors_before: list[str] = []
@@ -171,6 +217,24 @@ class Journal:
             if resume:
                 raise FileExistsError(f"{output} is finished; there is nothing to resume")
             raise FileExistsError(f"{output} is already there; delete it or name another")
+        beside = rows_beside(output)
+        if features and output.suffix == ".npy" and beside.exists():
+            raise FileExistsError(f"{beside} is already there; delete it or name another output")
+
+    def __enter__(self) -> Journal:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Lets other runs at the output; the journal stays unless the run was finished."""
+        if not self.file.closed:
+            self.file.close()
+        Path(self.lock.lock_file).unlink(missing_ok=True)
+        self.lock.release()
+
+    file: TextIO = io.StringIO()  # until `begin`
 
     def begin(self, about: dict[str, Any], inputs: list[str]) -> list[str]:
         """The inputs that have no record yet."""
@@ -199,9 +263,16 @@ class Journal:
                 done[path] -= 1
             else:
                 to_do.append(path)
+        if others := +done:
+            self.file.close()
+            raise ValueError(
+                f"{self.path} has records of {others.total():,} pictures that are not among the "
+                f"inputs, such as {printable(next(iter(others)))}: resume with the same inputs"
+            )
         return to_do
 
-    def _check_same(self, before: dict[str, Any], now: dict[str, Any]) -> None:
+    def _check_same(self, before: Any, now: dict[str, Any]) -> None:
+        before = before if isinstance(before, dict) else {}
         changed = [key for key in now if before.get(key) != now[key]]
         if changed:
             raise ValueError(
@@ -238,7 +309,7 @@ def _parsed(line: bytes) -> dict[str, Any] | None:
         return None
     try:
         return json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
 
 
@@ -290,12 +361,20 @@ def _write_npy(path: Path, records: Any, top: int, features: bool) -> None:
     for row, (_, _, found) in zip(array, rows, strict=True):
         if found is not None:
             row[:] = found
-    beside = path.with_name(f"{path.name.removeprefix('.').removesuffix('.new.npy')}.csv")
-    with beside.open("w", encoding="utf-8", errors="backslashreplace", newline="") as file:
+    final = path.with_name(path.name.removeprefix(".").removesuffix(".new.npy"))
+    beside = rows_beside(final)
+    part = beside.with_name(f".{beside.name}.new")
+    with part.open("w", encoding="utf-8", errors="backslashreplace", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["path", "error"])
         writer.writerows(row[:2] for row in rows)
     np.save(path, array)
+    os.replace(part, beside)
+
+
+def rows_beside(output: Path) -> Path:
+    """The table of paths and errors, row by row, that stands beside an array of features."""
+    return output.with_name(f"{output.name}.csv")
 
 
 _WRITERS = {
@@ -319,18 +398,6 @@ def _chunks(records: Iterable[Any], size: int) -> Iterator[list[Any]]:
 
 def _utf8(text: str) -> str:
     return text.encode("utf-8", "backslashreplace").decode()
-
-
-def _bar(console: Console) -> Progress:
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[rate]}"),
-        TimeRemainingColumn(),
-        console=console,
-        disable=not console.is_terminal,
-    )
 
 
 def _table(records: list[dict[str, Any]], top: int) -> Table:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from numbers import Integral, Real
 from typing import Any
 
@@ -168,6 +168,18 @@ class Preprocessing:
         side = self.input_size
         pixels = np.asarray(image.crop((left, top, left + side, top + side)))
         return pixels.reshape(side, side, self.channels)
+
+    def with_channels(self, channels: int) -> Preprocessing | None:
+        """The same for another number of channels; None where there is no such thing.
+
+        Grey from RGB and back, where every channel has the same mean and std.
+        """
+        if channels == self.channels:
+            return self
+        uniform = len(set(self.mean)) == len(set(self.std)) == 1
+        if channels not in (1, 3) or not uniform:
+            return None
+        return replace(self, mean=self.mean[:1] * channels, std=self.std[:1] * channels)
 
     def to_dict(self) -> dict[str, Any]:
         """The record as JSON can hold it."""

@@ -14,7 +14,7 @@ from .cache import fetch
 from .checkpoint import CheckpointError, ModelWeights, read_weights
 from .labels import labels_of
 from .preprocessing import Preprocessing
-from .weights import CATALOGUE, Weights, find
+from .weights import CATALOGUE, KNOWN_NAMES, Weights, find
 
 
 @dataclass(frozen=True)
@@ -26,15 +26,39 @@ class Pretrained:
         weights: The tensors.
         labels: Names of the classes or a key of `labels.labels_of`; None where none are known.
         preprocessing: How the input is made; None where the file does not say.
+        notes: What else one should know.
     """
 
     name: str
     weights: ModelWeights
     labels: str | tuple[str, ...] | None = None
     preprocessing: Preprocessing | None = None
+    notes: str = ""
+
+    def describe(self, model: Any, num_classes: int | None, in_chans: int) -> None:
+        """Sets `model.labels` and `model.preprocessing` as far as they hold for it.
+
+        Args:
+            model: Has taken these weights.
+            num_classes: Classes of its head; None without one.
+            in_chans: Its input channels.
+        """
+        model.labels = model.preprocessing = None
+        if self.labels is not None and num_classes == self.weights.architecture.num_classes:
+            model.labels = tuple(label.text for label in labels_of(self.labels, num_classes or 0))
+        if self.preprocessing is not None:
+            model.preprocessing = self.preprocessing.with_channels(in_chans)
 
 
-def open_pretrained(pretrained: Any, configuration: str | None = None) -> Pretrained | None:
+_MAX_INPUT_SIZE = 4096  # that a file may ask for; pixels
+
+# Endings of weight files: a text that ends so is a path, there or not.
+_SUFFIXES = (".pth", ".pth.tar", ".pt", ".bin", ".safetensors", ".h5", ".keras")
+
+
+def open_pretrained(
+    pretrained: Any, configuration: str | None = None, argument: str = "pretrained"
+) -> Pretrained | None:
     """Finds, fetches if needed, verifies and reads the weights that `pretrained` names.
 
     Args:
@@ -42,6 +66,7 @@ def open_pretrained(pretrained: Any, configuration: str | None = None) -> Pretra
             such as "in22k", a name of the catalogue (`van weights list`), or a path. False or
             None: nothing. A `Pretrained` is given back.
         configuration: The member of the family asked for, if any.
+        argument: What the caller calls `pretrained`, for messages.
 
     Raises:
         ValueError: There are no such weights; says which there are. Or the file is refused.
@@ -55,20 +80,20 @@ def open_pretrained(pretrained: Any, configuration: str | None = None) -> Pretra
         return of_weights(os.fspath(pretrained), read_weights(pretrained))
     if pretrained is not True and not isinstance(pretrained, str):
         raise ValueError(
-            "`pretrained` must be True, False, a name of the catalogue (`van weights list`) or a "
-            f"path. Received: pretrained={pretrained!r}"
+            f"`{argument}` must be True, False, a name of the catalogue (`van weights list`) or a "
+            f"path. Received: {argument}={pretrained!r}"
         )
     if pretrained is True and configuration is None:
         with_weights = sorted({w.configuration for w in CATALOGUE.values() if w.configuration})
         raise ValueError(
-            "`pretrained=True` needs a `configuration` with published weights: "
+            f"`{argument}=True` needs a `configuration` with published weights: "
             f"{', '.join(with_weights)}"
         )
     if isinstance(pretrained, str) and _looks_like_a_path(pretrained):
         return of_weights(os.fspath(pretrained), read_weights(pretrained))
-    record = find(pretrained, configuration)
+    record = find(pretrained, configuration, argument)
     weights = read_weights(local_file(record))
-    return Pretrained(record.name, weights, record.labels, record.preprocessing)
+    return Pretrained(record.name, weights, record.labels, record.preprocessing, record.notes)
 
 
 def of_weights(name: str, weights: ModelWeights) -> Pretrained:
@@ -79,6 +104,9 @@ def of_weights(name: str, weights: ModelWeights) -> Pretrained:
     """
     about = weights.source.about
     labels, preprocessing = about.get("labels"), about.get("preprocessing")
+    if not about:  # a file of others: of so many classes there is only one well-known set
+        known = {1000: "imagenet1k", 21_841: "imagenet22k"}
+        labels = known.get(weights.architecture.num_classes or 0)
     try:
         if labels is not None:
             if isinstance(labels, list):
@@ -86,16 +114,18 @@ def of_weights(name: str, weights: ModelWeights) -> Pretrained:
             labels_of(labels, weights.architecture.num_classes or 0)
         if preprocessing is not None:
             preprocessing = Preprocessing.from_dict(preprocessing)
+            if preprocessing.input_size > _MAX_INPUT_SIZE:
+                raise ValueError(f"an input of {preprocessing.input_size:,} pixels a side")
     except (ValueError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{name} was refused: what it says of itself: {error}") from error
     return Pretrained(name, weights, labels, preprocessing)
 
 
 def _looks_like_a_path(text: str) -> bool:
-    # A name of the catalogue wins over a file of that name, which can be written ./digits.
-    if text in CATALOGUE:
+    # What `find` knows wins over a file or folder of that name, which can be written ./imagenet.
+    if text in KNOWN_NAMES:
         return False
-    return any(mark in text for mark in ("/", os.sep)) or Path(text).exists()
+    return "/" in text or os.sep in text or text.lower().endswith(_SUFFIXES) or Path(text).is_file()
 
 
 def local_file(record: Weights, **options: Any) -> Path:

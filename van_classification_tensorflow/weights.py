@@ -109,7 +109,10 @@ class Weights:
 
 _LICENCE_NOTE = "for commercial use, please contact the authors"
 _IMAGENET = Preprocessing(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
-_IMAGENET_NOTE = "Preprocessing (ImageNet mean and standard deviation) is unverified."
+_IMAGENET_NOTE = (
+    "The preprocessing (ImageNet mean and standard deviation) and the order of the class names "
+    "are unverified for these weights."
+)
 _KEYS_NOTE = "A segmentation backbone; the naming of its tensors is unverified."
 _MMCLS = "https://download.openmmlab.com/mmclassification/v0/van/"
 _MMSEG = "https://download.openmmlab.com/mmsegmentation/v0.5/van_3rdparty/"
@@ -199,18 +202,34 @@ def _published() -> Iterator[Weights]:
 CATALOGUE: Mapping[str, Weights] = MappingProxyType({w.name: w for w in _published()})
 
 
-def find(weights: str | bool, configuration: str | None = None) -> Weights:
+# What `find` understands without looking at a file: also configurations, tags and "imagenet".
+KNOWN_NAMES = frozenset(
+    {"", "imagenet", *CATALOGUE, *CONFIGURATIONS, *(n.partition(".")[2] for n in CATALOGUE)}
+)
+
+
+def find(
+    weights: str | bool, configuration: str | None = None, argument: str = "weights"
+) -> Weights:
     """The record that `weights` names.
 
     Args:
         weights: A name of the catalogue, or for `configuration` only its tag (`in1k`, `in22k`,
-            ...); True and `imagenet` mean `in1k`.
+            ...); True and `imagenet` mean `in1k`; `van_b0` ... the `in1k` weights of that member.
         configuration: The member of the family it is for; None accepts any.
+        argument: What the caller calls `weights`, for messages.
 
     Raises:
         ValueError: There are no such weights, or they belong to another configuration.
     """
+    if configuration is not None and configuration not in CONFIGURATIONS:
+        raise ValueError(
+            f"`configuration` must be one of {', '.join(CONFIGURATIONS)}. "
+            f"Received: {configuration!r}"
+        )
     tag = "in1k" if weights is True or weights == "imagenet" else weights
+    if tag in CONFIGURATIONS:
+        tag = f"{tag}.in1k"
     mine = [w.name for w in CATALOGUE.values() if w.configuration == configuration]
     found = None
     if isinstance(tag, str):
@@ -220,13 +239,11 @@ def find(weights: str | bool, configuration: str | None = None) -> Weights:
     others = [name for name in CATALOGUE if name not in mine]
     if configuration is None:
         there_is = f"Published: {', '.join(CATALOGUE)}."
-    elif mine:
-        there_is = f"For {configuration}: {', '.join(mine)}; for others: {', '.join(others)}."
     else:
-        there_is = f"Nothing is published for {configuration}; for others: {', '.join(others)}."
+        there_is = f"For {configuration}: {', '.join(mine)}; for others: {', '.join(others)}."
     if found is not None:
         problem = f"{found.name} belongs to {found.configuration or 'a model of its own'}"
     else:
         wanted = f"{configuration}.in1k" if tag == "in1k" and configuration else repr(weights)
         problem = f"no such weights are published: {wanted}"
-    raise ValueError(f"`weights`: {problem}. {there_is}")
+    raise ValueError(f"`{argument}`: {problem}. {there_is}")
