@@ -249,7 +249,7 @@ def test_labels_and_preprocessing_follow_the_weights(tmp_path, mirror):
     assert model.preprocessing == Preprocessing()
     same = VANB0(input_tensor=keras.Input((64, 64, 3)))
     assert (same.labels, same.preprocessing) == (model.labels, model.preprocessing)
-    with pytest.warns(UserWarning):
+    with pytest.warns(UserWarning, match="7 classes of its own"):
         other = VANB0(classes=7)
     assert (other.labels, other.preprocessing) == (None, Preprocessing())
     assert VAN("van_b0", pretrained=True, include_top=False).labels is None
