@@ -97,3 +97,8 @@ def test_source_refuses(fields, says):
     with pytest.raises(ValueError, match="Received") as error:
         Source(*fields)
     assert says in str(error.value)
+
+
+def test_formats():
+    formats = [source.format for source in CATALOGUE["van_b0.in1k"].sources]
+    assert formats == ["torch", "torch", "torch", "keras h5"]

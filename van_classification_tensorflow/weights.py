@@ -54,6 +54,11 @@ class Source:
                 f"`url` does not end in one. Received: {self.file!r} for {self.url!r}"
             )
 
+    @property
+    def format(self) -> str:
+        """What `checkpoint.py` calls it: "keras h5" or "torch", of either layout."""
+        return "keras h5" if self.file.endswith(".h5") else "torch"
+
 
 @dataclass(frozen=True)
 class Weights:
