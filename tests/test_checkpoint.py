@@ -160,6 +160,19 @@ def test_our_own_keras_files(tmp_path, official, name):
         assert weights.source.metadata["config"]["depths"] == [1, 1, 2, 1]
 
 
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float64", "mixed_bfloat16"])
+def test_keras_files_of_every_precision(tmp_path, dtype):
+    model = load_seeded(VAN(**MICRO, dtype=dtype))
+    model.save(tmp_path / "m.keras")
+    from van_classification_tensorflow.load import to_official
+
+    weights = read_weights(tmp_path / "m.keras")
+    for name, array in to_official(model).items():
+        np.testing.assert_array_equal(
+            weights.tensors[name], array.astype(weights.tensors[name].dtype)
+        )
+
+
 def test_a_model_on_an_input_tensor_is_ours_too(tmp_path):
     import keras
 

@@ -14,6 +14,7 @@ from itertools import accumulate
 from math import prod
 from typing import Any, BinaryIO
 
+import ml_dtypes
 import numpy as np
 
 from .stored_zip import read_into
@@ -24,6 +25,8 @@ _MAX_STEPS = 400_000  # a message or an entry is one, an object 16
 _MAX_STRUCTURE = 16 << 20  # bytes, without the numbers
 
 # Kinds of messages that describe an object.
+# Attributes that are read: of a layer its name, of an array what Keras calls its numbers.
+_KEPT = (b"name\0", b"dtype\0")
 _SPACE, _TYPE, _LAYOUT, _ATTRIBUTE, _CONTINUED, _GROUP = 0x01, 0x03, 0x08, 0x0C, 0x10, 0x11
 _SKIPPED = (0x00, 0x04, 0x05, 0x0D, 0x0E, 0x12)  # padding, fill values, comment, times
 _REFUSED = {
@@ -138,7 +141,7 @@ class Hdf5File:
             self.arrays[path] = self.array(messages, here)
             return
         if _ATTRIBUTE in messages and path.endswith("/vars"):
-            self.layer_names[path] = self.layer_name(messages[_ATTRIBUTE])
+            self.layer_names[path] = self.text(messages[_ATTRIBUTE])
         for name, child in sorted(self.entries(messages[_GROUP], here)):
             self.walk(child, f"{path}/{name}" if path else name, depth + 1)
 
@@ -164,7 +167,7 @@ class Hdf5File:
                     raise ValueError(f"{here} has {_REFUSED.get(kind, f'messages of {kind:#x}')}")
                 elif flags & 2:
                     raise ValueError(f"{here} has a named type, or shares what describes it")
-                elif kind != _ATTRIBUTE or content[8:13] == b"name\0" or content[9:14] == b"name\0":
+                elif kind != _ATTRIBUTE or any(content.startswith(_KEPT, i) for i in (8, 9)):
                     if kind in found:
                         raise ValueError(f"{here} is described twice")
                     found[kind] = content
@@ -208,6 +211,10 @@ class Hdf5File:
         space, kind, layout = messages[_SPACE], messages[_TYPE], messages[_LAYOUT]
         found = bytes([kind[0] & 15]) + kind[1:]
         dtype = _NUMBER_TYPES.get(found[:12]) or _NUMBER_TYPES.get(found[:20])
+        # NumPy's HDF5 has no bfloat16: Keras writes 2 opaque bytes and says what they are.
+        opaque = found[0] == 5 and found[4:8] == b"\2\0\0\0"
+        if opaque and self.text(messages.get(_ATTRIBUTE, b"")) == "bfloat16":
+            dtype = np.dtype(ml_dtypes.bfloat16)
         if dtype is None:
             what = _CLASSES[found[0]] if found[0] < len(_CLASSES) else "an unknown type"
             raise ValueError(f"{here} holds {what}, expected plain numbers")
@@ -224,8 +231,10 @@ class Hdf5File:
             raise ValueError(f"{here} is larger than the file")
         return _Array(dtype, shape, address, nbytes)
 
-    def layer_name(self, attribute: bytes) -> str:
-        """The text of an attribute `name`, in it or in a heap of texts."""
+    def text(self, attribute: bytes) -> str:
+        """The text of an attribute, in it or in a heap of texts; "" for none."""
+        if not attribute:
+            return ""
         version, *sizes = struct.unpack_from("<BxHHH", attribute)
         step, at = (8, 8) if version == 1 else (1, 9)  # the parts are padded or not
         _, kind_at, space_at, at = accumulate((-(-n // step) * step for n in sizes), initial=at)
