@@ -656,7 +656,8 @@ def test_kill_9_at_50_moments(server, cache, tmp_path):
         visible += judge(after)
         assert judge(then)
         assert set(then) - {".lock"} == {"model.bin", "model.bin.sha256"}
-    assert sum(killed for killed, *_ in runs) >= 40
+    # All that die at a touch of the folder; of the others a slow machine kills some too late.
+    assert sum(killed for killed, *_ in runs) >= touches
     assert visible < 25
     assert any("model.bin.part" in after for _, after, _ in runs)
     assert any(asked for _, asked in server.asked)  # and some went on where they stopped

@@ -161,7 +161,8 @@ def test_wilson_interval_as_published():
 class Given:
     """In a classifier's place: the "picture" of an example is its logits, or its error."""
 
-    name, crops, flip, engine, preprocessing = "given", 1, False, "keras", Preprocessing()
+    name, notes, crops, flip, engine = "given", "a remark", 1, False, "keras"
+    preprocessing = Preprocessing()
 
     def __init__(self, names):
         self.labels = tuple(Label(name) for name in names)
