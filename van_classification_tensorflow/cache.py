@@ -230,9 +230,11 @@ class _Fetch:
                 break
             text = f"{problem} after a resumed transfer; again from zero"
             _say(self.console, f"{self.weights.name}: {text}")
+        # What an earlier download pinned may be given up; what was published may not.
+        other = "try again, or set VAN_MIRROR to another address"
+        way_out = _way_out(self.weights, path) if "pinned" in problem else other
         raise DownloadError(
-            f"{shown(url)} is not {self.weights.name}: {problem}; nothing was kept, "
-            f"{_way_out(self.weights, path)}"
+            f"{shown(url)} is not {self.weights.name}: {problem}; nothing was kept, {way_out}"
         )
 
 

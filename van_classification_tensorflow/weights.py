@@ -200,7 +200,6 @@ def _published() -> Iterator[Weights]:
         top5=None,
         licence="MIT",
         licence_note="trained on the UCI optical digits (CC BY 4.0)",
-        notes="Bundled: a small model of its own, trained by this package.",
     )
 
 
