@@ -586,6 +586,8 @@ def test_names_in_pictures_are_no_formulas(micro, ten, tmp_path):
     found = replace(found, per_class=tuple(classes))
     module._draw_matrix(found, tmp_path / "matrix.png")
     module._draw_most_confused(found, tmp_path / "pairs.png")
+    for name in ("matrix.png", "pairs.png"):
+        assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
 
 
 def test_the_figures_are_shown_before_they_are_written(ten, tmp_path, monkeypatch):
