@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence, Sized
+from collections.abc import Generator, Iterable, Iterator, Sequence, Sized
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -312,7 +312,7 @@ def decoded(
     decode: Any,
     workers: int | None = None,
     ahead: int = 64,
-) -> Iterator[tuple[Any, np.ndarray | Exception]]:
+) -> Generator[tuple[Any, np.ndarray | Exception]]:
     """(source, what `decode` gives for it or the error it raises), in the order of the sources.
 
     Pillow decodes and resizes outside Python's lock, so threads use every core.

@@ -153,7 +153,7 @@ def _class_folders(
     if loose:
         raise ValueError(
             f"{printable(data)}: {len(loose):,} pictures lie in no class folder, so their class is "
-            f"unknown ({_some(loose)}); move them into the folder of their class, or out"
+            f"unknown ({some(loose)}); move them into the folder of their class, or out"
         )
     if not names:
         raise ValueError(f"{printable(data)} is empty: it must hold one folder for each class")
@@ -163,12 +163,12 @@ def _class_folders(
         classes = _read_class_map(Path(class_map), len(labels))
         how = f"`class_map` {class_map}"
         if unknown := sorted(set(names) - set(classes)):
-            raise ValueError(f"{class_map} does not name {_some(unknown)} of {printable(data)}")
+            raise ValueError(f"{class_map} does not name {some(unknown)} of {printable(data)}")
     if restricted is not None:
         outside = [name for name in names if classes[name] not in restricted]
         if outside:
             raise ValueError(
-                f"{printable(data)}: {_some(sorted(outside))}: not of the {len(restricted)} "
+                f"{printable(data)}: {some(sorted(outside))}: not of the {len(restricted)} "
                 "classes of `subset`; remove them, or leave `subset` out"
             )
     examples, empty, other = [], [], 0
@@ -182,7 +182,7 @@ def _class_folders(
             empty.append(name)
     notes = [f"Classes of the {len(names):,} folders: by {how}."]
     if empty:
-        notes.append(f"Folders without a picture: {len(empty):,} ({_some(empty)}).")
+        notes.append(f"Folders without a picture: {len(empty):,} ({some(empty)}).")
     if other:
         notes.append(f"Files that do not end as a picture does, left out: {other:,}.")
     if restricted is None:
@@ -236,7 +236,7 @@ def match_classes(
     for how, found in fitting.items():
         if len(set(found.values())) < len(found):
             twice = [n for n in names if list(found.values()).count(found[n]) > 1]
-            raise ValueError(f"The {what}: several mean the same class: {_some(sorted(twice))}")
+            raise ValueError(f"The {what}: several mean the same class: {some(sorted(twice))}")
         if how == "class index" and by_wnid and len(labels) != len(imagenet_classes()):
             raise ValueError(
                 f"The {what} are named by index, and the weights have {len(labels):,} classes: "
@@ -252,7 +252,7 @@ def _no_match(names, labels, readings, indices, times, what) -> str:
     matched = set().union(*readings.values())
     unknown = sorted(set(names) - matched)
     if not unknown:
-        kinds = ", ".join(f"{_some(sorted(f))} by {how}" for how, f in readings.items() if f)
+        kinds = ", ".join(f"{some(sorted(f))} by {how}" for how, f in readings.items() if f)
         return f"The {what} are named in several ways: {kinds}; name them all in one"
     own = ", ".join(label.name for label in labels[:3]) + (", ..." if len(labels) > 3 else "")
     why = f"the weights have {len(labels):,} classes: {own}"
@@ -262,9 +262,9 @@ def _no_match(names, labels, readings, indices, times, what) -> str:
         why = "several classes are called so; use WordNet ids"
     elif any(re.fullmatch(r"n\d{8}", name) for name in unknown) and not labels[0].wnid:
         why += "; they have no WordNet ids"
-    some = "matches no class" if len(unknown) == 1 else "match no class"
+    verb = "matches no class" if len(unknown) == 1 else "match no class"
     return (
-        f"{_some(unknown)} of the {what} {some} ({why}). Name them by WordNet id, class name or "
+        f"{some(unknown)} of the {what} {verb} ({why}). Name them by WordNet id, class name or "
         "class index, say with `class_map` what they are, or take other weights"
     )
 
@@ -294,7 +294,7 @@ def _read_class_map(path: Path, classes: int) -> dict[str, int]:
                 f"Received: {index!r}"
             )
     if twice := [folder for folder, times in Counter(f for f, _ in pairs).items() if times > 1]:
-        raise ValueError(f"`class_map` {path} names twice: {_some(twice)}")
+        raise ValueError(f"`class_map` {path} names twice: {some(twice)}")
     return dict(pairs)
 
 
@@ -310,7 +310,8 @@ def _other_files(folder: str) -> int:
     )
 
 
-def _some(names: Sequence[str]) -> str:
+def some(names: Sequence[str]) -> str:
+    """The first three names, as they may be printed, and how many more there are."""
     shown = ", ".join(printable(name) for name in names[:3])
     return f"{shown} and {len(names) - 3:,} more" if len(names) > 3 else shown
 
@@ -343,7 +344,7 @@ def _restricted(subset: str, labels: Sequence[Label]) -> tuple[int, ...]:
     if found is None:
         raise ValueError(
             f"`subset` {subset} needs weights with ImageNet's classes; these have "
-            f"{len(labels):,}: {_some([label.name for label in labels])}"
+            f"{len(labels):,}: {some([label.name for label in labels])}"
         )
     return found
 
@@ -361,7 +362,7 @@ class _Real:
         if None in self.where:
             raise ValueError(
                 f"`real_labels` needs weights with ImageNet-1k's classes; these have "
-                f"{len(labels):,}: {_some([label.name for label in labels])}"
+                f"{len(labels):,}: {some([label.name for label in labels])}"
             )
         if not isinstance(self.accepted, list) or not all(
             isinstance(one, list) and all(isinstance(i, int) and 0 <= i < 1000 for i in one)
@@ -405,7 +406,7 @@ def _digits(labels: Sequence[Label]) -> Dataset:
     if set(where) != set(DIGITS):
         raise ValueError(
             "`data` digits needs weights whose classes are the digits 0 to 9; these have "
-            f"{len(labels):,}: {_some([label.name for label in labels])}"
+            f"{len(labels):,}: {some([label.name for label in labels])}"
         )
     test = load_digits()[1]
     # 0..16 -> 0..255.
