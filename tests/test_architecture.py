@@ -40,6 +40,13 @@ ORDER = [
     "original",
     "metrics",
     "evaluate",
+    "augment",
+    "data",
+    "recipe",
+    "optim",
+    "snapshots",
+    "callbacks",
+    "train",
     "demo",
     "cli",
     "__main__",
@@ -47,12 +54,15 @@ ORDER = [
 NEED_KERAS = {
     "applications",
     "benchmark",
+    "callbacks",
     "demo",
     "layers",
     "load",
     "model",
+    "optim",
     "preprocessing_layer",
     "progress",
+    "train",
 }
 WITHOUT_KERAS = {"__init__", *ORDER} - NEED_KERAS
 

@@ -541,12 +541,12 @@ def test_an_interrupted_write_leaves_nothing_or_the_old(micro, ten, tmp_path, mo
         else:
             patch.setattr(module.os, "replace", not_into_place)
         with pytest.raises(KeyboardInterrupt):
-            module._write(found, target, False)
+            module.write(found, target, False)
         assert sorted(path.name for path in tmp_path.iterdir()) == before
         target.mkdir()
         (target / "results.csv").write_text("old")
         with pytest.raises(KeyboardInterrupt):
-            module._write(found, target, True)
+            module.write(found, target, True)
     assert (target / "results.csv").read_text() == "old"
     assert [path.name for path in target.iterdir()] == ["results.csv"]
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*before, "out"])
@@ -562,7 +562,7 @@ def test_what_appears_meanwhile_is_not_replaced(micro, ten, tmp_path, monkeypatc
 
     monkeypatch.setattr(module, "_write_files", meanwhile)
     with pytest.raises(FileExistsError, match="thesis"):
-        module._write(found, target, True)
+        module.write(found, target, True)
     assert [path.name for path in target.iterdir()] == ["thesis.tex"]
 
 
@@ -573,7 +573,7 @@ def test_many_classes_have_a_picture_of_the_most_frequent_mistakes(thousand, tmp
         folder.mkdir(parents=True, exist_ok=True)
         path.rename(folder / path.name)
     found = measure(thousand, open_dataset(tmp_path / "data", thousand.labels))
-    module._write(found, tmp_path / "out", False)
+    module.write(found, tmp_path / "out", False)
     assert (tmp_path / "out" / "most_confused.png").stat().st_size > 5000
     assert not (tmp_path / "out" / "confusion_matrix.png").exists()
     perfect = replace(found, confusion=((1, 1, 5),))
@@ -596,7 +596,7 @@ def test_the_figures_are_shown_before_they_are_written(ten, tmp_path, monkeypatc
     def full(*arguments):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(module, "_write", full)
+    monkeypatch.setattr(module, "write", full)
     console = Console(file=io.StringIO(), width=100)
     with pytest.raises(OSError, match="No space left"):
         run(str(ten[0]), str(MICRO_FILE), output=tmp_path / "out", console=console, **SMALL)

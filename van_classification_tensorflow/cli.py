@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import sys
-from argparse import ArgumentParser
+from argparse import SUPPRESS, ArgumentParser, BooleanOptionalAction
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +34,99 @@ def demo(parser: ArgumentParser) -> Any:
         run(output, seed=seed, epochs=epochs)
 
     return run
+
+
+def train(parser: ArgumentParser) -> Any:
+    """Train a VAN: the authors' recipe, or fine-tuning with --pretrained; killed, it goes on."""
+    parser.add_argument(
+        "--data",
+        help="a folder with a folder of pictures for each class, or with train/ and val/ of such; "
+        "or digits (bundled)",
+    )
+    parser.add_argument("--output", type=Path, help="folder to make for the run")
+    parser.add_argument(
+        "--recipe",
+        help="imagenet (the authors'), finetune, in22k-to-1k, digits, or a YAML file; by default "
+        "finetune with --pretrained, digits for these, else imagenet",
+    )
+    parser.add_argument("--resume", type=Path, metavar="RUN", help="go on with a stopped run")
+    parser.add_argument(
+        "--force", action="store_true", help="go on although the recipe or the data have changed"
+    )
+    parser.add_argument(
+        "--print-config", action="store_true", help="print the recipe as YAML, and stop"
+    )
+    _add_recipe(parser)
+
+    parser.usage = (
+        "van train --data DATA --output RUN [--recipe RECIPE] [--FIELD VALUE ...]\n"
+        "       van train --resume RUN [--force] [--FIELD VALUE ...]"
+    )
+
+    def run(data, output, recipe, resume, force, print_config, **fields: Any) -> None:
+        from .recipe import choose_recipe
+
+        fields = {name: None if v == [None] else v for name, v in fields.items()}
+        if resume is None:
+            chosen = choose_recipe(recipe, data, fields)
+            if print_config:
+                print(chosen, end="")
+                return
+            missing = [f"--{n}" for n, v in (("data", data), ("output", output)) if v is None]
+            if missing:
+                raise ValueError(f"{' and '.join(missing)} must be given, or --resume RUN")
+        from rich.console import Console
+
+        from .callbacks import Stopped
+        from .train import check_run
+        from .train import train as run_training
+
+        if resume is not None:
+            if output is not None or recipe is not None:
+                raise ValueError("--resume RUN has its --output and --recipe; leave them out")
+            known_data, known = check_run(resume)
+            data, output, chosen = data or known_data, resume, known.with_(**fields)
+            if print_config:
+                print(chosen, end="")
+                return
+        try:
+            run_training(
+                data, output, chosen, resume=resume is not None, force=force, console=Console()
+            )
+        except Stopped:
+            print(f"van: stopped; to go on: van train --resume {output}", file=sys.stderr)
+            sys.exit(130)
+
+    return run
+
+
+def _add_recipe(parser: ArgumentParser) -> None:
+    """An option for each field of a recipe; what is not given is the recipe's."""
+    from .recipe import Recipe, field_help, field_kinds
+
+    group = parser.add_argument_group("the recipe's fields (default: the authors')")
+    about = field_help()
+    for name, (kind, optional, several) in field_kinds().items():
+        default = getattr(Recipe(), name)
+        shown = " ".join(map(str, default)) if several and default else default
+        shown = "none" if default is None else shown
+        text = f"{about[name]} (default: {shown})".replace("%", "%%")
+        options: dict[str, Any] = {"default": SUPPRESS, "help": text, "dest": name}
+        flag = f"--{name.replace('_', '-')}"
+        if kind is bool:
+            group.add_argument(flag, action=BooleanOptionalAction, **options)
+            continue
+        options["metavar"] = {int: "N", float: "X", str: "TEXT"}[kind]
+        options["type"] = partial(_value, kind=kind, optional=optional)
+        if several:
+            options["nargs"] = "+"
+        if name == "pretrained":
+            options |= {"nargs": "?", "const": "imagenet"}
+        group.add_argument(flag, **options)
+
+
+def _value(text: str, kind: type, optional: bool) -> Any:
+    return None if optional and text == "none" else kind(text)
 
 
 def predict(parser: ArgumentParser) -> Any:
@@ -262,6 +357,7 @@ def _records(names: list[str]) -> list:
 # A command adds its options to a parser and returns what to run with their values.
 COMMANDS: dict[str, Any] = {
     "demo": demo,
+    "train": train,
     "predict": predict,
     "evaluate": evaluate,
     "convert": convert,
@@ -275,13 +371,18 @@ COMMANDS: dict[str, Any] = {
 _GROUPS = {"weights": "Published weights: list, download, verify, path."}
 
 
-def _add_commands(parser: ArgumentParser, commands: dict[str, Any]) -> None:
+def _add_commands(
+    parser: ArgumentParser, commands: dict[str, Any], arguments: Sequence[str]
+) -> None:
+    """All names and what they are for; the options only of what `arguments` may mean."""
     chosen = parser.add_subparsers(metavar="COMMAND", required=True)
     for name, command in commands.items():
         text = _GROUPS[name] if isinstance(command, dict) else command.__doc__
         sub = chosen.add_parser(name, help=text, description=text)
+        if name not in arguments:
+            continue
         if isinstance(command, dict):
-            _add_commands(sub, command)
+            _add_commands(sub, command, arguments)
         else:
             sub.set_defaults(run=command(sub))
 
@@ -294,7 +395,8 @@ def main(arguments: list[str] | None = None) -> None:
         prog="van", description="Visual Attention Network (arXiv 2202.09741) for Keras 3."
     )
     parser.add_argument("--version", action="version", version=f"van {__version__}")
-    _add_commands(parser, COMMANDS)
+    arguments = sys.argv[1:] if arguments is None else arguments
+    _add_commands(parser, COMMANDS, arguments)
     options = vars(parser.parse_args(arguments))
     try:
         options.pop("run")(**options)

@@ -271,7 +271,7 @@ def evaluate(
 
         found = measure(classifier, dataset, advance)
     if target is not None:
-        _write(found, target, overwrite)
+        write(found, target, overwrite)
     return found
 
 
@@ -488,8 +488,14 @@ def _check_output(output: Path, overwrite: bool) -> None:
         raise FileExistsError(f"`output` {output} is already there; to replace it: --overwrite")
 
 
-def _write(found: Evaluation, output: Path, overwrite: bool) -> None:
-    """Writes beside `output` first, then moves: an interrupted run leaves the old or nothing."""
+def write(found: Evaluation, output: Path, overwrite: bool) -> None:
+    """Writes tables, JSON and a picture to the folder `output`, as in `evaluate`.
+
+    Beside it first, then it is moved: an interrupted run leaves the old or nothing.
+
+    Raises:
+        OSError: It cannot be written, or is in the way.
+    """
     folder = output.absolute().parent
     with tempfile.TemporaryDirectory(prefix=".van-evaluate-", dir=folder) as work:
         made, old = Path(work) / output.name, Path(work) / "old"
@@ -584,7 +590,7 @@ def run(
     found = evaluate(data, weights, console=console, **options)
     report(found, console)  # first: should the disk be full, hours of work are not lost
     if target is not None:
-        _write(found, target, overwrite)
+        write(found, target, overwrite)
         names = ", ".join(name for name in _FILES if (target / name).exists())
         console.print(f"{target}: {names}", highlight=False, soft_wrap=True, markup=False)
     return 0 if found.original is None or found.original.agrees else 1

@@ -29,13 +29,26 @@ def _figure(width: float, height: float):
     return Figure(figsize=(width, height), dpi=110, layout="constrained")
 
 
-def training_curves(history: Mapping[str, Sequence[float]], path: Path) -> None:
-    """Loss and accuracy over epochs; keys as in `keras.callbacks.History.history`."""
+def training_curves(
+    history: Mapping[str, Sequence[float]], path: Path, held_out: str = "test"
+) -> None:
+    """Loss and accuracy over epochs.
+
+    Args:
+        history: As `keras.callbacks.History.history`: `loss`, `val_loss`, and, where a moving
+            average of the weights was measured as well, `average_loss`; `accuracy` likewise.
+        path: Of the picture.
+        held_out: What the pictures of `val_...` are called.
+    """
     figure = _figure(9, 3.6)
     for axes, key, title in zip(
         figure.subplots(1, 2), ("loss", "accuracy"), ("Loss", "Accuracy"), strict=True
     ):
-        for name, label in ((key, "training"), (f"val_{key}", "test")):
+        for name, label in (
+            (key, "training"),
+            (f"val_{key}", held_out),
+            (f"average_{key}", f"{held_out}, averaged weights"),
+        ):
             if name in history:
                 epochs = range(1, len(history[name]) + 1)
                 axes.plot(epochs, history[name], label=label, linewidth=1.8)
@@ -112,4 +125,25 @@ def contact_sheet(
         right = true == guess
         text = f"{guess}  ({probability:.0%})" if right else f"{guess}, not {true}"
         axes.set_title(text, fontsize=10, color="black" if right else "crimson")
+    figure.savefig(path)
+
+
+def sample_sheet(images: np.ndarray, captions: Sequence[str], path: Path, columns: int = 8) -> None:
+    """Images (N, H, W, C) uint8, each under its caption: what a model is shown in training."""
+    height, width = images.shape[1:3]
+    rows, gap = -(-len(images) // columns), width // 16 + 1
+    head = height // 4  # room for the caption
+    # One picture: matplotlib takes seconds to lay out as many axes.
+    tall, wide = rows * (height + head), columns * (width + gap)
+    sheet = np.full((tall, wide, images.shape[3]), 255, np.uint8)
+    figure = _figure(1.7 * columns, 1.7 * columns * tall / wide)
+    axes = figure.subplots()
+    for i, (image, caption) in enumerate(zip(images, captions, strict=True)):
+        top, left = i // columns * (height + head) + head, i % columns * (width + gap)
+        sheet[top : top + height, left : left + width] = image
+        lines = textwrap.wrap(_plain(caption, 60), 26)[:2]
+        place = left + width / 2, top - head / 8
+        axes.text(*place, "\n".join(lines), fontsize=7, ha="center", va="bottom")
+    axes.imshow(sheet.squeeze(), cmap="gray", vmin=0, vmax=255, interpolation="nearest")
+    axes.axis("off")
     figure.savefig(path)

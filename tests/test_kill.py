@@ -1,0 +1,93 @@
+"""`van train` killed at any moment: `--resume` ends where the run would have ended."""
+
+import random
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import keras
+import pytest
+
+from van_classification_tensorflow.snapshots import Snapshots
+
+# Small, and with everything that has a state.
+RUN = [
+    *("--data", "digits", "--embed-dims", "4", "8", "--mlp-ratios", "2", "2"),
+    *("--depths", "1", "1", "--epochs", "2", "--warmup-epochs", "1"),
+    *("--batch-size", "64", "--accumulation-steps", "2", "--clip-norm", "1"),
+    *("--drop-rate", "0.1", "--drop-path-rate", "0.2", "--average-decay", "0.9"),
+    *("--mixup", "0.8", "--cutmix", "1", "--snapshot-seconds", "0"),
+]
+STEPS = 2 * 2 * (1437 // 64)
+
+pytestmark = pytest.mark.skipif(
+    keras.backend.backend() != "tensorflow", reason="the command is what is tested, once"
+)
+
+
+def van_train(*arguments: object) -> subprocess.Popen:
+    command = [sys.executable, "-m", "van_classification_tensorflow", "train", *map(str, arguments)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def finished(process: subprocess.Popen) -> str:
+    said = process.communicate(timeout=600)[0]
+    assert process.returncode == 0, said[-3000:]
+    return said
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    finished(van_train(*RUN, "--output", folder))
+    end = Snapshots(folder / "snapshots").load()
+    assert end.step == STEPS
+    return end.digest
+
+
+def kill_and_go_on(folder: Path, seed: int) -> tuple[str, bool]:
+    """The digest at the end, and whether the kill fell into a save."""
+    rng = random.Random(seed)  # noqa: S311 - a moment, not a secret
+    process = van_train(*RUN, "--output", folder)
+    snapshots = folder / "snapshots"
+    # Some before the first snapshot, most at a random step, every third in the middle of a save.
+    target = rng.randrange(0, STEPS - 4)
+    deadline = time.monotonic() + 300
+    while process.poll() is None and time.monotonic() < deadline:
+        steps = Snapshots(snapshots).steps() if snapshots.is_dir() else []
+        if target == 0 or (steps and steps[-1] >= target):
+            break
+        time.sleep(0.002)
+    if seed % 3:
+        time.sleep(rng.uniform(0, 0.1) if target else rng.uniform(1, 5))
+    else:
+        while process.poll() is None and not _saving(snapshots):
+            pass
+    process.kill()
+    process.communicate()
+    inside = _saving(snapshots)
+    arguments = ["--resume", folder] if (folder / "config.yaml").exists() else []
+    if not arguments:  # killed before the run had a folder
+        arguments = [*RUN, "--output", folder]
+    finished(van_train(*arguments))
+    return Snapshots(snapshots).load().digest, inside
+
+
+def _saving(snapshots: Path) -> bool:
+    """Whether a snapshot is being written: it has no final name yet."""
+    if not snapshots.is_dir():
+        return False
+    names = (path.name for path in snapshots.iterdir())
+    return any(name.startswith(".tmp-") for name in names)
+
+
+@pytest.mark.slow
+def test_killed_twenty_times(whole, tmp_path):
+    with ThreadPoolExecutor(2) as pool:
+        ends = list(pool.map(lambda i: kill_and_go_on(tmp_path / f"run{i}", i), range(20)))
+    digests, inside = zip(*ends, strict=True)
+    print(f"{sum(d == whole for d in digests)} of 20 the same; {sum(inside)} killed inside a save")
+    assert list(digests) == [whole] * 20
+    assert sum(inside) >= 3

@@ -1,0 +1,389 @@
+"""A run from end to end, and runs that are stopped and go on."""
+
+import csv
+import os
+import shutil
+import signal
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+from PIL import Image
+
+from van_classification_tensorflow import Classifier, callbacks, digits, train
+from van_classification_tensorflow.data import open_data
+from van_classification_tensorflow.evaluate import evaluate
+from van_classification_tensorflow.recipe import RECIPES, Recipe
+from van_classification_tensorflow.snapshots import RunLock, RunLockedError, Snapshots
+
+# Everything that has a state: accumulated gradients, an average, dropped paths and units.
+TINY = RECIPES["digits"].with_(
+    embed_dims=(4, 8),
+    mlp_ratios=(2, 2),
+    depths=(1, 1),
+    epochs=2,
+    warmup_epochs=1,
+    batch_size=128,
+    accumulation_steps=2,
+    cutmix=1.0,
+    clip_norm=1.0,
+    layer_decay=0.9,
+    drop_rate=0.1,
+    drop_path_rate=0.2,
+    average_decay=0.9,
+)
+STEPS = 22  # of an epoch: 11 updates in two parts
+tensorflow_only = pytest.mark.skipif(
+    keras.backend.backend() != "tensorflow", reason="a property of the TensorFlow backend"
+)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A run that nothing stopped."""
+    folder = tmp_path_factory.mktemp("run") / "whole"
+    history = train.train("digits", folder, TINY)
+    return folder, history
+
+
+def end_of(folder: Path):
+    return Snapshots(folder / "snapshots").load()
+
+
+def figures(folder: Path) -> list[dict]:
+    with (folder / "metrics.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    return [{k: v for k, v in row.items() if "second" not in k} for row in rows]
+
+
+# --- What a run leaves ---
+
+
+def test_the_folder_of_a_run(whole):
+    folder, history = whole
+    there = {path.name for path in folder.iterdir() if path.name[0] != "."}
+    assert there >= {
+        "config.yaml",
+        "metrics.csv",
+        "tensorboard",
+        "training_curves.png",
+        "augmented.png",
+        "evaluation",
+        "best.keras",
+        "last.keras",
+        "snapshots",
+    }
+    assert {p.name for p in (folder / "evaluation").iterdir()} >= {
+        "per_class.csv",
+        "confusion_matrix.png",
+    }
+    for picture in folder.rglob("*.png"):
+        assert Image.open(picture).size[0] > 300
+    assert train.check_run(folder) == ("digits", TINY)
+    rows = figures(folder)
+    assert [row["epoch"] for row in rows] == ["1", "2"]
+    assert [int(row["step"]) for row in rows] == [STEPS, 2 * STEPS]
+    assert [float(row["learning_rate"]) for row in rows] == pytest.approx([1e-6, 1.0005e-3])
+    assert [float(row["loss"]) for row in rows] == history["loss"]
+    events = list((folder / "tensorboard").iterdir())
+    assert events
+    assert events[0].stat().st_size > 200
+
+
+def test_the_best_model_is_ready_for_use(whole):
+    folder, history = whole
+    best = max(zip(history["average_accuracy"], np.negative(history["average_loss"]), strict=True))
+    found = evaluate("digits", folder / "best.keras")
+    assert (found.top1, -found.loss) == pytest.approx(best, abs=1e-6)
+    classifier = Classifier(folder / "best.keras", engine="numpy")
+    assert [label.name for label in classifier.labels] == list(digits.CLASSES)
+    assert classifier.preprocessing == digits.PREPROCESSING
+    for name in ("best", "last"):
+        model = keras.saving.load_model(folder / f"{name}.keras")
+        images = digits.load_digits()[1].images[:16]
+        probabilities = model.predict(images, verbose=0)
+        np.testing.assert_allclose(probabilities.sum(axis=1), 1, atol=1e-5)
+        assert model.drop_path_rate == TINY.drop_path_rate
+    # The last model has the weights themselves, of which the snapshot is.
+    arrays = [v for k, v in end_of(folder).arrays.items() if k.startswith("model/")]
+    kept = {a.tobytes() for a in arrays}
+    assert all(w.tobytes() in kept for w in model.get_weights())
+
+
+@pytest.mark.slow
+@tensorflow_only
+def test_the_digits_recipe_reaches_its_accuracy(tmp_path):
+    """Of the last epoch, so that nothing was chosen on the test images."""
+    history = train.train("digits", tmp_path / "run", RECIPES["digits"])
+    print(f"top-1 {history['average_accuracy'][-1]:.4f}, weights {history['val_accuracy'][-1]:.4f}")
+    assert history["average_accuracy"][-1] >= 0.985
+
+
+@tensorflow_only
+def test_it_learns(tmp_path):
+    recipe = TINY.with_(
+        epochs=6,
+        accumulation_steps=1,
+        batch_size=32,
+        drop_rate=0.0,
+        drop_path_rate=0.0,
+        learning_rate=1e-2,
+        rand_augment=None,
+        mixup=0.0,
+        cutmix=0.0,
+        erasing=0.0,
+    )
+    history = train.train("digits", tmp_path / "run", recipe)
+    assert history["val_accuracy"][-1] > 0.8
+    assert history["loss"][-1] < history["loss"][0]
+
+
+# --- Nothing is lost ---
+
+
+class Crash(Exception):  # noqa: N818 - it is none
+    """Stands for whatever ends a process."""
+
+
+def crash_after(monkeypatch, folder: Path, step: int, snapshots_at) -> None:
+    """A run that ends after `step`, with snapshots at these steps only."""
+    keep = callbacks.Keep
+
+    def on_train_batch_end(self, batch, logs=None, before=keep.on_train_batch_end):
+        before(self, batch, logs)
+        if self.position.step == step:
+            raise Crash
+
+    with monkeypatch.context() as patch:
+        patch.setattr(keep, "_due", lambda self: self.position.step in snapshots_at)
+        patch.setattr(keep, "on_train_batch_end", on_train_batch_end)
+        with pytest.raises(Crash):
+            train.train("digits", folder, TINY)
+
+
+@pytest.mark.parametrize(
+    ("step", "snapshots_at"),
+    [
+        pytest.param(12, (7, 11), id="in the first epoch, between two parts of an update"),
+        pytest.param(30, (STEPS,), id="at the end of an epoch", marks=pytest.mark.slow),
+        pytest.param(40, (5, 31), id="in the last epoch"),
+        pytest.param(9, (), id="before the first snapshot", marks=pytest.mark.slow),
+    ],
+)
+def test_a_run_goes_on_bit_for_bit(whole, step, snapshots_at, tmp_path, monkeypatch):
+    folder = tmp_path / "run"
+    crash_after(monkeypatch, folder, step, snapshots_at)
+    assert Snapshots(folder / "snapshots").steps() == sorted(snapshots_at)
+    history = train.train("digits", folder, TINY, resume=True)
+    assert end_of(folder).digest == end_of(whole[0]).digest
+    assert history == whole[1]
+    assert figures(folder) == figures(whole[0])
+    assert {p.name for p in folder.iterdir()} == {p.name for p in whole[0].iterdir()}
+
+
+def test_a_damaged_snapshot_is_passed_over(whole, tmp_path, monkeypatch, capsys):
+    from rich.console import Console
+
+    folder = tmp_path / "run"
+    crash_after(monkeypatch, folder, 30, (25, 28))
+    damaged = folder / "snapshots" / "step-000000028" / "arrays.safetensors"
+    damaged.write_bytes(damaged.read_bytes()[:-1] + b"\x55")
+    train.train("digits", folder, TINY, resume=True, console=Console(width=200))
+    said = capsys.readouterr().out
+    assert "step-000000028" in said
+    assert "Going on after step 25" in said
+    assert end_of(folder).digest == end_of(whole[0]).digest
+
+
+def test_ctrl_c_keeps_the_step(whole, tmp_path, monkeypatch):
+    folder = tmp_path / "run"
+
+    def on_train_batch_end(self, batch, logs=None, before=callbacks.Watch.on_train_batch_end):
+        before(self, batch, logs)
+        if self.position.step == 5:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(callbacks.Watch, "on_train_batch_end", on_train_batch_end)
+        with pytest.raises(callbacks.Stopped):
+            train.train("digits", folder, TINY)
+    assert Snapshots(folder / "snapshots").steps()[-1] in (5, 6)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    train.train("digits", folder, TINY, resume=True)
+    assert end_of(folder).digest == end_of(whole[0]).digest
+
+
+def test_a_finished_run_is_only_reported_again(whole, tmp_path):
+    folder = shutil.copytree(whole[0], tmp_path / "run")
+    shutil.rmtree(folder / "evaluation")
+    (folder / "metrics.csv").unlink()
+    assert train.train("digits", folder, TINY, resume=True) == whole[1]
+    assert figures(folder) == figures(whole[0])
+    assert (folder / "evaluation" / "per_class.csv").exists()
+
+
+def test_another_recipe_or_data_needs_force(whole, tmp_path):
+    folder = shutil.copytree(whole[0], tmp_path / "run")
+    changed = TINY.with_(learning_rate=1e-3, seed=3, workers=1)
+    with pytest.raises(
+        ValueError, match=r"learning_rate: 0\.002 -> 0\.001\n  seed: 0 -> 3"
+    ) as error:
+        train.train("digits", folder, changed, resume=True)
+    assert "--force" in str(error.value)
+    assert "workers" not in str(error.value)
+    assert train.check_run(folder) == ("digits", TINY)  # as it was
+    longer = TINY.with_(epochs=3)
+    history = train.train("digits", folder, longer, resume=True, force=True)
+    assert len(history["loss"]) == 3
+    assert train.check_run(folder) == ("digits", longer)
+    # Pictures that were not there: the fingerprint tells.
+    pictures = tmp_path / "pictures"
+    split = digits.load_digits()[0]
+    for i in range(200):
+        path = pictures / digits.CLASSES[split.labels[i]] / f"{i}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray((split.pixels[i] * 15).astype(np.uint8)).save(path)
+    with pytest.raises(ValueError, match=r"the pictures of .* are not those of the run"):
+        train.train(pictures, folder, longer, resume=True)
+
+
+def test_a_second_trainer_is_refused(whole):
+    with RunLock(whole[0]), pytest.raises(RunLockedError):
+        train.train("digits", whole[0], TINY, resume=True)
+
+
+# --- What goes wrong ---
+
+
+def test_a_loss_that_is_not_finite_ends_the_run(tmp_path, monkeypatch):
+    folder = tmp_path / "run"
+    monkeypatch.setattr(callbacks.Keep, "_due", lambda self: True)
+    recipe = TINY.with_(warmup_epochs=0, learning_rate=1e30, clip_norm=None)
+    with pytest.raises(callbacks.TrainingError) as error:
+        train.train("digits", folder, recipe)
+    step = int(str(error.value).split("step ")[1].split(":")[0])
+    kept = end_of(folder)
+    assert 1 <= kept.step < step <= STEPS
+    assert all(np.isfinite(a).all() for a in kept.arrays.values() if a.dtype.kind == "f")
+    assert f"The snapshot of step {kept.step}" in str(error.value)
+    assert f"--resume {folder}" in str(error.value)
+
+
+def test_a_loss_that_only_grows_ends_the_run():
+    position = callbacks.Position(1000)
+    watch = callbacks.Watch(position, 10)
+    position.on_epoch_begin(0)
+    watch.on_epoch_begin(0)
+    mean, batch = 0.0, 0
+
+    def go_on(loss, times):
+        nonlocal mean, batch
+        for _ in range(times):
+            mean += (loss - mean) / (batch + 1)
+            position.on_train_batch_end(batch)
+            watch.on_train_batch_end(batch, {"loss": mean})
+            batch += 1
+
+    go_on(2.3, 100)
+    go_on(200.0, 1)  # a single one is no reason
+    go_on(2.3, 150)
+    with pytest.raises(callbacks.TrainingError, match=r"step 2\d\d: .*guessing gives 2\.3"):
+        go_on(40.0, 50)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"freeze": 3}, "`freeze` must be a number of stages, at most 2"),
+        ({"batch_size": 4000}, "`batch_size` must be at most the number of pictures"),
+        (
+            {"devices": 64, "clip_norm": None, "accumulation_steps": 1},
+            "`devices` must be at most",
+        ),
+        ({"steps_per_execution": 4, "average_decay": None}, "`steps_per_execution` must divide"),
+        ({"min_learning_rate": 1.0}, "`min_learning_rate` must be"),
+        ({"rand_augment": "rand-x"}, "rand-x"),
+    ],
+)
+@tensorflow_only
+def test_what_does_not_fit_leaves_nothing(changes, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        train.train("digits", tmp_path / "run", TINY.with_(**changes))
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_output_that_is_there_is_not_touched(tmp_path):
+    (tmp_path / "mine.txt").write_text("mine")
+    with pytest.raises(FileExistsError, match=r"already there and not empty"):
+        train.train("digits", tmp_path, TINY)
+    with pytest.raises(ValueError, match=r"there is no config\.yaml in it"):
+        train.train("digits", tmp_path, TINY, resume=True)
+    assert [p.name for p in tmp_path.iterdir()] == ["mine.txt"]
+
+
+@tensorflow_only
+def test_keras_distribution_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(keras.distribution, "distribution", lambda: "a distribution")
+    with pytest.raises(ValueError, match="no effect on the TensorFlow backend"):
+        train.train("digits", tmp_path / "run", TINY)
+
+
+# --- Parts ---
+
+
+def test_a_head_of_other_classes_starts_anew():
+    recipe = RECIPES["digits"].with_(pretrained="digits")
+    same = train.build_model(recipe, digits.CLASSES)
+    other = train.build_model(recipe.with_(head_scale=1e-3), tuple("abcdefghij"))
+    kept = keras.ops.convert_to_numpy(same.get_layer("head").kernel)
+    fresh = keras.ops.convert_to_numpy(other.get_layer("head").kernel)
+    assert np.abs(kept).max() > 0.1
+    assert 1e-5 < fresh.std() < 3e-5
+    assert not keras.ops.convert_to_numpy(other.get_layer("head").bias).any()
+    assert other.labels == tuple("abcdefghij")
+    for layer in ("block4_0", "patch_embed1"):
+        for a, b in zip(same.get_layer(layer).weights, other.get_layer(layer).weights, strict=True):
+            np.testing.assert_array_equal(*map(keras.ops.convert_to_numpy, (a, b)))
+    assert same.preprocessing == digits.PREPROCESSING
+    assert same.get_config()["classifier_activation"] == "linear"
+
+
+def test_frozen_stages_have_nothing_to_train():
+    recipe = RECIPES["digits"].with_(pretrained="digits", freeze=3, layer_decay=0.8)
+    model = train.build_model(recipe, digits.CLASSES)
+    trained = {v.path.split("/")[0] for v in model.trainable_variables}
+    assert trained == {"patch_embed4", "block4_0", "norm4", "head"}
+    train.make_optimizer(recipe, model).build(model.trainable_variables)
+    head_only = train.build_model(recipe.with_(freeze=4), digits.CLASSES)
+    assert len(head_only.trainable_variables) == 2
+
+
+def test_imagenets_folders_get_its_words():
+    assert train.class_labels(("n01440764", "n02123045"))[1].endswith("tabby")
+    assert train.class_labels(("n01440764", "cat")) == ("n01440764", "cat")
+
+
+def test_the_readmes_lines_in_keras_own_words():
+    recipe = TINY.with_(accumulation_steps=1, batch_size=256)
+    pictures, _ = open_data("digits")
+    model = train.build_model(recipe, pictures.classes)
+    model.compile(train.make_optimizer(recipe, model), train.make_loss(), metrics=["accuracy"])
+    batches = train.make_batches(recipe, model, pictures)
+    schedule = train.make_schedule(recipe)
+    history = model.fit(
+        batches.iterate(),
+        steps_per_epoch=batches.steps_per_epoch,
+        epochs=recipe.total_epochs,
+        verbose=0,
+        callbacks=[train.LearningRate(schedule)],
+    )
+    assert history.history["learning_rate"] == [schedule(0), schedule(1)]
+    assert np.isfinite(history.history["loss"]).all()
+
+
+def test_grey_and_rgb_without_weights():
+    assert train.build_model(Recipe(), ("a", "b")).in_chans == 3
+    grey = train.build_model(Recipe(mean=(0.4,), std=(0.3,)), ("a", "b"))
+    assert grey.in_chans == 1
+    assert grey.preprocessing.mean == (0.4,)

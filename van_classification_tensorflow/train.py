@@ -1,0 +1,687 @@
+"""`van train`: a model from a recipe, a folder of pictures and `model.fit`; nothing is lost.
+
+The same in Python, in Keras's own words:
+
+    recipe = RECIPES["finetune"].with_(model="van_b1", epochs=20)
+    pictures, validation = open_data("flowers")
+    model = build_model(recipe, pictures.classes)
+    model.compile(make_optimizer(recipe, model), make_loss(), metrics=["accuracy"])
+    batches = make_batches(recipe, model, pictures)
+    model.fit(
+        batches.iterate(),
+        steps_per_epoch=batches.steps_per_epoch,
+        epochs=recipe.total_epochs,
+        callbacks=[LearningRate(make_schedule(recipe))],
+    )
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import platform
+import signal
+import threading
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from . import evaluate, pictures
+from .augment import BatchTransform, TrainTransform
+from .bars import pictures_bar
+from .callbacks import Averaging, Keep, Position, Records, TrainingError, Validation, Watch
+from .classifier import Classifier
+from .data import EvaluationBatches, Pictures, TrainingBatches, open_data
+from .datasets import Dataset, Example, some
+from .labels import labels_of
+from .model import VAN
+from .optim import AdamW, CosineSchedule, LearningRate, ModelAverage, layer_scales
+from .preprocessing import Preprocessing
+from .progress import FitProgress
+from .recipe import Recipe, read_yaml, require_yaml
+from .snapshots import RunLock, Snapshot, Snapshots, write_atomically
+
+# Fields that change how a run is done, not what comes out.
+_FREE = ("workers", "processes", "snapshot_seconds", "max_corrupt")
+_SAMPLES = 32
+
+
+# --- The parts of a recipe ---
+
+
+def build_model(recipe: Recipe, classes: Sequence[str]) -> VAN:
+    """The model to train: logits out, labels and preprocessing attached.
+
+    Args:
+        recipe: Names sizes, weights to start from and what is frozen.
+        classes: Names of the classes, in the order of the outputs. Where they are the classes of
+            the pretrained weights, in the same order, the head is kept; else it starts anew.
+
+    Raises:
+        ValueError: The recipe does not fit the weights or the classes.
+        OSError: The pretrained weights cannot be had.
+    """
+    labels = class_labels(classes)
+    with warnings.catch_warnings():
+        if recipe.pretrained:  # a fresh head is what was asked for
+            warnings.filterwarnings("ignore", message=".*head.*", category=UserWarning)
+        model = VAN(
+            recipe.model,
+            in_chans=None if recipe.mean is None else len(recipe.mean),
+            num_classes=len(classes),
+            embed_dims=recipe.embed_dims,
+            mlp_ratios=recipe.mlp_ratios,
+            depths=recipe.depths,
+            drop_rate=recipe.drop_rate,
+            drop_path_rate=recipe.drop_path,
+            classifier_activation=None,
+            pretrained=recipe.pretrained or False,
+            dtype=recipe.precision,
+        )
+    if recipe.pretrained is None or model.labels != labels:
+        head = model.get_layer("head")
+        kernel = keras.random.normal(head.kernel.shape, stddev=0.02, seed=recipe.seed)
+        head.kernel.assign(recipe.head_scale * kernel)
+        head.bias.assign(keras.ops.zeros_like(head.bias))
+    model.labels = labels
+    known = model.preprocessing or Preprocessing().with_channels(model.in_chans)
+    model.preprocessing = recipe.preprocessing(known)
+    if recipe.freeze > model.num_stages:
+        raise ValueError(
+            f"`freeze` must be a number of stages, at most {model.num_stages}. "
+            f"Received: freeze={recipe.freeze}"
+        )
+    for stage in range(1, recipe.freeze + 1):
+        for layer in model.layers:
+            if layer.name.startswith((f"patch_embed{stage}", f"block{stage}_", f"norm{stage}")):
+                layer.trainable = False
+    if recipe.remat:
+        model.remat = True
+    return model
+
+
+def class_labels(classes: Sequence[str]) -> tuple[str, ...]:
+    """What the classes are called: ImageNet's words where all are its WordNet ids."""
+    by_wnid = {label.wnid: label.text for label in labels_of("imagenet1k", 1000)}
+    return tuple(by_wnid[c] for c in classes) if set(classes) <= set(by_wnid) else tuple(classes)
+
+
+def make_optimizer(recipe: Recipe, model: VAN) -> AdamW:
+    """The authors' AdamW, with layer-wise learning rates, clipping and accumulation if asked."""
+    several = recipe.accumulation_steps > 1
+    scales = layer_scales(model, recipe.layer_decay) if recipe.layer_decay < 1 else None
+    return AdamW(
+        learning_rate=recipe.learning_rate,
+        weight_decay=recipe.weight_decay,
+        learning_rate_scales=scales,
+        global_clipnorm=recipe.clip_norm,
+        gradient_accumulation_steps=recipe.accumulation_steps if several else None,
+    )
+
+
+def make_schedule(recipe: Recipe) -> CosineSchedule:
+    """Learning rate of each epoch."""
+    return CosineSchedule(
+        learning_rate=recipe.learning_rate,
+        epochs=recipe.epochs,
+        warmup_epochs=recipe.warmup_epochs,
+        cooldown_epochs=recipe.cooldown_epochs,
+        min_learning_rate=recipe.min_learning_rate,
+        warmup_learning_rate=recipe.warmup_learning_rate,
+    )
+
+
+def make_loss() -> keras.losses.Loss:
+    """Cross-entropy of soft targets, which hold mixing and smoothing already."""
+    return keras.losses.CategoricalCrossentropy(from_logits=True)
+
+
+def make_transforms(
+    recipe: Recipe, preprocessing: Preprocessing
+) -> tuple[TrainTransform, BatchTransform]:
+    """What a training picture, and then a batch of them, goes through."""
+    return (
+        TrainTransform(
+            input_size=recipe.input_size,
+            mean=preprocessing.mean,
+            crop_scale=(recipe.crop_scale[0], recipe.crop_scale[1]),
+            crop_ratio=(recipe.crop_ratio[0], recipe.crop_ratio[1]),
+            interpolations=recipe.crop_interpolations,
+            horizontal_flip=recipe.horizontal_flip,
+            vertical_flip=recipe.vertical_flip,
+            rand_augment=recipe.rand_augment,
+        ),
+        BatchTransform(
+            mixup=recipe.mixup,
+            cutmix=recipe.cutmix,
+            mix_probability=recipe.mix_probability,
+            mix_switch=recipe.mix_switch,
+            label_smoothing=recipe.label_smoothing,
+            erasing=recipe.erasing,
+            mean=preprocessing.mean,
+            std=preprocessing.std,
+        ),
+    )
+
+
+def make_batches(
+    recipe: Recipe, model: VAN, found: Pictures, shard: tuple[int, int] = (0, 1)
+) -> TrainingBatches:
+    """Training batches of `batch_size / accumulation_steps`, a function of seed and number.
+
+    Args:
+        recipe: Names augmentation, mixing, sizes and seed.
+        model: Whose preprocessing normalises the pictures.
+        found: The training pictures.
+        shard: (which, of how many) workers this one is.
+    """
+    return TrainingBatches(
+        found,
+        *make_transforms(recipe, _preprocessing(model)),
+        recipe.batch_size // recipe.accumulation_steps,
+        parts=recipe.accumulation_steps,
+        seed=recipe.seed,
+        workers=recipe.workers or None,
+        processes=recipe.processes,
+        shard=shard,
+        max_corrupt=recipe.max_corrupt,
+    )
+
+
+def _preprocessing(model: VAN) -> Preprocessing:
+    if model.preprocessing is None:
+        raise ValueError("`model` must have a preprocessing, as `build_model` gives it one")
+    return model.preprocessing
+
+
+# --- A run ---
+
+
+def train(
+    data: str | os.PathLike,
+    output: str | os.PathLike,
+    recipe: Recipe,
+    *,
+    resume: bool = False,
+    force: bool = False,
+    strategy: Any = None,
+    shard: tuple[int, int] = (0, 1),
+    console: Console | None = None,
+) -> dict[str, list[float]]:
+    """Trains; leaves a folder with the models, the figures and the pictures of the run.
+
+    Sets the seeds of Python, NumPy and Keras and, if the recipe says so, TensorFlow's
+    deterministic kernels, for the whole process.
+
+    Args:
+        data: "digits" or a folder, as in `data.open_data`.
+        output: Folder to make; with `resume` the folder of the run.
+        recipe: What to do.
+        resume: Go on from the newest snapshot, bit for bit as if the run had not stopped.
+        force: Go on although the recipe or the data are not those of the run.
+        strategy: Of `tf.distribute`, instead of the recipe's `devices`.
+        shard: (which, of how many) workers this one is: its part of each batch.
+        console: Where to report; by default nowhere.
+
+    Returns:
+        A list for each figure, one entry an epoch: `loss`, `val_accuracy`, ...
+
+    Raises:
+        ValueError: Recipe, data and model do not fit together; the folder is in the way; or the
+            run fails with a loss that is not finite (`callbacks.TrainingError`).
+        OSError: Data cannot be read, or the folder not written.
+        ModuleNotFoundError: The extra `train` is missing.
+        callbacks.Stopped: It was asked to stop (Ctrl-C, SIGTERM), and has been kept.
+    """
+    require_yaml()
+    pictures.require_matplotlib()
+    console = console or Console(quiet=True)
+    folder = Path(output)
+    _check_backend(recipe)
+    if resume:
+        check_run(folder)
+    elif os.path.lexists(folder) and (not folder.is_dir() or _visible(folder)):
+        hint = f"; to go on with it: --resume {folder}" if (folder / "config.yaml").exists() else ""
+        raise FileExistsError(f"`output` {folder} is already there and not empty{hint}")
+    data = str(data) if str(data) == "digits" else os.path.abspath(data)
+    found, validation = open_data(data, validation_split=recipe.validation_split, seed=recipe.seed)
+    run = _Run(folder, data, recipe, found, validation, strategy, shard, console)
+    folder.mkdir(parents=True, exist_ok=True)
+    with RunLock(folder):
+        if resume:
+            run.go_on(force)
+        run.write_config()
+        run.fit()
+        run.report()
+    return run.records.history
+
+
+def _visible(folder: Path) -> list[str]:
+    """A run that was killed at its very beginning has left its lock, no more."""
+    return [path.name for path in folder.iterdir() if not path.name.startswith(".")]
+
+
+def check_run(folder: Path) -> tuple[str, Recipe]:
+    """Data and recipe of a run that is there.
+
+    Raises:
+        ValueError: The folder holds no run.
+    """
+    if not (folder / "config.yaml").is_file():
+        raise ValueError(f"{folder} is not the folder of a run: there is no config.yaml in it")
+    record = read_yaml(folder / "config.yaml")
+    if not isinstance(record.get("recipe"), Mapping) or not isinstance(record.get("data"), str):
+        raise ValueError(f"{folder / 'config.yaml'} must hold `data` and `recipe`")
+    return record["data"], Recipe.from_dict(record["recipe"])
+
+
+class _Run:
+    """Everything of one run, put together."""
+
+    def __init__(
+        self,
+        folder: Path,
+        data: str,
+        recipe: Recipe,
+        found: Pictures,
+        validation: Pictures,
+        strategy: Any,
+        shard: tuple[int, int],
+        console: Console,
+    ):
+        self.folder, self.data, self.recipe, self.console = folder, data, recipe, console
+        self.found, self.validation = found, validation
+        keras.utils.set_random_seed(recipe.seed)
+        if recipe.deterministic and keras.backend.backend() == "tensorflow":
+            import tensorflow as tf
+
+            tf.config.experimental.enable_op_determinism()
+        self.strategy = strategy or _strategy(recipe.devices)
+        self.replicas = getattr(self.strategy, "num_replicas_in_sync", 1)
+        _check_batch(recipe, self.replicas * shard[1])
+        with self._scope():
+            self.model = build_model(recipe, found.classes)
+            self.metrics = [keras.metrics.CategoricalAccuracy(name="accuracy")]
+            self.model.compile(
+                make_optimizer(recipe, self.model),
+                make_loss(),
+                metrics=self.metrics,
+                steps_per_execution=recipe.steps_per_execution,
+            )
+            # Inside the first step Keras would take twice as long for it.
+            self.model.optimizer.build(self.model.trainable_variables)
+            decay = recipe.average_decay
+            self.average = None if decay is None else ModelAverage(self.model, decay)
+        # As one deploys it: probabilities out, float32, without the optimizer. Now, since making
+        # layers draws from Python's random numbers, whose state a snapshot keeps.
+        config = self.model.get_config() | {"classifier_activation": "softmax", "dtype": "float32"}
+        config.pop("frozen_layers", None)
+        self._deployed = VAN.from_config(config)
+        self.batches = make_batches(recipe, self.model, found, shard)
+        steps = self.batches.steps_per_epoch
+        if steps % recipe.steps_per_execution:
+            raise ValueError(
+                f"`steps_per_execution` must divide the {steps} batches of an epoch. "
+                f"Received: {recipe.steps_per_execution}"
+            )
+        self._make_callbacks(steps)
+        self.snapshot: Snapshot | None = None
+
+    def _scope(self):
+        return contextlib.nullcontext() if self.strategy is None else self.strategy.scope()
+
+    def _make_callbacks(self, steps: int) -> None:
+        recipe, images = self.recipe, self.recipe.batch_size // self.recipe.accumulation_steps
+        self.position = Position(steps)
+        self.watch = Watch(self.position, len(self.found.classes))
+        self.records = Records(
+            self.folder,
+            self.position,
+            images,
+            "val" if self.average is None else "average",
+            self._save_best,
+            recipe.early_stopping,
+        )
+        self.keep = Keep(
+            Snapshots(self.folder / "snapshots"),
+            self.position,
+            self._variables,
+            [self.position, self.watch, self.records],
+            self.metrics,
+            recipe.total_epochs,
+            recipe.snapshot_seconds,
+            {"data": self._fingerprints(), "environment": _environment()},
+            self._refresh,
+        )
+        looked_at = EvaluationBatches(
+            self.validation,
+            _preprocessing(self.model),
+            min(images, 64 * self.replicas),
+            workers=recipe.workers or None,
+            max_corrupt=recipe.max_corrupt,
+        )
+        average = self.average
+        self.callbacks: list[keras.callbacks.Callback] = [
+            self.position,
+            LearningRate(make_schedule(recipe)),
+            *(
+                []
+                if average is None
+                else [Averaging(average, self.position, recipe.accumulation_steps)]
+            ),
+            self.watch,
+            Validation(looked_at, average),
+            self.records,
+            self.keep,
+        ]
+
+    def _fingerprints(self) -> dict[str, str]:
+        return {
+            "training": self.found.fingerprint,
+            "validation": self.validation.fingerprint,
+        }
+
+    def _variables(self) -> dict[str, Any]:
+        parts = {"model": self.model.variables, "optimizer": self.model.optimizer.variables}
+        if self.average is not None:
+            parts["average"] = self.average.variables
+        # By number: a path need not be unique, and Keras counts some through the whole process.
+        return {
+            f"{part}/{i}": variable
+            for part, variables in parts.items()
+            for i, variable in enumerate(variables)
+        }
+
+    # --- Going on ---
+
+    def go_on(self, force: bool) -> None:
+        """Takes up the newest snapshot; the run starts anew where there is none yet."""
+        _, before = check_run(self.folder)
+        changed = {k: v for k, v in before.differences(self.recipe).items() if k not in _FREE}
+        lines = [f"  {name}: {old} -> {new}" for name, (old, new) in changed.items()]
+        snapshot = self.keep.store.load()
+        if snapshot is not None and snapshot.state["data"] != self._fingerprints():
+            lines.append(f"  data: the pictures of {self.data} are not those of the run")
+        if lines and not force:
+            text = "\n".join(lines)
+            raise ValueError(
+                f"{self.folder} was begun otherwise:\n{text}\nTo go on all the same: --force"
+            )
+        if snapshot is None:
+            self.console.print("No snapshot yet: the run starts anew.")
+            return
+        for note in snapshot.notes:
+            self.console.print(f"[yellow]{note}[/yellow]", highlight=False, soft_wrap=True)
+        made_with = snapshot.state["environment"]
+        if other := {k: (v, now) for k, v in made_with.items() if (now := _environment()[k]) != v}:
+            self.console.print(
+                "[yellow]Not what the snapshot was made with, so it may not go on bit for bit: "
+                + ", ".join(f"{k} {old} -> {new}" for k, (old, new) in other.items())
+                + "[/yellow]",
+                highlight=False,
+                soft_wrap=True,
+            )
+        self.keep.restore(snapshot)
+        self.snapshot = snapshot
+        self.records.write_csv()
+
+    def write_config(self) -> None:
+        import yaml
+
+        record = {"data": self.data, "recipe": self.recipe.to_dict(), "made_with": _environment()}
+        text = yaml.safe_dump(record, sort_keys=False, allow_unicode=True)
+        write_atomically(
+            self.folder / "config.yaml", lambda path: path.write_text(text, encoding="utf-8")
+        )
+
+    # --- Training ---
+
+    def fit(self) -> None:
+        """`model.fit`; after a stop inside an epoch first for the rest of that one."""
+        self._introduce()
+        if not (self.folder / "augmented.png").exists():
+            self._draw_samples()
+        epochs, steps = self.recipe.total_epochs, self.batches.steps_per_epoch
+        images = self.recipe.batch_size // self.recipe.accumulation_steps
+        progress = FitProgress(self.console, images, epochs, steps, self.position.step)
+        with _asking(self.keep, self.console), progress:
+            epoch, within = divmod(self.position.step, steps)
+            if within:
+                self._fit_some(epoch, epoch + 1, steps - within, progress)
+                epoch += 1
+            if epoch < epochs and not self.records.finished:
+                self._fit_some(epoch, epochs, steps, progress)
+
+    def _fit_some(self, first: int, last: int, steps: int, progress: FitProgress) -> None:
+        failures: list[Exception] = []
+
+        def feed() -> Iterator[tuple[np.ndarray, np.ndarray]]:
+            # TensorFlow would wrap what goes wrong here in pages of its own.
+            try:
+                yield from self.batches.iterate(self.position.step)
+            except Exception as error:
+                failures.append(error)
+                raise
+
+        batches = feed()
+        try:
+            self.model.fit(
+                batches,
+                steps_per_epoch=steps,
+                initial_epoch=first,
+                epochs=last,
+                shuffle=False,  # it is
+                verbose=0,
+                callbacks=[*self.callbacks, progress],
+            )
+        except Exception as error:
+            if failures:
+                raise failures[0] from None
+            if isinstance(error, TrainingError):
+                raise TrainingError(f"{error}. {self._what_is_kept()}") from None
+            raise
+
+    def _what_is_kept(self) -> str:
+        steps = self.keep.store.steps()
+        if not steps:
+            return "There is no snapshot yet; a lower --learning-rate may help"
+        return (
+            f"The snapshot of step {max(steps):,} is kept; to go on from it, with another learning "
+            f"rate: van train --resume {self.folder} --learning-rate "
+            f"{self.recipe.learning_rate / 3:.2g} --force"
+        )
+
+    # --- What is left behind ---
+
+    def _save_best(self) -> None:
+        swapped = contextlib.nullcontext() if self.average is None else self.average.swapped()
+        with swapped:
+            self._save(self.folder / "best.keras")
+
+    def _refresh(self) -> None:
+        self._save(self.folder / "last.keras")
+        pictures.training_curves(
+            self.records.history, self.folder / "training_curves.png", "validation"
+        )
+
+    def _save(self, path: Path) -> None:
+        self._deployed.set_weights(self.model.get_weights())
+        write_atomically(path, self._deployed.save)
+
+    def _draw_samples(self) -> None:
+        # Of several batches: a batch is mixed in one way.
+        few = min(_SAMPLES // 4, self.recipe.batch_size // self.recipe.accumulation_steps)
+        recipe = self.recipe.with_(batch_size=few, accumulation_steps=1)
+        batches = make_batches(recipe, self.model, self.found).iterate()
+        drawn = [next(batches) for _ in range(4)]
+        batches.close()
+        images, targets = (np.concatenate(parts) for parts in zip(*drawn, strict=True))
+        seen = make_transforms(recipe, _preprocessing(self.model))[1].to_picture(images)
+        captions = [_caption(row, self.found.classes) for row in targets]
+        pictures.sample_sheet(seen, captions, self.folder / "augmented.png")
+
+    def _introduce(self) -> None:
+        recipe, model = self.recipe, self.model
+        trained = sum(int(np.prod(v.shape)) for v in model.trainable_variables)
+        start = recipe.pretrained or "random weights"
+        per_update = f"{recipe.batch_size} pictures"
+        if recipe.accumulation_steps > 1:
+            per_update += f" in {recipe.accumulation_steps} parts"
+        rows = [
+            ("Model", f"{model.name}, {trained:,} of {model.count_params():,} weights learn"),
+            ("Starts from", start),
+            (
+                "Pictures",
+                f"{len(self.found):,} + {len(self.validation):,} to validate",
+            ),
+            ("Classes", f"{len(self.found.classes):,}: {some(self.found.classes)}"),
+            ("Epochs", f"{recipe.total_epochs} of {self.batches.steps_per_epoch:,} batches"),
+            ("An update", f"{per_update}, learning rate up to {recipe.learning_rate:g}"),
+            ("Evaluation", str(model.preprocessing)),
+            ("Devices", f"{self.replicas}, {keras.backend.backend()}, {recipe.precision}"),
+            ("Folder", str(self.folder)),
+        ]
+        table = Table(show_header=False, title="Training")
+        table.add_column(no_wrap=True)
+        table.add_column(overflow="fold")
+        for name, value in rows:
+            table.add_row(name, value)
+        self.console.print(table)
+        if self.snapshot is not None:
+            self.console.print(
+                f"Going on after step {self.position.step:,} (epoch "
+                f"{self.position.step // self.batches.steps_per_epoch + 1}).",
+                highlight=False,
+            )
+
+    def report(self) -> None:
+        """The best model on the validation pictures, by what was saved, as a user would."""
+        classifier = Classifier(self.folder / "best.keras", engine="keras")
+        names = (self.validation.called(i) for i in range(len(self.validation)))
+        examples = [
+            Example(source, name, (int(label),))
+            for source, name, label in zip(
+                self.validation.sources, names, self.validation.labels, strict=True
+            )
+        ]
+        dataset = Dataset(self.validation.name, examples, len(examples))
+        with pictures_bar(self.console) as bar:
+            task = bar.add_task("best.keras", total=len(examples), rate="")
+            found = evaluate.measure(classifier, dataset, lambda: bar.advance(task))
+        evaluate.write(found, self.folder / "evaluation", overwrite=True)
+        evaluate.report(found, self.console)
+        if unreadable := self.batches.corrupt(self.position.step):
+            self.console.print(
+                f"[yellow]{len(unreadable):,} training pictures could not be read, and were "
+                f"replaced by others: {some(sorted(unreadable))}[/yellow]",
+                soft_wrap=True,
+                highlight=False,
+            )
+        for name, what in (
+            (
+                "best.keras",
+                f"the best model (epoch {self.records.best['epoch']:.0f}): "
+                f"van predict PICTURES --weights {self.folder / 'best.keras'}",
+            ),
+            ("last.keras", "the weights after the last update"),
+            ("evaluation", "best.keras on the validation pictures: each class, confusion matrix"),
+            ("training_curves.png", "loss and accuracy over the epochs"),
+            ("augmented.png", "what the model was shown"),
+            ("metrics.csv", "each epoch; tensorboard/ holds the same"),
+            ("config.yaml", "the recipe, to be used again with --recipe"),
+        ):
+            line = f"  {self.folder / name}  [dim]{what}[/dim]"
+            self.console.print(line, soft_wrap=True, highlight=False)
+
+
+# --- Devices ---
+
+
+def _check_backend(recipe: Recipe) -> None:
+    if keras.backend.backend() == "tensorflow":
+        if keras.distribution.distribution() is not None:
+            raise ValueError(
+                "keras.distribution has no effect on the TensorFlow backend: this would train on "
+                "one device. Take `devices` (tf.distribute), or KERAS_BACKEND=jax"
+            )
+    elif recipe.devices != 1:
+        raise ValueError(
+            "`devices` needs the TensorFlow backend (tf.distribute.MirroredStrategy). "
+            f"Received: devices={recipe.devices} on {keras.backend.backend()}"
+        )
+
+
+def _strategy(devices: int) -> Any:
+    """None for one device."""
+    if devices == 1:
+        return None
+    import tensorflow as tf
+
+    there = len(tf.config.list_physical_devices("GPU"))
+    if devices > there:
+        raise ValueError(f"`devices` must be at most {there}, the GPUs here. Received: {devices}")
+    wanted = devices or there
+    if wanted < 2:
+        return None
+    return tf.distribute.MirroredStrategy([f"GPU:{i}" for i in range(wanted)])
+
+
+def _check_batch(recipe: Recipe, parts: int) -> None:
+    if recipe.batch_size % (parts * recipe.accumulation_steps):
+        raise ValueError(
+            f"`batch_size` must be a multiple of the {parts} devices. "
+            f"Received: batch_size={recipe.batch_size}"
+        )
+    if parts > 1 and max(recipe.accumulation_steps, recipe.steps_per_execution) > 1:
+        raise ValueError("`accumulation_steps` and `steps_per_execution` are for one device")
+    if parts > 1 and recipe.clip_norm is not None:
+        raise ValueError("`clip_norm` is for one device: Keras clips before gradients are added")
+
+
+def _environment() -> dict[str, str]:
+    packages = ("van-classification-tensorflow", "keras", "tensorflow", "numpy", "pillow", "grain")
+    return {
+        "python": platform.python_version(),
+        "machine": platform.machine(),
+        "cores": str(os.cpu_count()),
+        "backend": keras.backend.backend(),
+        **{name: version(name) for name in packages},
+    }
+
+
+@contextlib.contextmanager
+def _asking(keep: Keep, console: Console) -> Iterator[None]:
+    """Ctrl-C and SIGTERM: stop after this step, and keep it; the second time at once."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # signals are the main thread's
+        return
+
+    def asked(number, frame) -> None:
+        if keep.stop_asked:
+            raise KeyboardInterrupt
+        keep.stop_asked = True
+        console.print("Stopping after this step; once more: at once, from the last snapshot.")
+
+    before = {number: signal.signal(number, asked) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _caption(target: np.ndarray, classes: Sequence[str]) -> str:
+    first, second = np.argsort(-target, kind="stable")[:2]
+    base = target.min()  # of the smoothing
+    whole = (target - base).sum()
+    share = (target[second] - base) / whole
+    if share < 0.005:
+        return classes[first]
+    return f"{classes[first]} {1 - share:.0%} + {classes[second]} {share:.0%}"
