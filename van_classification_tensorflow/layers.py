@@ -81,6 +81,28 @@ if tf is not None:
         return function(x), _gradient_of(x)
 
 
+def _replicas() -> int:
+    """Devices that take this step together: more than 1 inside `tf.distribute`'s `run`."""
+    context = None if tf is None else tf.distribute.get_replica_context()
+    return 1 if context is None else context.num_replicas_in_sync
+
+
+def _moments_of_all_replicas(x, count):
+    """(mean, biased variance, count) over the shares `x` (b, H, W, C) of all replicas.
+
+    In two stages, as a mean of squares would lose the variance of a channel with a large mean.
+    An all-reduce is differentiable, and leaves the same bits on every replica.
+    """
+
+    def total(value):
+        return tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, value)
+
+    total_sum, count = total([tf.reduce_sum(x, (0, 1, 2)), count])
+    mean = total_sum / count
+    variance = total(tf.reduce_sum(tf.math.squared_difference(x, mean), (0, 1, 2))) / count
+    return mean, variance, count
+
+
 @register
 class FanOutNormal(keras.initializers.RandomNormal):
     """N(0, sqrt(2 / fan_out)) with fan_out = k * k * C_out / groups: the authors' `_init_weights`.
@@ -108,6 +130,10 @@ class BatchNorm(keras.layers.BatchNormalization):
     It normalises with the biased batch variance but keeps the *unbiased* one, n / (n - 1),
     in its running statistics; Keras keeps the biased one and drifts from the original in
     training. Input and output: (B, H, W, C).
+
+    Under a `tf.distribute` strategy the batch is that of all replicas together, whatever the
+    share of each: several devices compute what one does with the whole batch. (The authors'
+    128 images per GPU were not synchronised; at such shares it makes no difference.)
     """
 
     def __init__(
@@ -128,6 +154,7 @@ class BatchNorm(keras.layers.BatchNormalization):
         fused = tf is not None and self.compute_dtype in ("float32", "bfloat16", "float16")
         if not training:
             return self._fused(inputs, False)[0] if fused else super().call(inputs, training=False)
+        fused = fused and _replicas() == 1
         outputs, mean, variance = self._fused(inputs, True) if fused else self._portable(inputs)
         # `assign` on a full-precision variable: statistics never live in half precision.
         keep = self.momentum
@@ -152,11 +179,14 @@ class BatchNorm(keras.layers.BatchNormalization):
     def _portable(self, inputs):
         """The same from Keras operations, in at least float32."""
         x = ops.cast(inputs, keras.backend.result_type(inputs.dtype, "float32"))
-        mean, variance = ops.moments(x, (0, 1, 2))
+        count = ops.cast(math.prod(ops.shape(x)[:3]), x.dtype)
+        if _replicas() == 1:
+            mean, variance = ops.moments(x, (0, 1, 2))
+        else:
+            mean, variance, count = _moments_of_all_replicas(x, count)
         outputs = ops.batch_normalization(
             x, mean, variance, -1, offset=self.beta, scale=self.gamma, epsilon=self.epsilon
         )
-        count = ops.cast(math.prod(ops.shape(x)[:3]), x.dtype)
         variance = variance * (count / ops.maximum(count - 1.0, 1.0))
         return ops.cast(outputs, self.compute_dtype), mean, variance
 
@@ -257,12 +287,25 @@ class DepthwiseConv(keras.layers.DepthwiseConv2D):
 class DropPath(keras.layers.Dropout):
     """Stochastic depth (arXiv 1603.09382): zeroes a residual branch per sample.
 
+    Under a `tf.distribute` strategy the samples of all replicas are drawn independently: as one
+    device draws them for the whole batch, where the replicas have equal shares of it.
+
     Args:
         rate: Probability in [0, 1) of dropping; what stays is divided by 1 - rate.
     """
 
     def __init__(self, rate: float, seed: int | None = None, **kwargs):
         super().__init__(rate, noise_shape=(None, 1, 1, 1), seed=seed, **kwargs)
+
+    def call(self, inputs, training=False):
+        replicas = _replicas()
+        if replicas == 1 or not training or not self.rate:
+            return super().call(inputs, training=training)
+        # Seeds are the same on every replica: each draws for all and takes its own.
+        share = tf.shape(inputs)[0]
+        factors = super().call(tf.ones((replicas * share, 1, 1, 1), inputs.dtype), training)
+        start = share * tf.distribute.get_replica_context().replica_id_in_sync_group
+        return inputs * factors[start : start + share]
 
     def get_config(self) -> dict:
         config = super().get_config()
