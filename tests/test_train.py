@@ -4,6 +4,8 @@ import csv
 import os
 import shutil
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import keras
@@ -387,3 +389,44 @@ def test_grey_and_rgb_without_weights():
     grey = train.build_model(Recipe(mean=(0.4,), std=(0.3,)), ("a", "b"))
     assert grey.in_chans == 1
     assert grey.preprocessing.mean == (0.4,)
+
+
+TWO_DEVICES = """
+import sys
+import tensorflow as tf
+
+cpu = tf.config.list_physical_devices("CPU")[0]
+tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
+from tests.test_train import TINY, Snapshots
+from van_classification_tensorflow.train import train
+
+alone = TINY.with_(epochs=1, accumulation_steps=1, clip_norm=None, drop_rate=0.0,
+                   drop_path_rate=0.0, warmup_epochs=0, learning_rate=1e-5)
+folder = sys.argv[1]
+one = train("digits", folder + "/one", alone)
+two = train("digits", folder + "/two", alone,
+            strategy=tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"]))
+print(one, two)
+# AdamW makes whole steps even of gradients that are rounding noise (biases before batch norm),
+# hence the small rate; test_distribution.py compares gradients and weights.
+for key in ("loss", "val_loss", "average_loss"):
+    assert abs(one[key][0] - two[key][0]) <= 1e-5, (key, one[key], two[key])
+more = alone.with_(epochs=2)
+train("digits", folder + "/two", more, resume=True, force=True,
+      strategy=tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"]))
+try:
+    train("digits", folder + "/three", TINY,
+          strategy=tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"]))
+except ValueError as error:
+    assert "for one device" in str(error), error
+else:
+    raise AssertionError("accumulation on two devices")
+"""
+
+
+@pytest.mark.slow
+@tensorflow_only
+def test_two_devices_train_what_one_does(tmp_path):
+    command = [sys.executable, "-W", "ignore", "-c", TWO_DEVICES, str(tmp_path)]
+    child = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[1])
+    assert child.returncode == 0, child.stderr[-3000:]

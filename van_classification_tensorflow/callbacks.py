@@ -354,7 +354,7 @@ class Keep(keras.callbacks.Callback):
     def save(self) -> None:
         started = time.perf_counter()
         variables = {**self.variables(), **self._metrics()}
-        arrays = {n: keras.ops.convert_to_numpy(v.value) for n, v in variables.items()}
+        arrays = {n: v.numpy() for n, v in variables.items()}
         step = self.position.step
         if name := nonfinite(arrays):
             raise TrainingError(f"step {step:,}: {name} is not finite any more")

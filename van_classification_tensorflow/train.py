@@ -297,7 +297,7 @@ class _Run:
         console: Console,
     ):
         self.folder, self.data, self.recipe, self.console = folder, data, recipe, console
-        self.found, self.validation = found, validation
+        self.found, self.validation, self.shard = found, validation, shard
         keras.utils.set_random_seed(recipe.seed)
         if recipe.deterministic and keras.backend.backend() == "tensorflow":
             import tensorflow as tf
@@ -461,23 +461,12 @@ class _Run:
 
     def _fit_some(self, first: int, last: int, steps: int, progress: FitProgress) -> None:
         failures: list[Exception] = []
-
-        def feed() -> Iterator[tuple[np.ndarray, np.ndarray]]:
-            # TensorFlow would wrap what goes wrong here in pages of its own.
-            try:
-                yield from self.batches.iterate(self.position.step)
-            except Exception as error:
-                failures.append(error)
-                raise
-
-        batches = feed()
         try:
             self.model.fit(
-                batches,
+                self._dataset(self.position.step, failures),
                 steps_per_epoch=steps,
                 initial_epoch=first,
                 epochs=last,
-                shuffle=False,  # it is
                 verbose=0,
                 callbacks=[*self.callbacks, progress],
             )
@@ -487,6 +476,27 @@ class _Run:
             if isinstance(error, TrainingError):
                 raise TrainingError(f"{error}. {self._what_is_kept()}") from None
             raise
+
+    def _dataset(self, start: int, failures: list[Exception]) -> Any:
+        """The batches from `start` on, each time they are gone through.
+
+        Not a generator: where `fit` looks at a batch first, as it does for several devices and on
+        JAX, that one would be missing.
+        """
+        import tensorflow as tf
+
+        def batches() -> Iterator[tuple[np.ndarray, np.ndarray]]:
+            # TensorFlow would wrap what goes wrong here in pages of its own.
+            try:
+                yield from self.batches.iterate(start)
+            except Exception as error:
+                failures.append(error)
+                raise
+
+        side, rows = self.recipe.input_size, self.batches.batch_size // self.shard[1]
+        shapes = (rows, side, side, self.model.in_chans), (rows, len(self.found.classes))
+        signature = tuple(tf.TensorSpec(shape, tf.float32) for shape in shapes)
+        return tf.data.Dataset.from_generator(batches, output_signature=signature).prefetch(1)
 
     def _what_is_kept(self) -> str:
         steps = self.keep.store.steps()
