@@ -11,7 +11,7 @@ for backend in jax torch; do
     tests/test_parity.py -k "not van_b1 and not van_b2"
   KERAS_BACKEND=$backend python -m pytest -q tests/test_optim.py
   KERAS_BACKEND=$backend python -m pytest -q tests/test_train.py \
-    -k "folder or best_model or last_epoch or other_classes or frozen"
+    -k "folder or best_model or last"
   KERAS_BACKEND=$backend python -m pytest -q tests/test_model.py \
     -k "save or saving or sizes or channels_first or headless or clone or pyramid"
   python -m pytest -q tests/test_public_api.py -k "$backend"

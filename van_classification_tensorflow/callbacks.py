@@ -305,7 +305,6 @@ class Keep(keras.callbacks.Callback):
             if isinstance(callback, Records):
                 callback.seconds = list(snapshot.clock["seconds"])
         self._assign(snapshot, self.variables())
-        _set_random_states(snapshot)
         self._pending = snapshot
 
     def _assign(self, snapshot: Snapshot, variables: dict[str, Any]) -> None:
@@ -323,7 +322,11 @@ class Keep(keras.callbacks.Callback):
     def on_epoch_begin(self, epoch, logs=None):
         if self._pending is not None and not self.position.at_end_of_epoch:
             self._assign(self._pending, self._metrics())
-        self._pending = None
+
+    def on_train_batch_begin(self, batch, logs=None):
+        if self._pending is not None:
+            _set_random_states(self._pending)  # as late as this: `fit` itself may draw before
+            self._pending = None
 
     def _metrics(self) -> dict[str, Any]:
         # Keras lists those of `compile` once a batch was measured: here they are from the start.
@@ -373,11 +376,16 @@ class Keep(keras.callbacks.Callback):
         return {"seconds": [] if records is None else records.seconds}
 
 
-# --- Random states of Python and NumPy, for augmentations of one's own that use them ---
+# --- Random states of Python, NumPy and PyTorch, for callbacks of one's own that use them ---
 
 
 def _random_arrays() -> dict[str, np.ndarray]:
-    return {"random/numpy": np.asarray(_numpy_state()[1])}
+    arrays = {"random/numpy": np.asarray(_numpy_state()[1])}
+    if keras.backend.backend() == "torch":  # whose dropout ignores Keras's seed variables
+        import torch
+
+        arrays["random/torch"] = torch.get_rng_state().numpy()
+    return arrays
 
 
 def _numpy_state() -> Any:
@@ -399,6 +407,10 @@ def _set_random_states(snapshot: Snapshot) -> None:
     np.random.set_state(("MT19937", keys, place, has_gauss, cached))  # noqa: NPY002
     version, words, gauss = snapshot.state["random"]["python"]
     random.setstate((version, tuple(words), gauss))
+    if keras.backend.backend() == "torch":
+        import torch
+
+        torch.set_rng_state(torch.from_numpy(snapshot.arrays["random/torch"]))
 
 
 def _plain(logs: dict) -> dict[str, float]:

@@ -459,7 +459,7 @@ class VAN(keras.Model):
         one sees a change when it is compiled again. The results stay the same bit for bit, or
         to 1e-6 where TensorFlow fuses an operation in one of the two passes only. van_b0, 32
         images of 224 x 224, TensorFlow on a CPU: a step takes 1.3 GB instead of 3.3 GB, and
-        1.2 times as long. On JAX the compiler decides; on a CPU it saves nothing.
+        1.3 times as long. On JAX the compiler decides; on a CPU it saves nothing.
 
         Raises:
             ValueError: When set with a `drop_rate`, as a second pass would draw other masks, or

@@ -89,7 +89,7 @@ def build_model(recipe: Recipe, classes: Sequence[str]) -> VAN:
         head = model.get_layer("head")
         kernel = keras.random.normal(head.kernel.shape, stddev=0.02, seed=recipe.seed)
         head.kernel.assign(recipe.head_scale * kernel)
-        head.bias.assign(keras.ops.zeros_like(head.bias))
+        head.bias.assign(keras.ops.zeros(head.bias.shape))
     model.labels = labels
     known = model.preprocessing or Preprocessing().with_channels(model.in_chans)
     model.preprocessing = recipe.preprocessing(known)
