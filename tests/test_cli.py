@@ -4,6 +4,8 @@ import os
 import subprocess
 import sys
 
+import pytest
+
 from .parity import GOLDEN
 
 
@@ -86,3 +88,32 @@ def test_weights_commands_without_a_network(tmp_path):
     missing = van("weights", "verify", "van_b2", env=environment)
     assert (missing.returncode, missing.stdout.split()[0]) == (1, "missing")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_mistakes_in_training_are_one_line(tmp_path, monkeypatch, capsys):
+    """In this process: each would take seconds of its own to start."""
+    from van_classification_tensorflow.cli import main
+
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("recipe: [imagenet]")
+    (tmp_path / "one" / "class").mkdir(parents=True)
+    for arguments, message in (
+        (["--data", "digits"], "--output must be given"),
+        (["--output", "x"], "--data must be given"),
+        (["--data", "digits", "--print-config", "--epochs", "abc"], "`epochs` must be a whole"),
+        (["--data", "digits", "--print-config", "--epochs", "none"], "`epochs` must be a whole"),
+        (["--data", "digits", "--print-config", "--recipe", str(recipe)], "recipe.yaml: `recipe`"),
+        (["--data", str(tmp_path / "no"), "--output", "x"], "no such folder"),
+        (["--data", str(tmp_path / "one"), "--output", "x"], "only one, class"),
+        (["--resume", str(tmp_path)], "there is no config.yaml"),
+        (["--resume", str(tmp_path), "--output", "x"], "leave them out"),
+    ):
+        with pytest.raises(SystemExit) as stop:
+            main(["train", *arguments])
+        assert stop.value.code == 1, arguments
+        said = capsys.readouterr()
+        assert said.err.startswith("van: error: "), said
+        assert message in said.err
+        assert said.err.count("\n") == 1
+    main(["train", "--data", "digits", "--print-config", "--mean", "none", "--std", "none"])
+    assert "mean: null" in capsys.readouterr().out

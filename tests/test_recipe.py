@@ -26,9 +26,10 @@ def test_the_default_is_the_authors_recipe():
     assert r.crop_interpolations == ("bilinear", "bicubic")
     assert (r.horizontal_flip, r.vertical_flip) == (0.5, 0.0)
     assert (r.clip_norm, r.average_decay, r.layer_decay) == (None, None, 1.0)
-    rates = [Recipe(model=f"van_b{i}").drop_path for i in range(7)]
+    rates = [r.drop_path(f"van_b{i}") for i in range(7)]
     assert rates == [0.1, 0.1, 0.1, 0.2, 0.2, 0.2, 0.3]
-    assert Recipe(drop_path_rate=0.0).drop_path == 0.0
+    assert r.drop_path(None) == 0.1
+    assert Recipe(drop_path_rate=0.0).drop_path("van_b6") == 0.0
 
 
 def test_the_recipe_from_22k_is_the_authors():
@@ -62,6 +63,9 @@ def test_a_file_names_what_differs_and_from_what(tmp_path):
         ("epoch: 3", "did you mean epochs"),
         ("epochs: many", "`epochs` must be a whole number"),
         ("recipe: best", "`recipe` must be one of imagenet"),
+        ("recipe: [a]", "`recipe` must be one of imagenet"),
+        ("recipe: {epochs: 4}\nepochs: 5", "beside `recipe` there is also epochs"),
+        ("recipe: {epoch: 4}", "did you mean epochs"),
         ("- 1", "must hold fields"),
         ("a: [", "no YAML file"),
         ("!!python/object/apply:os.system ['exit 1']", "no YAML file"),
@@ -102,7 +106,7 @@ def test_unknown_recipe():
         ({"warmup_epochs": 400}, "`warmup_epochs` are the first of `epochs`"),
         ({"clip_norm": 1.0, "devices": 2}, "`clip_norm` with several `devices`"),
         ({"accumulation_steps": 2, "devices": 2}, "`accumulation_steps` do not work"),
-        ({"steps_per_execution": 2, "devices": 0}, "`steps_per_execution` with several"),
+        ({"steps_per_execution": 2, "devices": 2}, "`steps_per_execution` with several"),
         ({"steps_per_execution": 2, "average_decay": 0.9}, "`average_decay` moves"),
         ({"embed_dims": (8, 16)}, "same length"),
         ({"precision": "float16"}, "`precision` must be one of float32"),
@@ -124,9 +128,9 @@ def test_every_field_is_documented_and_has_a_kind():
     assert list(field_help()) == names
     assert list(field_kinds()) == names
     assert all(len(text) > 8 for text in field_help().values())
-    assert field_kinds()["crop_scale"] == (float, False, True)
-    assert field_kinds()["embed_dims"] == (int, True, True)
-    assert field_kinds()["clip_norm"] == (float, True, False)
+    assert field_kinds()["crop_scale"] == (float, True)
+    assert field_kinds()["embed_dims"] == (int, True)
+    assert field_kinds()["clip_norm"] == (float, False)
     assert set(module._LIMITS) <= set(names)
 
 
@@ -134,6 +138,8 @@ def test_what_a_command_line_means():
     assert choose_recipe(None, "folder", {}) == RECIPES["imagenet"]
     assert choose_recipe(None, "digits", {}) == RECIPES["digits"]
     assert choose_recipe(None, "folder", {"pretrained": "imagenet"}) == RECIPES["finetune"]
+    digits = choose_recipe(None, "digits", {"pretrained": "digits"})
+    assert (digits.layer_decay, digits.input_size, digits.model) == (0.8, None, None)
     # A file says its own sizes, unless they are asked for.
     assert choose_recipe(None, "folder", {"pretrained": "my.pth"}).model is None
     asked = {"pretrained": "my.pth", "model": "van_b1"}

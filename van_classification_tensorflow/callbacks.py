@@ -55,9 +55,15 @@ class Position(keras.callbacks.Callback):
         self.step = self._before + batch + 1  # the last one, where several are run at once
 
     def get_state(self) -> dict:
-        return {"step": self.step}
+        return {"step": self.step, "steps_per_epoch": self.steps_per_epoch}
 
     def set_state(self, state: dict) -> None:
+        if state["steps_per_epoch"] != self.steps_per_epoch:
+            raise ValueError(
+                f"an epoch has {self.steps_per_epoch} batches now, and had "
+                f"{state['steps_per_epoch']}: a run keeps its batch size and its number of "
+                "pictures. Start another one with its last.keras as --pretrained"
+            )
         self.step = state["step"]
 
 
@@ -158,9 +164,9 @@ class Validation(keras.callbacks.Callback):
         scores = []
         model = self.model
         for images, labels in self.batches:
-            logits = np.asarray(model.predict_on_batch(images))
-            # The rest of a last batch is filling.
-            scores += [score(z, [int(label)]) for z, label in zip(logits, labels, strict=False)]
+            # The rest of a last batch is filling; and several devices all do the same.
+            logits = np.asarray(model.predict_on_batch(images))[: len(labels)]
+            scores += [score(z, [int(label)]) for z, label in zip(logits, labels, strict=True)]
             self.advance(len(labels))
         return {
             f"{name}_loss": float(np.mean([one.loss for one in scores])),
@@ -196,8 +202,15 @@ class Records(keras.callbacks.Callback):
         self.rows: list[dict[str, float]] = []
         self.seconds: list[float] = []  # of each epoch: not part of what must come out the same
         self.best: dict[str, float] = {}
-        self.finished = False
         self._writer: Any = None
+        self._warm = False
+
+    @property
+    def finished(self) -> bool:
+        """Whether the last `patience` epochs have not been better."""
+        if not self.patience or not self.best:
+            return False
+        return self.rows[-1]["epoch"] - self.best["epoch"] >= self.patience
 
     @property
     def history(self) -> dict[str, list[float]]:
@@ -208,6 +221,12 @@ class Records(keras.callbacks.Callback):
     def on_epoch_begin(self, epoch, logs=None):
         self._began = time.perf_counter()
         self._first = self.position.step
+
+    def on_train_batch_end(self, batch, logs=None):
+        if not self._warm and not self.position.at_end_of_epoch:
+            # The first batch of a process takes seconds to compile.
+            self._began, self._first = time.perf_counter(), self.position.step
+        self._warm = True
 
     def on_epoch_end(self, epoch, logs=None):
         took = time.perf_counter() - self._began
@@ -222,8 +241,8 @@ class Records(keras.callbacks.Callback):
         if not best or merit > (best[f"{name}_accuracy"], -best[f"{name}_loss"]):
             self.save_best()
             self.best = row
-        if self.patience and epoch + 1 - self.best["epoch"] >= self.patience:
-            self.finished = self.model.stop_training = True
+        if self.finished:
+            self.model.stop_training = True
         self.write_csv()
         self._write_events(row)
 
@@ -240,22 +259,24 @@ class Records(keras.callbacks.Callback):
     def _write_events(self, row: dict[str, float]) -> None:
         import tensorflow as tf
 
-        if self._writer is None:
-            self._writer = tf.summary.create_file_writer(str(self.folder / "tensorboard"))
-        with self._writer.as_default(step=int(row["epoch"])):
-            for key, value in row.items():
-                group, _, name = key.rpartition("_") if "_" in key else ("train", "", key)
-                if key not in ("epoch", "step"):
-                    tag = key if key == "learning_rate" else f"{name}/{group}"
-                    tf.summary.scalar(tag, value)
-        self._writer.flush()
+        try:
+            if self._writer is None:
+                self._writer = tf.summary.create_file_writer(str(self.folder / "tensorboard"))
+            with self._writer.as_default(step=int(row["epoch"])):
+                for key, value in row.items():
+                    group, _, name = key.rpartition("_") if "_" in key else ("train", "", key)
+                    if key not in ("epoch", "step"):
+                        tag = key if key == "learning_rate" else f"{name}/{group}"
+                        tf.summary.scalar(tag, value)
+            self._writer.flush()
+        except tf.errors.OpError as error:
+            raise OSError(f"{self.folder / 'tensorboard'}: {error.message}") from error
 
     def get_state(self) -> dict:
-        return {"rows": self.rows, "best": self.best, "finished": self.finished}
+        return {"rows": self.rows, "best": self.best}
 
     def set_state(self, state: dict) -> None:
         self.rows, self.best = state["rows"], state["best"]
-        self.finished = state["finished"]
 
 
 class Keep(keras.callbacks.Callback):
@@ -304,10 +325,23 @@ class Keep(keras.callbacks.Callback):
             callback.set_state(snapshot.state["callbacks"][type(callback).__name__])
             if isinstance(callback, Records):
                 callback.seconds = list(snapshot.clock["seconds"])
-        self._assign(snapshot, self.variables())
+        variables = self.variables()
+        averaged = [any(n.startswith("average/") for n in x) for x in (variables, snapshot.arrays)]
+        if averaged[0] != averaged[1]:
+            raise ValueError(
+                "a run keeps its moving average, or has none to the end: `average_decay` may "
+                "change, but not from or to none"
+            )
+        self._assign(snapshot, variables)
         self._pending = snapshot
 
     def _assign(self, snapshot: Snapshot, variables: dict[str, Any]) -> None:
+        kinds = {name.partition("/")[0] for name in variables}
+        if more := {n for n in snapshot.arrays if n.partition("/")[0] in kinds} - set(variables):
+            raise ValueError(
+                f"step {snapshot.step:,} was kept of another model or optimizer: it has "
+                f"{len(more)} variables more"
+            )
         for name, variable in variables.items():
             value = snapshot.arrays.get(name)
             if value is None or tuple(value.shape) != tuple(variable.shape):
@@ -346,7 +380,10 @@ class Keep(keras.callbacks.Callback):
         last = self.model.stop_training or epoch + 1 == self.epochs
         if last or self.stop_asked or self._due():
             self.save()
+            started = time.perf_counter()
             self.refresh()
+            self._saved_at = time.perf_counter()
+            self._cost += self._saved_at - started
         if self.stop_asked and not last:
             raise Stopped
 

@@ -6,7 +6,6 @@ import os
 import sys
 from argparse import SUPPRESS, ArgumentParser, BooleanOptionalAction
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -106,7 +105,7 @@ def _add_recipe(parser: ArgumentParser) -> None:
 
     group = parser.add_argument_group("the recipe's fields (default: the authors')")
     about = field_help()
-    for name, (kind, optional, several) in field_kinds().items():
+    for name, (kind, several) in field_kinds().items():
         default = getattr(Recipe(), name)
         shown = " ".join(map(str, default)) if several and default else default
         shown = "none" if default is None else shown
@@ -117,7 +116,7 @@ def _add_recipe(parser: ArgumentParser) -> None:
             group.add_argument(flag, action=BooleanOptionalAction, **options)
             continue
         options["metavar"] = {int: "N", float: "X", str: "TEXT"}[kind]
-        options["type"] = partial(_value, kind=kind, optional=optional)
+        options["type"] = _none_or_text  # the recipe has the better words for what is wrong
         if several:
             options["nargs"] = "+"
         if name == "pretrained":
@@ -125,8 +124,8 @@ def _add_recipe(parser: ArgumentParser) -> None:
         group.add_argument(flag, **options)
 
 
-def _value(text: str, kind: type, optional: bool) -> Any:
-    return None if optional and text == "none" else kind(text)
+def _none_or_text(text: str) -> str | None:
+    return None if text == "none" else text
 
 
 def predict(parser: ArgumentParser) -> Any:

@@ -42,17 +42,19 @@ class FitProgress(keras.callbacks.Callback):
             disable=not console.is_terminal,
         )
         self.task = None
+        self._warm = False
 
     def on_train_begin(self, logs=None):
         self.epochs, steps = self.params["epochs"], self.steps or self.params["steps"]
         if self.task is None:
             self.task = self.bar.add_task("", epoch=1, epochs="", metrics="", rate="")
-        total = self.epochs * steps
-        self.bar.update(self.task, total=total, completed=self.done, epochs=self.epochs)
+        self._total = self.epochs * steps
+        self.bar.update(self.task, total=self._total, completed=self.done, epochs=self.epochs)
 
     def on_epoch_begin(self, epoch, logs=None):
         self.bar.update(self.task, epoch=epoch + 1)
-        self._began, self._first = time.perf_counter(), self.done
+        self._began = time.perf_counter()
+        self._first = self._first_timed = self.done
         self._rate, self._learning_rate = "", ""
         if self.images is not None:
             optimizer = getattr(self.model.optimizer, "inner_optimizer", self.model.optimizer)
@@ -63,8 +65,14 @@ class FitProgress(keras.callbacks.Callback):
     def on_train_batch_end(self, batch, logs=None):
         self.done = self._first + batch + 1
         shown = {}
-        if self.images is not None:
-            speed = (self.done - self._first) * self.images / (time.perf_counter() - self._began)
+        if not self._warm and self.images is not None and self.done < self._total:
+            # The first batch of a process takes seconds to compile.
+            self._began, self._first_timed = time.perf_counter(), self.done
+        self._warm = True
+        if self.images is not None and self.done > self._first_timed:
+            speed = (
+                (self.done - self._first_timed) * self.images / (time.perf_counter() - self._began)
+            )
             self._rate = f"{self._learning_rate}  {speed:.1f} images/s"
             shown = {"metrics": _text(logs), "rate": self._rate}
         self.bar.update(self.task, completed=self.done, **shown)

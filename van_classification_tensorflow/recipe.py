@@ -115,8 +115,8 @@ def _unknown(name: str, known: list[str]) -> str:
     from difflib import get_close_matches
 
     close = get_close_matches(name, known, 1)
-    hint = f"; did you mean {close[0]}?" if close else ""
-    return f"A recipe has no `{name}`{hint} It has: {', '.join(known)}"
+    hint = f"did you mean {close[0]}?" if close else f"it has {', '.join(known)}"
+    return f"A recipe has no `{name}`; {hint}"
 
 
 # --- The record ---
@@ -138,12 +138,12 @@ class Recipe:
         head_scale: Factor of a fresh head's initial weights, above 0.
         freeze: Stages, from the first, whose weights stay as they are; all of them: only the
             head learns.
-        input_size: Side of the square input in pixels.
-        crop_pct: In evaluation, the centre crop's share of the resized shorter side.
-        interpolation: In evaluation, Pillow's filter.
+        input_size: Side of the square input in pixels; none: the pretrained weights' own.
+        crop_pct: In evaluation, the centre crop's share of the resized shorter side; none likewise.
+        interpolation: In evaluation, Pillow's filter; none likewise.
         mean: Taken from each channel after scaling to [0, 1]; one number for grey pictures, three
-            for RGB. None: the pretrained weights' own, or 0.5.
-        std: What each channel is then divided by; None likewise.
+            for RGB. none: the pretrained weights' own, or 0.5.
+        std: What each channel is then divided by; none likewise.
         epochs: Passes over the pictures before the cool-down, warm-up included.
         warmup_epochs: Of these, how many the learning rate rises.
         cooldown_epochs: Further passes at the lowest learning rate.
@@ -203,9 +203,9 @@ class Recipe:
     head_scale: float = 1.0
     freeze: int = 0
     # Input
-    input_size: int = 224
-    crop_pct: float = 0.9
-    interpolation: str = "bicubic"
+    input_size: int | None = 224
+    crop_pct: float | None = 0.9
+    interpolation: str | None = "bicubic"
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
     # Schedule and optimizer
@@ -279,12 +279,12 @@ class Recipe:
                 raise _not_allowed(name, "two numbers above 0, the smaller first", pair)
         if self.crop_scale[1] > 1:
             raise _not_allowed("crop_scale", "shares of the picture, at most 1", self.crop_scale)
-        if self.clip_norm is not None and self.devices != 1:
+        if self.clip_norm is not None and self.devices > 1:
             raise ValueError(
                 "`clip_norm` with several `devices` would clip each device's gradient before they "
-                "are added, which is not the same; leave one of them out"
+                "are added, which is not the same; leave one of them out (--clip-norm none)"
             )
-        if self.accumulation_steps > 1 and self.devices != 1:
+        if self.accumulation_steps > 1 and self.devices > 1:
             raise ValueError(
                 "`accumulation_steps` do not work with several `devices`; leave one of them out"
             )
@@ -293,17 +293,17 @@ class Recipe:
                 "`average_decay` moves the average after every batch, `steps_per_execution` comes "
                 "back from TensorFlow more seldom; leave one of them out"
             )
-        if self.steps_per_execution > 1 and self.devices != 1:
+        if self.steps_per_execution > 1 and self.devices > 1:
             raise ValueError(
                 "`steps_per_execution` with several `devices` would hide the step in which a run "
                 "fails; leave one of them out"
             )
-        if self.pretrained is None and self.config() is not None:
-            least = min_image_size(len(self.config_or_default().depths))
+        sizes = self.config()
+        if sizes is not None and self.input_size is not None:
+            least = min_image_size(sizes.num_stages)
             if self.input_size < least:
-                raise _not_allowed(
-                    "input_size", f"at least {least} for this model", self.input_size
-                )
+                allowed = f"at least {least} for this model"
+                raise _not_allowed("input_size", allowed, self.input_size)
         self.preprocessing()  # whose errors name the argument
 
     # --- What it means ---
@@ -314,26 +314,21 @@ class Recipe:
             return None
         return resolve(self.model, self.embed_dims, self.mlp_ratios, self.depths)
 
-    def config_or_default(self) -> VANConfig:
-        return self.config() or resolve()
-
     def preprocessing(self, default: Preprocessing | None = None) -> Preprocessing:
         """How a picture becomes the input in evaluation; `default`: of the pretrained weights."""
         known = default or Preprocessing()
         return Preprocessing(
-            self.input_size,
-            self.crop_pct,
-            self.interpolation,
+            self.input_size or known.input_size,
+            self.crop_pct or known.crop_pct,
+            self.interpolation or known.interpolation,
             self.mean or known.mean,
             self.std or known.std,
         )
 
-    @property
-    def drop_path(self) -> float:
-        """`drop_path_rate`, or the authors' for the model."""
-        if self.drop_path_rate is not None:
-            return self.drop_path_rate
-        return _DROP_PATH_RATES.get(self.model or "", 0.1)
+    def drop_path(self, model: str | None) -> float:
+        """`drop_path_rate`, or the authors' for a member of the family."""
+        known = _DROP_PATH_RATES.get(model or "", 0.1)
+        return known if self.drop_path_rate is None else self.drop_path_rate
 
     @property
     def total_epochs(self) -> int:
@@ -389,6 +384,9 @@ RECIPES: dict[str, Recipe] = {
     # van train --data flowers --model van_b0 --pretrained --output runs/flowers
     "finetune": Recipe(
         pretrained="imagenet",
+        input_size=None,
+        crop_pct=None,
+        interpolation=None,
         epochs=30,
         warmup_epochs=3,
         cooldown_epochs=0,
@@ -464,13 +462,13 @@ def find_recipe(name: str) -> Recipe:
         )
     record = read_yaml(Path(name))
     base = record.pop("recipe", "imagenet")
-    if isinstance(base, Mapping):  # the config.yaml of a run
-        return Recipe.from_dict(base)
-    if base not in RECIPES:
-        raise ValueError(
-            f"{name}: `recipe` must be one of {', '.join(RECIPES)}. Received: {base!r}"
-        )
     try:
+        if isinstance(base, Mapping):  # the config.yaml of a run
+            if more := sorted(set(map(str, record)) - {"data", "made_with"}):
+                raise ValueError(f"beside `recipe` there is also {', '.join(more)}: put it inside")
+            return Recipe.from_dict(base)
+        if not isinstance(base, str) or base not in RECIPES:
+            raise ValueError(f"`recipe` must be one of {', '.join(RECIPES)}. Received: {base!r}")
         return RECIPES[base].with_(**{str(key): value for key, value in record.items()})
     except ValueError as error:
         raise ValueError(f"{name}: {error}") from error
@@ -480,8 +478,8 @@ def choose_recipe(name: str | None, data: str | None, changes: Mapping[str, Any]
     """The recipe that a command line means.
 
     Args:
-        name: As in `find_recipe`; None: "digits" for these, "finetune" from pretrained weights,
-            else "imagenet".
+        name: As in `find_recipe`; None: "finetune" from pretrained weights, "digits" for
+            these, else "imagenet".
         data: What is trained on.
         changes: Fields with other values.
 
@@ -490,7 +488,7 @@ def choose_recipe(name: str | None, data: str | None, changes: Mapping[str, Any]
     """
     start = changes.get("pretrained")
     if name is None:
-        name = "digits" if data == "digits" else "finetune" if start else "imagenet"
+        name = "finetune" if start else "digits" if data == "digits" else "imagenet"
     if start not in (None, "imagenet", "in22k") and "model" not in changes:
         changes = {**changes, "model": None}  # the weights say which
     return find_recipe(name).with_(**changes)
@@ -528,12 +526,11 @@ def field_help() -> dict[str, str]:
     return {name: " ".join(words.split()) for name, _, words in pairs}
 
 
-def field_kinds() -> dict[str, tuple[type, bool, bool]]:
-    """{field: (type of a value, whether it may be None, whether it is a list)}."""
+def field_kinds() -> dict[str, tuple[type, bool]]:
+    """{field: (type of a value, whether it is a list)}."""
     found = {}
     for name, kind in get_type_hints(Recipe).items():
-        optional = type(None) in get_args(kind)
-        inner = get_args(kind)[0] if optional else kind
+        inner = get_args(kind)[0] if type(None) in get_args(kind) else kind
         listed = get_args(inner)
-        found[name] = (listed[0] if listed else inner, optional, bool(listed))
+        found[name] = (listed[0] if listed else inner, bool(listed))
     return found

@@ -334,6 +334,10 @@ def write_atomically(path: str | os.PathLike, write: Callable[[Path], object]) -
         write(new)
         _sync(new)
         os.replace(new, path)
+    except OSError as error:
+        if error.filename is None:  # a full disk does not say which file
+            raise OSError(error.errno, error.strerror or str(error), str(path)) from error
+        raise
     finally:
         new.unlink(missing_ok=True)
     _sync(path.parent)

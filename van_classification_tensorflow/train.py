@@ -24,7 +24,7 @@ import signal
 import threading
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from importlib.metadata import version
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from . import evaluate, pictures
+from . import __version__, evaluate, pictures
 from .augment import BatchTransform, TrainTransform
 from .bars import pictures_bar
 from .callbacks import Averaging, Keep, Position, Records, TrainingError, Validation, Watch
@@ -44,6 +44,7 @@ from .labels import labels_of
 from .model import VAN
 from .optim import AdamW, CosineSchedule, LearningRate, ModelAverage, layer_scales
 from .preprocessing import Preprocessing
+from .pretrained import open_pretrained
 from .progress import FitProgress
 from .recipe import Recipe, read_yaml, require_yaml
 from .snapshots import RunLock, Snapshot, Snapshots, write_atomically
@@ -69,6 +70,8 @@ def build_model(recipe: Recipe, classes: Sequence[str]) -> VAN:
         OSError: The pretrained weights cannot be had.
     """
     labels = class_labels(classes)
+    source = open_pretrained(recipe.pretrained, recipe.model)
+    of_weights = None if source is None else source.weights.architecture.configuration
     with warnings.catch_warnings():
         if recipe.pretrained:  # a fresh head is what was asked for
             warnings.filterwarnings("ignore", message=".*head.*", category=UserWarning)
@@ -80,9 +83,9 @@ def build_model(recipe: Recipe, classes: Sequence[str]) -> VAN:
             mlp_ratios=recipe.mlp_ratios,
             depths=recipe.depths,
             drop_rate=recipe.drop_rate,
-            drop_path_rate=recipe.drop_path,
+            drop_path_rate=recipe.drop_path(recipe.model or of_weights),
             classifier_activation=None,
-            pretrained=recipe.pretrained or False,
+            pretrained=source or False,
             dtype=recipe.precision,
         )
     if recipe.pretrained is None or model.labels != labels:
@@ -149,7 +152,7 @@ def make_transforms(
     """What a training picture, and then a batch of them, goes through."""
     return (
         TrainTransform(
-            input_size=recipe.input_size,
+            input_size=preprocessing.input_size,
             mean=preprocessing.mean,
             crop_scale=(recipe.crop_scale[0], recipe.crop_scale[1]),
             crop_ratio=(recipe.crop_ratio[0], recipe.crop_ratio[1]),
@@ -252,6 +255,13 @@ def train(
         raise FileExistsError(f"`output` {folder} is already there and not empty{hint}")
     data = str(data) if str(data) == "digits" else os.path.abspath(data)
     found, validation = open_data(data, validation_split=recipe.validation_split, seed=recipe.seed)
+    _check_places(folder, data)
+    if recipe.batch_size > len(found):
+        raise ValueError(
+            f"`batch_size` must be at most the number of pictures to train on, {len(found):,}. "
+            f"Received: batch_size={recipe.batch_size}. With so few, start from published weights: "
+            "--pretrained"
+        )
     run = _Run(folder, data, recipe, found, validation, strategy, shard, console)
     folder.mkdir(parents=True, exist_ok=True)
     with RunLock(folder):
@@ -261,6 +271,14 @@ def train(
         run.fit()
         run.report()
     return run.records.history
+
+
+def _check_places(folder: Path, data: str) -> None:
+    if data != "digits" and Path(data).resolve() in folder.resolve().parents:
+        raise ValueError(
+            f"`output` {folder} lies inside of `data` {data}, and would be taken for pictures of "
+            "it; name a folder elsewhere"
+        )
 
 
 def _visible(folder: Path) -> list[str]:
@@ -279,7 +297,10 @@ def check_run(folder: Path) -> tuple[str, Recipe]:
     record = read_yaml(folder / "config.yaml")
     if not isinstance(record.get("recipe"), Mapping) or not isinstance(record.get("data"), str):
         raise ValueError(f"{folder / 'config.yaml'} must hold `data` and `recipe`")
-    return record["data"], Recipe.from_dict(record["recipe"])
+    try:
+        return record["data"], Recipe.from_dict(record["recipe"])
+    except ValueError as error:
+        raise ValueError(f"{folder / 'config.yaml'}: {error}") from error
 
 
 class _Run:
@@ -357,13 +378,13 @@ class _Run:
             self.metrics,
             recipe.total_epochs,
             recipe.snapshot_seconds,
-            {"data": self._fingerprints(), "environment": _environment()},
+            {"data": self._fingerprints(), "environment": _environment(self.replicas)},
             self._refresh,
         )
         looked_at = EvaluationBatches(
             self.validation,
             _preprocessing(self.model),
-            min(images, 64 * self.replicas),
+            min(images, 64),
             workers=recipe.workers or None,
             max_corrupt=recipe.max_corrupt,
         )
@@ -419,23 +440,31 @@ class _Run:
             return
         for note in snapshot.notes:
             self.console.print(f"[yellow]{note}[/yellow]", highlight=False, soft_wrap=True)
-        made_with = snapshot.state["environment"]
-        if other := {k: (v, now) for k, v in made_with.items() if (now := _environment()[k]) != v}:
+        now = _environment(self.replicas)
+        made_with = {k: v for k, v in snapshot.state["environment"].items() if now.get(k) != v}
+        if made_with:
             self.console.print(
                 "[yellow]Not what the snapshot was made with, so it may not go on bit for bit: "
-                + ", ".join(f"{k} {old} -> {new}" for k, (old, new) in other.items())
+                + ", ".join(f"{k} {old} -> {now.get(k)}" for k, old in made_with.items())
                 + "[/yellow]",
                 highlight=False,
                 soft_wrap=True,
             )
         self.keep.restore(snapshot)
+        if self.records.best and not (self.folder / "best.keras").exists():
+            self.console.print("[yellow]best.keras is gone: the best of what follows.[/yellow]")
+            self.records.best = {}
         self.snapshot = snapshot
         self.records.write_csv()
 
     def write_config(self) -> None:
         import yaml
 
-        record = {"data": self.data, "recipe": self.recipe.to_dict(), "made_with": _environment()}
+        record = {
+            "data": self.data,
+            "recipe": self.recipe.to_dict(),
+            "made_with": _environment(self.replicas),
+        }
         text = yaml.safe_dump(record, sort_keys=False, allow_unicode=True)
         write_atomically(
             self.folder / "config.yaml", lambda path: path.write_text(text, encoding="utf-8")
@@ -493,7 +522,7 @@ class _Run:
                 failures.append(error)
                 raise
 
-        side, rows = self.recipe.input_size, self.batches.batch_size // self.shard[1]
+        side, rows = _preprocessing(self.model).input_size, self.batches.batch_size // self.shard[1]
         shapes = (rows, side, side, self.model.in_chans), (rows, len(self.found.classes))
         signature = tuple(tf.TensorSpec(shape, tf.float32) for shape in shapes)
         return tf.data.Dataset.from_generator(batches, output_signature=signature).prefetch(1)
@@ -517,8 +546,9 @@ class _Run:
 
     def _refresh(self) -> None:
         self._save(self.folder / "last.keras")
-        pictures.training_curves(
-            self.records.history, self.folder / "training_curves.png", "validation"
+        write_atomically(
+            self.folder / "training_curves.png",
+            lambda path: pictures.training_curves(self.records.history, path, "validation"),
         )
 
     def _save(self, path: Path) -> None:
@@ -534,8 +564,11 @@ class _Run:
         batches.close()
         images, targets = (np.concatenate(parts) for parts in zip(*drawn, strict=True))
         seen = make_transforms(recipe, _preprocessing(self.model))[1].to_picture(images)
-        captions = [_caption(row, self.found.classes) for row in targets]
-        pictures.sample_sheet(seen, captions, self.folder / "augmented.png")
+        smoothing = recipe.label_smoothing
+        captions = [_caption(row, smoothing, self.found.classes) for row in targets]
+        write_atomically(
+            self.folder / "augmented.png", lambda path: pictures.sample_sheet(seen, captions, path)
+        )
 
     def _introduce(self) -> None:
         recipe, model = self.recipe, self.model
@@ -634,7 +667,7 @@ def _strategy(devices: int) -> Any:
         return None
     import tensorflow as tf
 
-    there = len(tf.config.list_physical_devices("GPU"))
+    there = len(_gpus())
     if devices > there:
         raise ValueError(f"`devices` must be at most {there}, the GPUs here. Received: {devices}")
     wanted = devices or there
@@ -655,15 +688,30 @@ def _check_batch(recipe: Recipe, parts: int) -> None:
         raise ValueError("`clip_norm` is for one device: Keras clips before gradients are added")
 
 
-def _environment() -> dict[str, str]:
-    packages = ("van-classification-tensorflow", "keras", "tensorflow", "numpy", "pillow", "grain")
+def _environment(replicas: int) -> dict[str, str]:
+    """What decides whether a run can go on bit for bit."""
+    import grain
+    import PIL
+
+    backend = keras.backend.backend()
+    gpus = [] if backend != "tensorflow" else _gpus()
     return {
         "python": platform.python_version(),
-        "machine": platform.machine(),
-        "cores": str(os.cpu_count()),
-        "backend": keras.backend.backend(),
-        **{name: version(name) for name in packages},
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores, {len(gpus)} GPUs",
+        "devices": str(replicas),
+        "backend": f"{backend} {import_module(backend).__version__}",
+        "keras": keras.__version__,
+        "numpy": np.__version__,
+        "pillow": PIL.__version__,
+        "grain": getattr(grain, "__version__", ""),
+        "van": __version__,
     }
+
+
+def _gpus() -> list:
+    import tensorflow as tf
+
+    return tf.config.list_physical_devices("GPU")
 
 
 @contextlib.contextmanager
@@ -687,11 +735,10 @@ def _asking(keep: Keep, console: Console) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _caption(target: np.ndarray, classes: Sequence[str]) -> str:
-    first, second = np.argsort(-target, kind="stable")[:2]
-    base = target.min()  # of the smoothing
-    whole = (target - base).sum()
-    share = (target[second] - base) / whole
-    if share < 0.005:
+def _caption(target: np.ndarray, smoothing: float, classes: Sequence[str]) -> str:
+    """What a target holds, without the smoothing: one class, or two and their shares."""
+    shares = (target - smoothing / len(classes)) / (1 - smoothing)
+    first, second = np.argsort(-shares, kind="stable")[:2]
+    if shares[second] < 0.005:
         return classes[first]
-    return f"{classes[first]} {1 - share:.0%} + {classes[second]} {share:.0%}"
+    return f"{classes[first]} {shares[first]:.0%} + {classes[second]} {shares[second]:.0%}"
