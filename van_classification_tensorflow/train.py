@@ -496,6 +496,7 @@ class _Run:
                 steps_per_epoch=steps,
                 initial_epoch=first,
                 epochs=last,
+                shuffle=False,  # it is
                 verbose=0,
                 callbacks=[*self.callbacks, progress],
             )
