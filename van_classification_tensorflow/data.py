@@ -516,8 +516,15 @@ def _start_process(index: int, count: int) -> None:
 
 def _import_grain() -> Any:
     try:
-        import grain
-        import grain.experimental
+        from absl import logging
+
+        before = logging.get_verbosity()
+        logging.set_verbosity(logging.ERROR)  # it warns that there is no JAX to be profiled
+        try:
+            import grain
+            import grain.experimental
+        finally:
+            logging.set_verbosity(before)
     except ImportError as error:
         raise ModuleNotFoundError(
             "Training needs grain: pip install 'van-classification-tensorflow[train]'"
