@@ -492,7 +492,13 @@ def test_everything_is_written(ten, tmp_path):
     assert record["failed"][0]["picture"].endswith("bad.png")
     assert len(record["per_class"]) == 10
     assert record["images_per_second"] > 0
-    assert len(rows(target / "per_class.csv")) == 11
+    head, *classes = rows(target / "per_class.csv")
+    assert len(classes) == 10
+    by_name = [dict(zip(head, row, strict=True)) for row in classes]
+    assert sum(int(row["predicted"]) for row in by_name) == found.count
+    for row in by_name:
+        right, predicted = int(row["right"]), int(row["predicted"])
+        assert row["precision"] == (str(right / predicted) if predicted else "")
     assert rows(target / "failed.csv")[1][0].endswith("bad.png")
     with Image.open(target / "confusion_matrix.png") as image:
         assert min(image.size) > 400

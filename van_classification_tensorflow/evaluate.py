@@ -519,8 +519,16 @@ def write(found: Evaluation, output: Path, overwrite: bool) -> None:
 
 def _write_files(found: Evaluation, folder: Path) -> None:
     _write_csv(folder / "results.csv", _TIMM, [found.timm_row().values()])
-    rows = [(c.index, c.wnid, c.label, c.pictures, c.right, c.accuracy) for c in found.per_class]
-    head = ("index", "wnid", "label", "pictures", "right", "accuracy")
+    taken: Counter[int] = Counter()
+    for _, predicted, count in found.confusion:
+        taken[predicted] += count
+    rows = [
+        (c.index, c.wnid, c.label, c.pictures, c.right, c.accuracy, n, c.right / n if n else None)
+        for c in found.per_class
+        for n in [taken[c.index]]
+    ]
+    # The accuracy of a class is its recall.
+    head = ("index", "wnid", "label", "pictures", "right", "accuracy", "predicted", "precision")
     _write_csv(folder / "per_class.csv", head, rows)
     if found.failed:
         reasons = [(one.picture, one.reason) for one in found.failed]
