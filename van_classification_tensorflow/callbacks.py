@@ -140,17 +140,15 @@ class Validation(keras.callbacks.Callback):
         batches: To be gone through after each epoch: images (N, H, W, C), and the labels of the
             first of them, of which the last batch has fewer than N (`data.EvaluationBatches`).
         average: Of the weights, if there is one.
-        advance: Called with the number of pictures done.
     """
 
     def __init__(
         self,
         batches: Iterable[tuple[np.ndarray, np.ndarray]],
         average: ModelAverage | None = None,
-        advance: Callable[[int], None] = lambda pictures: None,
     ):
         super().__init__()
-        self.batches, self.average, self.advance = batches, average, advance
+        self.batches, self.average = batches, average
 
     def on_epoch_end(self, epoch, logs=None):
         if logs is None:
@@ -167,7 +165,6 @@ class Validation(keras.callbacks.Callback):
             # The rest of a last batch is filling; and several devices all do the same.
             logits = np.asarray(model.predict_on_batch(images))[: len(labels)]
             scores += [score(z, [int(label)]) for z, label in zip(logits, labels, strict=True)]
-            self.advance(len(labels))
         return {
             f"{name}_loss": float(np.mean([one.loss for one in scores])),
             f"{name}_accuracy": float(np.mean([one.top1 for one in scores])),
