@@ -283,6 +283,22 @@ def test_a_loss_that_is_not_finite_ends_the_run(tmp_path, monkeypatch):
     assert f"--resume {folder}" in str(error.value)
 
 
+@pytest.mark.parametrize("loss", [float("nan"), float("inf")])
+def test_the_watch_alone_names_the_step(loss):
+    """Whatever a snapshot, which is refused as well, would find."""
+    position = callbacks.Position(100)
+    watch = callbacks.Watch(position, 10)
+    position.on_epoch_begin(0)
+    watch.on_epoch_begin(0)
+    for batch, value in enumerate((2.3, 2.2, loss)):
+        position.on_train_batch_end(batch)
+        if batch == 2:
+            with pytest.raises(callbacks.TrainingError, match=f"step 3: the loss is {loss}"):
+                watch.on_train_batch_end(batch, {"loss": value})
+        else:
+            watch.on_train_batch_end(batch, {"loss": value})
+
+
 def test_a_loss_that_only_grows_ends_the_run():
     position = callbacks.Position(1000)
     watch = callbacks.Watch(position, 10)
