@@ -580,12 +580,12 @@ def test_the_same_generator_gives_the_same_picture_and_nothing_else_matters():
     one = TrainTransform(24)
     # In the state of others, neither read nor changed.
     random.seed(1)
-    np.random.seed(1)  # noqa: NPY002
+    np.random.seed(1)  # noqa: NPY002 - the global one must stay untouched
     before = random.getstate(), np.random.get_state()[1].tobytes()  # noqa: NPY002
     first = [one(PICTURE, generator(seed)) for seed in range(8)]
     assert (random.getstate(), np.random.get_state()[1].tobytes()) == before  # noqa: NPY002
     random.seed(2)
-    np.random.seed(2)  # noqa: NPY002
+    np.random.seed(2)  # noqa: NPY002 - nor may it matter
     again = pickle.loads(pickle.dumps(TrainTransform(24)))  # noqa: S301 - as workers get it
     used = pickle.loads(pickle.dumps(one))  # noqa: S301
     assert used == again == one
