@@ -163,3 +163,27 @@ def test_initialisation_is_the_authors():
     np.testing.assert_array_equal(
         ops.convert_to_numpy(block.layer_scale_1.gamma), np.full(64, 1e-2, "f")
     )
+
+
+@pytest.mark.parametrize("max_taps", [7, 21, 25, 48])
+@pytest.mark.parametrize("size", [(20, 31), (9, 9), (40, 3)])
+def test_rows_in_groups_are_the_same_convolution(size, max_taps):
+    layer = DepthwiseConv(7, dilation=3)
+    layer.build((None, None, None, 4))
+    layer.bias.assign([1.0, 2.0, 3.0, 4.0])
+    images = np.random.default_rng(0).standard_normal((2, *size, 4)).astype("float32")
+    expected = keras.ops.convert_to_numpy(layer(images))
+    layer.max_taps = max_taps
+    found = keras.ops.convert_to_numpy(layer(images))
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
+    assert not np.array_equal(found, expected) or size != (20, 31)  # another order of sums
+
+
+def test_a_kernel_that_is_small_enough_stays_whole():
+    layer = DepthwiseConv(5)
+    layer.build((None, None, None, 4))
+    layer.max_taps = 25
+    images = np.random.default_rng(0).standard_normal((2, 9, 9, 4)).astype("float32")
+    whole = keras.ops.convert_to_numpy(layer(images))
+    layer.max_taps = None
+    np.testing.assert_array_equal(keras.ops.convert_to_numpy(layer(images)), whole)

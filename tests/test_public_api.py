@@ -22,6 +22,7 @@ NAMES = {
     "VANB6",
     "__version__",
     "decode_predictions",
+    "fuse",
     "load_checkpoint",
     "preprocess_input",
 }

@@ -23,6 +23,7 @@ _HOME = {
     "VANB5": "applications",
     "VANB6": "applications",
     "decode_predictions": "applications",
+    "fuse": "fusion",
     "load_checkpoint": "load",
     "preprocess_input": "applications",
 }
@@ -40,6 +41,7 @@ __all__ = [
     "Preprocessing",
     "__version__",
     "decode_predictions",
+    "fuse",
     "load_checkpoint",
     "preprocess_input",
 ]
@@ -57,6 +59,7 @@ if TYPE_CHECKING:
         preprocess_input,
     )
     from .classifier import Classifier
+    from .fusion import fuse
     from .load import load_checkpoint
     from .model import VAN
     from .preprocessing import Preprocessing

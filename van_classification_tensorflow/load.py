@@ -22,6 +22,7 @@ _LEAVES = {
     "bias": ("bias", "beta"),
     "running_mean": ("moving_mean",),
     "running_var": ("moving_variance",),
+    "shortcut": ("shortcut",),  # of a fused model
 }
 
 
@@ -59,11 +60,17 @@ def _layers(model: keras.Model) -> dict[str, Any]:
 
 def official_variables(model: keras.Model) -> dict[str, Any]:
     """The Keras variable behind every official tensor name, in the authors' order."""
+    if _layers(model)["patch_embed1"].norm is None:
+        raise ValueError(
+            f"`model` must not be fused, as the tensors have other values then: {model.name!r}. "
+            "Take the model it was made from"
+        )
+    return {name: variable(model, name) for name in architecture(model).tensors()}
+
+
+def variable(model: keras.Model, name: str) -> Any:
+    """The Keras variable behind one official tensor name."""
     by_name = _layers(model)
-    return {name: _variable(by_name, name) for name in architecture(model).tensors()}
-
-
-def _variable(by_name: dict[str, Any], name: str) -> Any:
     # The authors nest the 3 x 3 convolution in a module of its own, and number blocks by a dot.
     *modules, leaf = name.replace(".mlp.dwconv.dwconv.", ".mlp.dwconv.").split(".")
     if leaf.startswith("layer_scale_"):
@@ -79,15 +86,24 @@ def _variable(by_name: dict[str, Any], name: str) -> Any:
 def to_official(model: keras.Model) -> dict[str, np.ndarray]:
     """All weights of `model` under the authors' names, in PyTorch's shapes.
 
-    `load_checkpoint(model, to_official(model))` changes nothing, bit for bit.
+    `load_checkpoint(model, to_official(model))` changes nothing, bit for bit. Of a model with
+    LoRA: the kernels it computes with.
+
+    Raises:
+        ValueError: The model is fused or quantised, and has other tensors.
     """
     specs = architecture(model).tensors()
-    return {
-        name: np.ascontiguousarray(
-            specs[name].from_keras(keras.ops.convert_to_numpy(variable))
-        ).reshape(specs[name].shape)
-        for name, variable in official_variables(model).items()
-    }
+    tensors = {}
+    for name, variable in official_variables(model).items():
+        array = keras.ops.convert_to_numpy(variable)
+        if "int" in array.dtype.name:
+            raise ValueError(
+                f"`model` must not be quantised, as {name} has other values then. "
+                f"Received: {array.dtype.name}"
+            )
+        array = np.ascontiguousarray(specs[name].from_keras(array))
+        tensors[name] = array.reshape(specs[name].shape)
+    return tensors
 
 
 def load_checkpoint(

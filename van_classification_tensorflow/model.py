@@ -8,7 +8,7 @@ published checkpoint is `model.get_layer("block1_0").attn.proj_1.kernel` here.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from numbers import Integral, Real
 from typing import Any
 
@@ -216,9 +216,17 @@ class OverlapPatchEmbed(layers.Layer):
 
     (B, H, W, C_in) -> (B, ceil(H / stride), ceil(W / stride), dim). Zeros are added on each
     side (kernel_size // 2), which is not TensorFlow's "same" for an even size.
+
+    Args:
+        dim: Channels that come out.
+        kernel_size: Side of the kernel.
+        stride: Distance between its positions.
+        batch_norm: False where it is folded into the convolution (`fuse`).
     """
 
-    def __init__(self, dim: int, kernel_size: int = 7, stride: int = 4, **kwargs):
+    def __init__(
+        self, dim: int, kernel_size: int = 7, stride: int = 4, batch_norm: bool = True, **kwargs
+    ):
         super().__init__(**kwargs)
         self.dim = dim
         self.kernel_size = kernel_size
@@ -236,17 +244,19 @@ class OverlapPatchEmbed(layers.Layer):
             name="proj",
             dtype=dtype,
         )
-        self.norm = BatchNorm(name="norm", dtype=dtype)
+        self.norm = BatchNorm(name="norm", dtype=dtype) if batch_norm else None
 
     def build(self, input_shape):
         self.pad.build(input_shape)
         batch, _, _, channels = input_shape
         self.proj.build((batch, None, None, channels))  # of the padded image
-        self.norm.build((batch, None, None, self.dim))
+        if self.norm is not None:
+            self.norm.build((batch, None, None, self.dim))
         self.built = True
 
     def call(self, x, training=None):
-        return self.norm(self.proj(self.pad(x)), training=training)
+        x = self.proj(self.pad(x))
+        return x if self.norm is None else self.norm(x, training=training)
 
     def compute_output_shape(self, input_shape):
         def strided(size):
@@ -256,7 +266,12 @@ class OverlapPatchEmbed(layers.Layer):
         return batch, strided(height), strided(width), self.dim
 
     def get_config(self) -> dict:
-        own = {"dim": self.dim, "kernel_size": self.kernel_size, "stride": self.stride}
+        own = {
+            "dim": self.dim,
+            "kernel_size": self.kernel_size,
+            "stride": self.stride,
+            "batch_norm": self.norm is not None,
+        }
         return {**super().get_config(), **own}
 
 
@@ -271,10 +286,13 @@ def van(
     channels_first: bool = False,
     pooling: str | None = "avg",
     dtype: Any = None,
+    block: Callable[..., layers.Layer] = Block,
+    patch_embed: Callable[..., layers.Layer] = OverlapPatchEmbed,
 ):
     """The functional graph: images -> (outputs, {"P2": stage 1, ..., "P5": stage 4}).
 
-    Arguments as in `VAN`. Table 2 of the paper, read downwards.
+    Arguments as in `VAN`; `block` and `patch_embed` make the layers, other ones where the model
+    is fused. Table 2 of the paper, read downwards.
     """
     _check_rate("drop_rate", drop_rate)
     _check_rate("drop_path_rate", drop_path_rate)
@@ -294,10 +312,10 @@ def van(
     stages = zip(config.embed_dims, config.hidden_dims, config.depths, strict=True)
     for i, (dim, hidden_dim, depth) in enumerate(stages, start=1):
         kernel_size, stride = stage_kernel_stride(i)
-        x = OverlapPatchEmbed(dim, kernel_size, stride, name=f"patch_embed{i}", dtype=dtype)(x)
+        x = patch_embed(dim, kernel_size, stride, name=f"patch_embed{i}", dtype=dtype)(x)
         for j in range(depth):
             rate = rate_step * block_index
-            x = Block(dim, hidden_dim, drop_rate, rate, name=f"block{i}_{j}", dtype=dtype)(x)
+            x = block(dim, hidden_dim, drop_rate, rate, name=f"block{i}_{j}", dtype=dtype)(x)
             block_index += 1
         x = layers.LayerNormalization(epsilon=1e-6, name=f"norm{i}", dtype=dtype)(x)
         pyramid_outputs[f"P{i + 1}"] = x  # (B, H / 2^(i+1), W / 2^(i+1), C_i)
@@ -360,6 +378,8 @@ class VAN(keras.Model):
         OSError: The pretrained weights cannot be downloaded, verified or opened.
     """
 
+    _block: Any = Block
+    _patch_embed: Any = OverlapPatchEmbed
     _display_shape: tuple | None = None  # class-level: Functional.__init__ calls build(None)
 
     def __init__(
@@ -423,6 +443,8 @@ class VAN(keras.Model):
             channels_first=channels_first,
             pooling=pooling,
             dtype=policy,
+            block=self._block,
+            patch_embed=self._patch_embed,
         )
         super().__init__(images, outputs, name=name or configuration or "van", trainable=trainable)
 

@@ -1,0 +1,234 @@
+"""A fused model is the same function, for the whole family, and for inference only."""
+
+import keras
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from van_classification_tensorflow import VAN, Preprocessing, fuse, load_checkpoint
+from van_classification_tensorflow.benchmark import count_macs
+from van_classification_tensorflow.config import CONFIGURATIONS
+from van_classification_tensorflow.fusion import FusedBlock, FusedVAN
+from van_classification_tensorflow.layers import BatchNorm, LayerScale
+from van_classification_tensorflow.load import to_official
+
+from .parity import GOLDEN, MICRO, TOLERANCE, load_seeded, seeded_images
+
+ALLOWED = 1e-5  # of the largest output
+
+
+def _difference(a, b):
+    return float(abs(a - b).max() / abs(b).max())
+
+
+def _run(model, images):
+    """Without tracing a graph, which takes longer than these small models do."""
+    return keras.tree.map_structure(keras.ops.convert_to_numpy, model(images))
+
+
+@pytest.fixture
+def micro():
+    model = VAN(**MICRO, classifier_activation=None)
+    return load_checkpoint(model, load_file(GOLDEN / "micro.safetensors"))
+
+
+@pytest.fixture(scope="module")
+def images():
+    with np.load(GOLDEN / "micro.npz") as golden:
+        return golden["x"]
+
+
+@pytest.mark.parametrize(
+    "configuration",
+    [
+        name if name in ("van_b0", "van_b1") else pytest.param(name, marks=pytest.mark.slow)
+        for name in CONFIGURATIONS
+    ],
+)
+def test_logits_of_the_family(configuration):
+    model = load_seeded(VAN(configuration, classifier_activation=None))
+    fused = fuse(model)
+    with np.load(GOLDEN / f"{configuration}.npz") as golden:
+        for key, shape in (("a", (2, 224, 224, 3)), ("b", (1, 160, 225, 3))):
+            x = seeded_images(7, shape)
+            logits = fused.predict_on_batch(x)
+            assert _difference(logits, model.predict_on_batch(x)) <= ALLOWED
+            assert abs(logits - golden[f"{key}_logits"]).max() <= TOLERANCE[configuration]
+
+
+def test_every_stage_and_every_block(micro, images):
+    fused = fuse(micro)
+    names = [layer.name for layer in micro.layers if layer.name.startswith(("block", "patch"))]
+    assert len(names) == 9
+
+    def inside(model):
+        outputs = {name: model.get_layer(name).output for name in names}
+        return keras.Model(model.input, {**outputs, **model.pyramid_outputs})
+
+    ours, theirs = (inside(model).predict_on_batch(images) for model in (fused, micro))
+    for name, expected in theirs.items():
+        assert _difference(ours[name], expected) <= ALLOWED, name
+
+
+def test_there_is_nothing_left_to_fold(micro):
+    fused = fuse(micro)
+    kinds = {type(layer) for layer in fused._flatten_layers()}
+    assert not kinds & {BatchNorm, LayerScale, keras.layers.BatchNormalization}
+    assert {type(layer) for layer in micro._flatten_layers()} >= {BatchNorm, LayerScale}
+    names = {v.name for v in fused.weights}
+    assert not names & {"moving_mean", "moving_variance"}
+    # Of each block: 2 x (4 of the norm + 1 scale) less, 1 shortcut more.
+    channels = np.dot(MICRO["embed_dims"], MICRO["depths"])
+    less = 9 * channels + 4 * sum(MICRO["embed_dims"])
+    assert micro.count_params() - fused.count_params() == less
+    assert count_macs(fused, 64) == count_macs(micro, 64)
+
+
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 1e3])
+def test_statistics_of_any_size(images, scale):
+    """Negative and zero factors, tiny and large variances: nothing may be divided by."""
+    model = VAN(**MICRO, classifier_activation=None)
+    rng = np.random.default_rng(1)
+    tensors = to_official(load_seeded(model))
+    for name, array in tensors.items():
+        if name.endswith("running_var"):
+            tensors[name] = (scale * rng.uniform(1e-3, 1, array.shape)).astype(np.float32)
+        elif ".norm" in name and name.endswith(".weight"):
+            values = rng.normal(0, np.sqrt(scale), array.shape)
+            values[0] = 0
+            tensors[name] = values.astype(np.float32)
+        elif ".layer_scale_1" in name:
+            # 1 + l1 s1 = 0: the shortcut itself vanishes for a channel.
+            norm = name.replace("layer_scale_1", "norm1")
+            weight, variance = (tensors[f"{norm}.{leaf}"] for leaf in ("weight", "running_var"))
+            array[1] = -np.sqrt(variance[1] + 1e-5) / weight[1]
+            tensors[name] = array
+    load_checkpoint(model, tensors)
+    expected = _run(model, images)
+    assert _difference(_run(fuse(model), images), expected) <= ALLOWED
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"include_top": False},
+        {"include_top": False, "pooling": None},
+        {"include_top": False, "pooling": "max"},
+        {"data_format": "channels_first"},
+        {"classifier_activation": "softmax"},
+        {"img_resolution": (64, 96)},
+        {"drop_rate": 0.1, "drop_path_rate": 0.2},
+        {"in_chans": 1},
+    ],
+    ids=str,
+)
+def test_any_way_a_model_is_built(images, options):
+    model = load_seeded(VAN(**{**MICRO, "classifier_activation": None, **options}))
+    x = images[..., : options.get("in_chans", 3)]
+    if "data_format" in options:
+        x = x.transpose(0, 3, 1, 2)
+    fused = fuse(model)
+    assert _difference(_run(fused, x), _run(model, x)) <= ALLOWED
+    assert fused.output_shape == model.output_shape
+    assert fused.input_shape == model.input_shape
+    assert fused.output_names == model.output_names
+
+
+def test_half_precision_computes_in_half_precision(images):
+    model = load_seeded(VAN(**MICRO, classifier_activation=None, dtype="mixed_bfloat16"))
+    fused = fuse(model)
+    assert fused.get_layer("block1_0").compute_dtype == "bfloat16"
+    assert fused.get_layer("block1_0").attn.shortcut.dtype == "float32"
+    expected = _run(model, images).astype(np.float32)
+    assert _difference(_run(fused, images).astype(np.float32), expected) <= 0.05
+
+
+def test_it_is_saved_and_loaded(micro, images, tmp_path):
+    micro.labels = tuple("abcdefghij")
+    micro.preprocessing = Preprocessing(64)
+    fused = fuse(micro)
+    fused.save(tmp_path / "fused.keras")
+    loaded = keras.saving.load_model(tmp_path / "fused.keras")
+    assert type(loaded) is FusedVAN
+    assert loaded.labels == micro.labels
+    assert loaded.preprocessing == micro.preprocessing
+    np.testing.assert_array_equal(_run(loaded, images), _run(fused, images))
+    assert set(loaded.pyramid_outputs) == {"P2", "P3", "P4", "P5"}
+
+
+def test_the_model_is_left_as_it_was(micro, images):
+    before = _run(micro, images)
+    fused = fuse(micro)
+    for variable in fused.weights:
+        variable.assign(np.zeros(variable.shape, "float32"))
+    np.testing.assert_array_equal(_run(micro, images), before)
+
+
+def test_a_head_of_ones_own(images):
+    backbone = load_seeded(VAN(**{**MICRO, "include_top": False}))
+    outputs = keras.layers.Dense(3, name="mine")(backbone.output)
+    model = keras.Model(backbone.input, {"mine": outputs, **backbone.pyramid_outputs})
+    fused = fuse(model)
+    assert not any(isinstance(layer, BatchNorm) for layer in fused._flatten_layers())
+    ours, theirs = _run(fused, images), _run(model, images)
+    for name, expected in theirs.items():
+        assert _difference(ours[name], expected) <= ALLOWED, name
+
+
+def test_a_backbone_as_a_layer(images, tmp_path):
+    backbone = load_seeded(VAN(**{**MICRO, "include_top": False}))
+    inputs = keras.Input((64, 96, 3))
+    model = keras.Model(inputs, keras.layers.Dense(3)(backbone(inputs)))
+    fused = fuse(model)
+    assert [type(layer) for layer in fused.layers][1] is FusedVAN
+    assert _difference(_run(fused, images), _run(model, images)) <= ALLOWED
+    fused.save(tmp_path / "fused.keras")
+    loaded = keras.saving.load_model(tmp_path / "fused.keras")
+    np.testing.assert_array_equal(_run(loaded, images), _run(fused, images))
+
+
+def test_with_lora_it_computes_what_the_model_does(micro, images):
+    before = _run(micro, images)
+    fc1 = micro.get_layer("block1_0").mlp.fc1
+    fc1.enable_lora(2)
+    fc1.lora_kernel_b.assign(np.ones(fc1.lora_kernel_b.shape, "float32"))
+    expected = _run(keras.Model(micro.input, micro.output), images)
+    assert _difference(expected, before) > 1e-3
+    assert _difference(_run(fuse(micro), images), expected) <= ALLOWED
+
+
+def test_it_refuses_to_be_trained(micro, images):
+    fused = fuse(micro)
+    with pytest.raises(ValueError, match="for inference only"):
+        fused(images, training=True)
+    fused.compile("sgd", "mse")
+    with pytest.raises(ValueError, match="for inference only"):
+        fused.fit(images, np.zeros((len(images), 10)))
+    with pytest.raises(ValueError, match="for inference only"):
+        fused.train_on_batch(images, np.zeros((len(images), 10)))
+    with pytest.raises(ValueError, match="must not be fused"):
+        load_checkpoint(fused, GOLDEN / "micro.safetensors")
+    with pytest.raises(ValueError, match="must not be fused"):
+        to_official(fused)
+
+
+def test_what_cannot_be_fused_is_refused(micro):
+    with pytest.raises(ValueError, match="must not be fused already"):
+        fuse(fuse(micro))
+    inputs = keras.Input((4,))
+    with pytest.raises(ValueError, match="must be a VAN, or be made of one"):
+        fuse(keras.Model(inputs, keras.layers.Dense(2)(inputs)))
+    with pytest.raises(ValueError, match=r"`model` must be a Keras model. Received: str"):
+        fuse("van_b0")
+    with pytest.raises(ValueError, match="must not be fused already"):
+        fuse(keras.Model(inputs := keras.Input((64, 64, 3)), fuse(micro)(inputs)))
+    micro.quantize("int8")
+    with pytest.raises(ValueError, match="must not be quantised"):
+        fuse(micro)
+
+
+def test_blocks_take_part_in_any_functional_model(images):
+    inputs = keras.Input((None, None, 8))
+    model = keras.Model(inputs, FusedBlock(8, 16)(inputs))
+    assert model.output_shape == (None, None, None, 8)
+    assert FusedBlock.from_config(model.layers[1].get_config()).hidden_dim == 16
