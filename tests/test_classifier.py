@@ -12,6 +12,7 @@ from van_classification_tensorflow.digits import load_digits
 from van_classification_tensorflow.images import ImageError
 
 from .parity import GOLDEN
+from .tiny_artefacts import FORMATS, about, build, expected, random_weights
 
 
 @pytest.fixture(scope="module")
@@ -238,3 +239,145 @@ def test_a_thousand_classes_are_imagenets_only_in_files_of_others(tmp_path):
 
     save_file(to_official(model), tmp_path / "m.safetensors")
     assert Classifier(tmp_path / "m.safetensors").labels[0].wnid == "n01440764"
+
+
+# --- Exported files ---
+
+NAMES = [f"n{i:08} thing {i}" for i in range(10)]
+
+
+def photographs(count):
+    """Colour pictures of several shapes, none square."""
+    rng = np.random.default_rng(5)
+    return [rng.integers(0, 256, (40 + i, 36 + 3 * i, 3), dtype=np.uint8) for i in range(count)]
+
+
+def linear(rows=32 * 32 * 3, outputs=10):
+    return random_weights(rows, outputs) / np.float32(40)
+
+
+def softmax(logits):
+    return np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
+
+
+@pytest.mark.parametrize("probabilities", [False, True])
+@pytest.mark.parametrize("uint8", [False, True])
+@pytest.mark.parametrize("format", FORMATS)
+def test_exported_files(tmp_path, format, uint8, probabilities):
+    """Labels, preprocessing, batches, views and what the outputs are: all from the file."""
+    record = about(
+        labels=NAMES,
+        input="uint8" if uint8 else "float32",
+        output="probabilities" if probabilities else "logits",
+    )
+    options = {"batch": 2, "uint8": uint8, "probabilities": probabilities}
+    path = build(tmp_path, format, linear(), record, **options)
+    classifier = Classifier(path, crops=5, flip=True)
+    assert classifier.name == f"van_test.tiny (float32, {path})"
+    assert classifier.preprocessing == Preprocessing.from_dict(record["preprocessing"])
+    assert classifier.labels[3].wnid == "n00000003"
+    assert classifier.runtime.format == format
+    assert classifier.batch_size == 2
+    sources = photographs(3)
+    results = list(classifier.stream(sources))
+    for source, result, ranked in zip(sources, results, classifier(sources, 10), strict=True):
+        # As by hand: the views as they are without a runtime, through NumPy.
+        views = classifier.preprocessing.views(Image.fromarray(source), 5, True)
+        logits = expected(views, linear()).mean(axis=0)
+        assert result.output.dtype == np.float32
+        np.testing.assert_allclose(softmax(result.output), softmax(logits), atol=1e-5)
+        if not probabilities:
+            np.testing.assert_allclose(result.output, logits, atol=1e-4)
+        assert [p.index for p in ranked] == np.argsort(-logits).tolist()
+        assert ranked[0].label == f"thing {ranked[0].index}"
+        shares = [p.probability for p in ranked]
+        np.testing.assert_allclose(shares, np.sort(softmax(logits))[::-1], atol=1e-5)
+    with pytest.raises(ValueError, match="holds no Keras model"):
+        _ = classifier.model
+
+
+def test_probabilities_that_are_zero(tmp_path):
+    """Of an exported file they may be: the rest stays in order, and nothing is infinite."""
+    weights = np.zeros((3, 10), np.float32)
+    weights[:, 4], weights[:, 7] = 1000, 999
+    record = about(output="probabilities", labels=NAMES)
+    path = build(tmp_path, "onnx", weights, record, probabilities=True)
+    (result,) = Classifier(path).stream([np.full((9, 9, 3), 255, np.uint8)])
+    assert np.isfinite(result.output).all()
+    ranked = Classifier(path)(np.full((9, 9, 3), 255, np.uint8), 3)
+    assert [p.index for p in ranked] == [4, 7, 0]
+    shares = softmax(np.array([1.5 * 1000 * 3, 1.5 * 999 * 3, 0]) - 4500)
+    np.testing.assert_allclose([p.probability for p in ranked], shares, atol=1e-6)
+
+
+def test_an_exported_file_for_any_batch_and_size(tmp_path):
+    path = build(tmp_path, "onnx", linear(3), about(labels=NAMES), batch=None, side=None)
+    classifier = Classifier(path, test_size=48, batch_size=3)
+    assert classifier.preprocessing.input_size == 48
+    seen, run = [], classifier.runtime._run
+    object.__setattr__(classifier.runtime, "_run", lambda x: (seen.append(x.shape), run(x))[1])
+    assert len(classifier(photographs(5))) == 5
+    assert seen == [(3, 48, 48, 3), (2, 48, 48, 3)]
+    assert classifier([]) == []
+
+
+def test_an_exported_file_of_features(tmp_path):
+    record = about(output="features", labels=NAMES)  # 10 classes, 8 features
+    classifier = Classifier(build(tmp_path, "onnx", linear(3, 8), record))
+    sources = photographs(2)
+    views = [classifier.preprocessing(Image.fromarray(source)) for source in sources]
+    found = classifier.features(sources)
+    np.testing.assert_allclose(found, expected(np.stack(views), linear(3, 8)), atol=1e-5)
+    assert classifier.features(sources[0]).shape == (8,)
+    assert classifier.features([]).shape == (0, 8)
+    with pytest.raises(ValueError, match="has no head"):
+        classifier(sources)
+
+
+def test_features_of_an_exported_file_of_logits(tmp_path):
+    path = build(tmp_path, "onnx", linear(3), about())
+    for classifier in (Classifier(path), Classifier(path, labels=NAMES)):
+        for sources in (photographs(1), []):
+            with pytest.raises(ValueError, match=r"gives logits, no features: export .*`van exp"):
+                classifier.features(sources)
+
+
+def test_an_exported_file_of_others(tmp_path):
+    path = build(tmp_path, "onnx", linear(3, 1000))
+    with pytest.raises(ValueError, match=r"`van export` writes do: .* give `preprocessing`"):
+        Classifier(path)
+    classifier = Classifier(path, preprocessing=Preprocessing(32))
+    assert classifier.name == str(path)
+    assert classifier.labels[0].wnid == "n01440764"
+    assert len(classifier(photographs(1)[0])) == 5
+    with pytest.raises(ValueError, match="gives logits, no features"):
+        classifier.features(photographs(1))
+    unnamed = Classifier(build(tmp_path, "onnx", linear(3)), preprocessing=Preprocessing(32))
+    assert unnamed.labels[2].name == "class 2"
+    silent = build(tmp_path, "onnx", linear(3), about(preprocessing=None, labels=NAMES))
+    with pytest.raises(ValueError, match="does not say how its pictures are prepared"):
+        Classifier(silent)
+    assert Classifier(silent, preprocessing=Preprocessing(32)).labels[2].name == "thing 2"
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"test_size": 40}, r"`test_size` must be that of .*exported for 32 x 32.*Received: 40"),
+        ({"preprocessing": Preprocessing(33)}, "exported for 32 x 32"),
+        ({"preprocessing": Preprocessing(32, mean=(0,), std=(1,))}, "makes 1 channels"),
+        ({"engine": "keras"}, "`engine` is for weights; .* exported file"),
+        ({"engine": "numpy"}, "`engine` is for weights"),
+        ({"labels": ["a"]}, "name each of 10 classes"),
+    ],
+)
+def test_what_an_exported_file_does_not_take(tmp_path, options, says):
+    path = build(tmp_path, "onnx", linear(), about())
+    with pytest.raises(ValueError, match=says):
+        Classifier(path, **options)
+
+
+def test_an_exported_file_for_any_size_has_a_smallest_one(tmp_path):
+    path = build(tmp_path, "onnx", linear(3), about(), side=None)
+    with pytest.raises(ValueError, match="`test_size` is too small: this model needs at least 4"):
+        Classifier(path, test_size=3)

@@ -19,6 +19,7 @@ from van_classification_tensorflow import VAN
 from van_classification_tensorflow import evaluate as module
 from van_classification_tensorflow.classifier import Classifier, Result
 from van_classification_tensorflow.datasets import Dataset, Example, open_dataset, subset_indices
+from van_classification_tensorflow.digits import load_digits
 from van_classification_tensorflow.evaluate import evaluate, measure, report, run
 from van_classification_tensorflow.images import open_image
 from van_classification_tensorflow.labels import Label, imagenet_classes
@@ -27,7 +28,9 @@ from van_classification_tensorflow.metrics import calibration_error, score, wils
 from van_classification_tensorflow.original import ClassifierBesideOriginal, Comparison
 from van_classification_tensorflow.preprocessing import Preprocessing
 
+from . import tiny_artefacts
 from .parity import GOLDEN, MICRO, load_seeded
+from .tiny_artefacts import FORMATS, about, build, random_weights
 
 MICRO_FILE = GOLDEN / "micro.safetensors"
 NAMES = [f"kind_{letter}" for letter in "abcdefghij"]
@@ -162,6 +165,7 @@ class Given:
     """In a classifier's place: the "picture" of an example is its logits, or its error."""
 
     name, notes, crops, flip, engine = "given", "a remark", 1, False, "keras"
+    runtime = None
     preprocessing = Preprocessing()
 
     def __init__(self, names):
@@ -763,3 +767,70 @@ def test_other_weights_in_the_original_are_found_out(ten, monkeypatch):
     console = Console(file=io.StringIO(), width=100)
     assert run(str(ten[0]), MICRO_FILE, against_original=True, console=console, **SMALL) == 1
     assert "1.0e-03" in console.file.getvalue()
+
+
+# --- Exported files ---
+
+
+def templates():
+    """The mean of each digit's training scans, as weights of a linear model: right mostly."""
+    train, _ = load_digits()
+    pixels = np.kron((train.pixels.astype(float) * 255 / 16).round(), np.ones((4, 4)))
+    flat = ((pixels / 255 - 0.25) / 0.5).reshape(len(pixels), -1)
+    means = np.stack([flat[train.labels == i].mean(axis=0) for i in range(10)], axis=1)
+    return ((means - means.mean(axis=1, keepdims=True)) / 20).astype(np.float32)
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_exported_files(tmp_path, format):
+    record = about(channels=1, labels=list("0123456789"), input="uint8", name="digits")
+    path = build(tmp_path, format, templates(), record, batch=64, channels=1, uint8=True)
+    found = evaluate("digits", path)
+    _, test = load_digits()
+    scans = (test.pixels.astype(float) * 255 / 16).round().astype(np.uint8)
+    images = np.kron(scans, np.ones((4, 4), np.uint8))[..., None]
+    right = tiny_artefacts.expected(images, templates()).argmax(axis=1) == test.labels
+    assert found.count == 360
+    assert 0.75 < found.top1 < 1
+    assert found.top1 == pytest.approx(right.mean(), abs=1e-9)
+    assert (found.model, found.backend) == (f"digits (float32, {path})", format)
+    # 1 -> 8 channels, 16 hidden, one block, 10 classes, by hand: patch 400 + 16; norms 16 + 16
+    # + 16; 1 x 1 convolutions 3 x 72, 144 and 136; depthwise 208 + 400 + 160; scales 16; head 90.
+    assert found.parameters == 400 + 16 + 3 * 16 + 3 * 72 + 144 + 136 + 208 + 400 + 160 + 16 + 90
+    text = text_of(report, found)
+    assert "digits (float32, " in text
+    assert "parameters)" in text
+    assert found.to_dict()["parameters"] == found.parameters
+    assert found.timm_row()["param_count"] == 0.0
+
+
+def test_an_exported_file_of_others(tmp_path):
+    path = build(tmp_path, "onnx", templates(), channels=1)
+    preprocessing = Preprocessing(32, 1.0, "box", (0.25,), (0.5,))
+    options = {"preprocessing": preprocessing, "labels": "digits"}
+    found = evaluate("digits", path, output=tmp_path / "found", **options)
+    assert found.parameters is None
+    assert found.top1 > 0.75
+    assert "parameters" not in text_of(report, found)
+    row = next(csv.DictReader((tmp_path / "found" / "results.csv").open(newline="")))
+    assert (row["model"], row["param_count"]) == (str(path), "")
+    assert json.loads((tmp_path / "found" / "results.json").read_text())["parameters"] is None
+
+
+def test_an_exported_file_is_compared_with_the_published_figures(tmp_path):
+    weights = random_weights(3, 1000)
+    record = about(classes=1000, name="van_b0.in1k", precision="int8")
+    classifier = Classifier(build(tmp_path, "onnx", weights, record))
+    path = save(tmp_path / "val", "ILSVRC2012_val_00000001.png", 1)
+    dataset = Dataset("ImageNet", iter([Example(path, path.name, (0,))]), 1, original_labels=True)
+    found = measure(classifier, dataset)
+    assert found.published.top1 == pytest.approx(0.7541, abs=1e-3)
+    assert not found.published.same_preprocessing
+
+
+def test_an_exported_file_cannot_be_compared_with_the_original(tmp_path):
+    path = build(tmp_path, "onnx", templates(), about(channels=1), channels=1)
+    with pytest.raises(ValueError, match=r"`against_original` needs the weights; .* exported f"):
+        evaluate("digits", path, against_original=True)
+    with pytest.raises(ValueError, match="`engine` is for weights"):
+        evaluate("digits", path, engine="keras")

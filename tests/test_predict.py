@@ -20,6 +20,7 @@ from van_classification_tensorflow.digits import load_digits
 from van_classification_tensorflow.predict import run
 
 from .test_inputs import hostile_folder
+from .tiny_artefacts import FORMATS, about, build, expected, random_weights
 
 
 @pytest.fixture(scope="module")
@@ -346,3 +347,111 @@ def test_the_exit_code_tells_of_failures(folder):
         assert "Traceback" not in result.stderr
         (record,) = [json.loads(line) for line in result.stdout.splitlines()]
         assert (record["error"] is None) == (code == 0)
+
+
+# --- Exported files ---
+
+
+def digits_file(folder, format="onnx", outputs=10, seed=0, **changes):
+    """A linear model of the digits, and its weights."""
+    weights = random_weights(32 * 32, outputs, seed) / np.float32(20)
+    record = about(channels=1, labels=[f"digit {i}" for i in range(10)], **changes)
+    return build(folder, format, weights, record, channels=1), weights
+
+
+def predict_with(weights, paths, **options):
+    console = Console(file=io.StringIO(), width=300)
+    return run([str(path) for path in paths], str(weights), console=console, **options), console
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_exported_files(folder, tmp_path, format):
+    path, weights = digits_file(tmp_path, format)
+    failed, console = predict_with(path, [folder], output=tmp_path / "x.jsonl", top=3)
+    assert failed == 2
+    said = console.file.getvalue()
+    assert f"van_test.tiny (float32, {path}): shorter side to 32 (box)" in said
+    classifier = Classifier(path)
+    records = [json.loads(line) for line in (tmp_path / "x.jsonl").read_text().splitlines()]
+    good = [record for record in records if not record["error"]]
+    assert len(good) == 12
+    for record in good:
+        image = classifier.preprocessing(Image.open(record["path"]))
+        best = np.argsort(-expected(image[None], weights)[0])[:3].tolist()
+        assert [p["index"] for p in record["predictions"]] == best
+        assert [p["label"] for p in record["predictions"]] == [f"digit {i}" for i in best]
+
+
+def test_features_of_an_exported_file(folder, tmp_path):
+    path, weights = digits_file(tmp_path, outputs=8, output="features")
+    predict_with(path, [folder / "0"], output=tmp_path / "x.npy", features=True)
+    prepare = Classifier(path).preprocessing
+    images = [prepare(Image.open(picture)) for picture in sorted((folder / "0").iterdir())]
+    found = np.load(tmp_path / "x.npy")
+    np.testing.assert_allclose(found, expected(np.stack(images), weights), atol=1e-5)
+    with pytest.raises(ValueError, match="has no head"):
+        predict_with(path, [folder / "0"], output=tmp_path / "x.csv")
+
+
+def test_features_of_an_exported_file_of_logits(folder, tmp_path):
+    path, _ = digits_file(tmp_path)
+    before = sorted(tmp_path.iterdir())
+    with pytest.raises(ValueError, match="gives logits, no features"):
+        predict_with(path, [folder / "0"], output=tmp_path / "x.npy", features=True)
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_features_of_weights_without_a_head(folder, tmp_path):
+    from safetensors.numpy import load_file, save_file
+
+    from .parity import GOLDEN
+
+    tensors = load_file(GOLDEN / "micro.safetensors")
+    kept = {name: array for name, array in tensors.items() if not name.startswith("head.")}
+    save_file(kept, tmp_path / "b.safetensors")
+    options = {"output": tmp_path / "x.npy", "features": True, "test_size": 32}
+    assert predict_with(tmp_path / "b.safetensors", [folder / "0"], **options)[0] == 0
+    assert len(np.load(tmp_path / "x.npy")) == 4
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_resuming_with_another_exported_file_is_refused(folder, tmp_path, monkeypatch, format):
+    """Every file of it counts: the model may be in one and the weights in another."""
+    from van_classification_tensorflow import predict as module
+
+    path, _ = digits_file(tmp_path, format)
+    finish = module.Journal.finish
+    monkeypatch.setattr(module.Journal, "finish", lambda *_: None)  # as if killed before
+    predict_with(path, [folder / "0"], output=tmp_path / "x.csv")
+    monkeypatch.setattr(module.Journal, "finish", finish)
+    files = [path, *path.parent.glob("m.bin")]
+    if format == "saved_model":
+        files = [file for file in path.rglob("*") if file.is_file()]
+    assert len(files) == {"openvino": 2, "saved_model": 5}.get(format, 1)
+    for file in files:
+        kept = file.stat()
+        os.utime(file, ns=(kept.st_atime_ns, kept.st_mtime_ns + 1_000_000))
+        with pytest.raises(ValueError, match="begun with other settings: weights="):
+            predict_with(path, [folder / "0"], output=tmp_path / "x.csv", resume=True)
+        os.utime(file, ns=(kept.st_atime_ns, kept.st_mtime_ns))
+    predict_with(path, [folder / "0"], output=tmp_path / "x.csv", resume=True)
+    assert len((tmp_path / "x.csv").read_text().splitlines()) == 5
+
+
+def test_the_command_line_with_exported_files(folder, tmp_path):
+    """An answer without Keras, or one line."""
+    path, _ = digits_file(tmp_path)
+    (tmp_path / "bad.onnx").write_bytes(path.read_bytes()[:99])
+    others = {"bad.onnx": "bad.onnx was refused: ", "none.onnx": "No such file or directory"}
+    for name, says in {"m.onnx": "", **others}.items():
+        command = [sys.executable, "-m", "van_classification_tensorflow", "predict"]
+        command += [str(folder / "0" / "00.png"), "--weights", str(tmp_path / name)]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+        if not says:
+            assert done.returncode == 0, done.stderr
+            assert json.loads(done.stdout)["predictions"][0]["label"].startswith("digit ")
+        else:
+            assert done.returncode == 1
+            assert done.stderr.startswith("van: error: ")
+            assert says in done.stderr
+            assert done.stderr.count("\n") == 1

@@ -122,6 +122,9 @@ def test_views_are_the_centre_the_corners_and_their_mirrors():
     for crops in (1, 5):
         plain = one.normalise(np.stack(cut[:crops]))
         assert np.array_equal(one.views(image, crops), plain)
+        pixels = one.pixel_views(image, crops)
+        assert pixels.dtype == np.uint8
+        assert np.array_equal(pixels, np.stack(cut[:crops]))
         both = np.concatenate([plain, plain[:, :, ::-1]])
         assert np.array_equal(one.views(image, crops, flip=True), both)
     assert one.views(image).dtype == np.float32

@@ -17,9 +17,11 @@ from PIL import Image
 from .config import min_image_size
 from .images import MAX_PIXELS, ImageError, open_image, printable
 from .labels import Label, labels_of
+from .names import Architecture
 from .numpy_model import forward
 from .preprocessing import Preprocessing
-from .pretrained import open_pretrained
+from .pretrained import Pretrained, open_pretrained
+from .runtimes import Runtime, format_of, open_runtime
 
 if TYPE_CHECKING:
     import keras
@@ -56,7 +58,8 @@ class Result:
     Args:
         source: What was given.
         output: Logits (classes,), or features (C,), float32, averaged over the views; None where
-            there was an error.
+            there was an error. Of an exported file that gives probabilities: their logarithms,
+            which are logits of the same probabilities.
         error: Why there is no output.
     """
 
@@ -72,25 +75,33 @@ class Classifier:
 
     Args:
         weights: `"van_b0"` ... for the ImageNet-1k weights, another name of `van weights list`,
-            or the path of a weight file of any known format. What this package writes
-            carries its labels and its preprocessing.
+            or the path of a weight file of any known format, or of an exported file
+            (`van export`): *.onnx, *.xml, *.tflite or a SavedModel's folder. What this package
+            writes carries its labels and its preprocessing.
         labels: Names of the classes, or "imagenet1k", "imagenet22k", "digits"; the weights' own
             by default.
         preprocessing: The weights' own by default, for files that name none the one of the
-            published ImageNet-1k weights.
+            published ImageNet-1k weights. An exported file of others needs one, and its
+            outputs are taken for logits.
         test_size: Side of the crop in pixels, where it should not be the preprocessing's.
         crops: 1 for the centre; 5 for the centre and the corners, averaged.
         flip: Average with the mirrored picture.
-        batch_size: Pictures that go through the model at once.
+        batch_size: Pictures that go through the model at once; an exported file with a batch
+            of its own keeps to that.
         workers: Threads that decode; by default one for each core.
         max_pixels: Largest height x width of a picture.
         engine: "keras": the Keras model. "numpy": NumPy alone, which has answered before a
             framework could start, and equals the Keras model to about 1e-6. "auto": NumPy
-            for as few pictures as it is done sooner with.
+            for as few pictures as it is done sooner with. An exported file is run by the
+            runtime of its format, whatever the number of pictures.
+
+    Attributes:
+        runtime: Of an exported file; None for weights.
 
     Raises:
         ValueError: There are no such weights, or an argument is not allowed.
         OSError: The weights cannot be downloaded, verified or opened.
+        ModuleNotFoundError: The runtime of an exported file is not installed.
     """
 
     def __init__(
@@ -121,26 +132,32 @@ class Classifier:
             raise ValueError(
                 f"`engine` must be one of {', '.join(ENGINES)}. Received: engine={engine!r}"
             )
+        self.crops, self.flip = crops, flip
+        self.batch_size, self.workers, self.max_pixels = batch_size, workers, max_pixels
+        self.engine, self.notes = engine, ""
+        self.runtime: Runtime | None = None
+        self._numpy_limit = 0  # pictures; of weights only
+        if format_of(weights) is None:
+            self._open_weights(weights, labels, preprocessing, test_size)
+        else:
+            self._open_exported(weights, labels, preprocessing, test_size)
+
+    def _open_weights(
+        self,
+        weights: Any,
+        labels: str | Sequence[str] | None,
+        preprocessing: Preprocessing | None,
+        test_size: int | None,
+    ) -> None:
         opened = None if weights is True else open_pretrained(weights, argument="weights")
         if opened is None:
             raise ValueError(f"`weights` must be a name or a path. Received: weights={weights!r}")
         sizes = opened.weights.architecture
+        self._opened: Pretrained = opened
+        self.name, self.notes, self._width = opened.name, opened.notes, sizes.embed_dims[-1]
         default = Preprocessing().with_channels(sizes.in_chans) or Preprocessing()
-        self.preprocessing = preprocessing or opened.preprocessing or default
-        if test_size is not None:
-            self.preprocessing = replace(self.preprocessing, input_size=int(test_size))
-        if self.preprocessing.channels != sizes.in_chans:
-            raise ValueError(
-                f"`preprocessing` makes {self.preprocessing.channels} channels; the model takes "
-                f"{sizes.in_chans}"
-            )
-        least = min_image_size(len(sizes.depths))
-        if self.preprocessing.input_size < least:
-            raise ValueError(
-                f"`test_size` is too small: this model needs at least {least} pixels. "
-                f"Received: {self.preprocessing.input_size}"
-            )
-        self.name, self.notes = opened.name, opened.notes
+        self._prepare(preprocessing or opened.preprocessing or default, test_size, sizes.in_chans)
+        _check_side(self.preprocessing.input_size, sizes)
         self.labels: tuple[Label, ...] = ()
         if sizes.num_classes is not None:
             self.labels = labels_of(labels or opened.labels, sizes.num_classes)
@@ -150,17 +167,69 @@ class Classifier:
                     f"{opened.name} has classifier_activation={activation!r}: its outputs are not "
                     "the probabilities of one class among others, which `Classifier` gives"
                 )
-        self.crops, self.flip = crops, flip
-        self.batch_size, self.workers, self.max_pixels = batch_size, workers, max_pixels
-        self.engine = engine
-        self._opened = opened
         side = self.preprocessing.input_size
-        gmacs = sizes.macs(side, side) * self.crops * (2 if flip else 1) / 1e9
+        gmacs = sizes.macs(side, side) * self.crops * (2 if self.flip else 1) / 1e9
         self._numpy_limit = int(_KERAS_START_SECONDS / (_NUMPY_SECONDS_PER_GMAC * gmacs))
+
+    def _open_exported(
+        self,
+        path: str | os.PathLike,
+        labels: str | Sequence[str] | None,
+        preprocessing: Preprocessing | None,
+        test_size: int | None,
+    ) -> None:
+        shown = printable(path)
+        if self.engine != "auto":
+            raise ValueError(
+                f"`engine` is for weights; {shown} is an exported file, which its own runtime "
+                f"runs: leave it out. Received: engine={self.engine!r}"
+            )
+        self.runtime = runtime = open_runtime(path)
+        about = runtime.about
+        self.name = shown if about is None else f"{about.name} ({about.precision}, {shown})"
+        preprocessing = preprocessing or (about.preprocessing if about is not None else None)
+        if preprocessing is None:
+            raise ValueError(
+                f"{shown} does not say how its pictures are prepared, as files that `van export` "
+                "writes do: export it with that, or give `preprocessing` (and `labels`)"
+            )
+        self._prepare(preprocessing, test_size, runtime.channels)
+        side = self.preprocessing.input_size
+        if runtime.image_size not in (None, (side, side)):
+            height, width = runtime.image_size or (0, 0)
+            raise ValueError(
+                f"`test_size` must be that of {shown}, which was exported for {height} x {width} "
+                f"pixels only. Received: {side}"
+            )
+        if about is not None:
+            _check_side(side, about.architecture)
+        self.batch_size = runtime.batch_size or self.batch_size
+        self._width, self.labels = runtime.outputs, ()
+        if about is None:  # as of weight files of others
+            known = "imagenet1k" if runtime.outputs == 1000 else None
+            self.labels = labels_of(labels or known, runtime.outputs)
+        elif about.output != "features":
+            self.labels = labels_of(labels or about.labels, runtime.outputs)
+
+    def _prepare(self, preprocessing: Preprocessing, test_size: int | None, channels: int) -> None:
+        if test_size is not None:
+            preprocessing = replace(preprocessing, input_size=int(test_size))
+        if preprocessing.channels != channels:
+            raise ValueError(
+                f"`preprocessing` makes {preprocessing.channels} channels; the model takes "
+                f"{channels}"
+            )
+        self.preprocessing = preprocessing
 
     @cached_property
     def model(self) -> keras.Model:
-        """The Keras model, logits out; made when it is first needed."""
+        """The Keras model, logits out; made when it is first needed.
+
+        Raises:
+            ValueError: The weights are an exported file.
+        """
+        if self.runtime is not None:
+            raise ValueError(f"{self.name} is an exported file: it holds no Keras model")
         from .model import VAN
 
         # Logits: probabilities are made of them in float64.
@@ -213,8 +282,7 @@ class Classifier:
         ]
         if one:
             return found[0]
-        channels = self._opened.weights.architecture.embed_dims[-1]
-        return np.stack(found) if found else np.zeros((0, channels), np.float32)
+        return np.stack(found) if found else np.zeros((0, self._width), np.float32)
 
     def stream(
         self, images: Iterable[Any], *, features: bool = False, reraise: bool = False
@@ -226,6 +294,8 @@ class Classifier:
             features: Give features instead of logits.
             reraise: Raise what goes wrong with a picture, instead of noting it.
         """
+        if features:
+            self.check_features()
         few = isinstance(images, Sized) and len(images) <= self._numpy_limit
         by_numpy = self.engine == "numpy" or (
             self.engine == "auto" and few and "model" not in self.__dict__
@@ -260,21 +330,45 @@ class Classifier:
         if not isinstance(top, Integral) or isinstance(top, bool) or not top >= 1:
             raise ValueError(f"`top` must be an integer >= 1. Received: top={top!r}")
 
+    def check_features(self) -> None:
+        """Raises `ValueError` where an exported file gives something else than features."""
+        if self.runtime is None:
+            return
+        gives = "logits" if self.runtime.about is None else self.runtime.about.output
+        if gives != "features":
+            raise ValueError(
+                f"{self.name} gives {gives}, no features: export the weights with `van export "
+                "--features`, or give the weights themselves"
+            )
+
     def _views(self, source: Any) -> np.ndarray:
-        return self.preprocessing.views(open_image(source, self.max_pixels), self.crops, self.flip)
+        image, prepare = open_image(source, self.max_pixels), self.preprocessing.views
+        if self.runtime is not None and self.runtime.dtype == np.uint8:
+            prepare = self.preprocessing.pixel_views
+        return prepare(image, self.crops, self.flip)
 
     def _run(self, batch: list, features: bool, by_numpy: bool) -> Iterator[Result]:
         good = [views for _, views in batch if isinstance(views, np.ndarray)]
         outputs: Iterator[np.ndarray] = iter(())
         if good:
             inputs = np.concatenate(good)
-            flat = (self._by_numpy if by_numpy else self._by_keras)(inputs, features)
+            if self.runtime is not None:
+                flat = self._by_runtime(self.runtime, inputs)
+            else:
+                flat = (self._by_numpy if by_numpy else self._by_keras)(inputs, features)
             outputs = iter(flat.reshape(len(good), -1, flat.shape[-1]).mean(axis=1))
         for source, views in batch:
             if isinstance(views, Exception):
                 yield Result(source, None, reason(views))
             else:
                 yield Result(source, next(outputs))
+
+    def _by_runtime(self, runtime: Runtime, inputs: np.ndarray) -> np.ndarray:
+        found = runtime(inputs)
+        if runtime.about is not None and runtime.about.output == "probabilities":
+            # Logits of the same probabilities; what was rounded to 0 is no minus infinity.
+            return np.log(np.maximum(found, np.finfo(np.float32).tiny))
+        return found
 
     def _by_numpy(self, inputs: np.ndarray, features: bool) -> np.ndarray:
         weights = self._opened.weights
@@ -290,6 +384,14 @@ class Classifier:
             inputs = np.concatenate([inputs, padding])
         model = self._features if features else self.model
         return np.asarray(model.predict_on_batch(inputs))[:count]
+
+
+def _check_side(side: int, sizes: Architecture) -> None:
+    least = min_image_size(len(sizes.depths))
+    if side < least:
+        raise ValueError(
+            f"`test_size` is too small: this model needs at least {least} pixels. Received: {side}"
+        )
 
 
 def _is_one(images: Any) -> bool:

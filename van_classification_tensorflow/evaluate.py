@@ -28,6 +28,7 @@ from .labels import Label
 from .metrics import BINS, Score, calibration_error, score, wilson_interval
 from .original import TOLERANCE, ClassifierBesideOriginal, Comparison
 from .preprocessing import Preprocessing
+from .runtimes import format_of
 from .weights import CATALOGUE
 
 _MATRIX_CLASSES = 50  # more cannot be read in one picture
@@ -126,9 +127,11 @@ class Evaluation:
             outputs of the model. Of several right classes (ReaL) the predicted or the first.
         preprocessing: How the pictures were made the model's input.
         views: Crops of each picture, and whether they were mirrored as well.
-        parameters: Trainable ones.
+        parameters: Trainable ones; of an exported file, of the model it was made of. None where
+            it does not say.
         seconds: Of decoding and model, without loading and without the original.
-        backend: Of Keras; "numpy" where the engine was NumPy.
+        backend: Of Keras; "numpy" where the engine was NumPy; "onnx", "openvino", "litert" or
+            "saved_model" of an exported file.
         version: Of this package.
         published: Beside the published figures; None where there are none for this.
         original: Beside the original; None where it was not asked for.
@@ -153,7 +156,7 @@ class Evaluation:
     confusion: tuple[tuple[int, int, int], ...] = field(repr=False)
     preprocessing: Preprocessing
     views: tuple[int, bool]
-    parameters: int
+    parameters: int | None
     seconds: float
     backend: str
     version: str
@@ -197,7 +200,7 @@ class Evaluation:
             round(100 - top1, 4),
             round(top5, 4),
             round(100 - top5, 4),
-            round(self.parameters / 1e6, 2),
+            None if self.parameters is None else round(self.parameters / 1e6, 2),
             self.preprocessing.input_size,
             self.preprocessing.crop_pct,
             self.preprocessing.interpolation,
@@ -249,8 +252,14 @@ def evaluate(
     """
     target = _ready(output, overwrite)
     kind = ClassifierBesideOriginal if against_original else Classifier
-    # The model itself, also for a few pictures, for which "auto" would take NumPy.
-    classifier = kind(weights, **{"engine": "keras", **options})
+    if format_of(weights) is None:
+        # The model itself, also for a few pictures, for which "auto" would take NumPy.
+        options = {"engine": "keras", **options}
+    elif against_original:
+        raise ValueError(
+            f"`against_original` needs the weights; {printable(weights)} is an exported file"
+        )
+    classifier = kind(weights, **options)
     if not classifier.labels:
         raise ValueError(f"{classifier.name} has no head: it cannot be evaluated")
     dataset = open_dataset(
@@ -288,8 +297,6 @@ def measure(
     Raises:
         ValueError: No picture could be measured, or one is not of the classes predicted among.
     """
-    import keras
-
     predicted_among = dataset.restricted or tuple(range(len(classifier.labels)))
     ours = _Tally(predicted_among)
     theirs = _Tally(predicted_among)
@@ -312,8 +319,7 @@ def measure(
             waiting.append(example)
             yield example.source
 
-    # Makes the model as well, before the clock runs.
-    parameters = sum(math.prod(v.shape) for v in classifier.model.trainable_variables)
+    parameters, backend = _parameters_and_backend(classifier)
     original_before = beside.seconds if beside else 0.0
     started = time.perf_counter()
     for result in classifier.stream(sources()):
@@ -349,7 +355,7 @@ def measure(
             top1_ported=right1 / count,
             top5_original=theirs.count("top5") / len(theirs.scores),
             top5_ported=right5 / count,
-            parameters=parameters,
+            parameters=parameters or 0,  # of weights they are always known
             # `max` of Python passes over what is not a number.
             largest_logit_difference=float(np.max(differences)),
             pictures=len(differences),
@@ -383,12 +389,26 @@ def measure(
         views=(classifier.crops, classifier.flip),
         parameters=parameters,
         seconds=seconds,
-        backend="numpy" if classifier.engine == "numpy" else keras.backend.backend(),
+        backend=backend,
         version=__version__,
         published=published,
         original=comparison,
         notes=notes,
     )
+
+
+def _parameters_and_backend(classifier: Classifier) -> tuple[int | None, str]:
+    """As in `Evaluation`; makes the Keras model, before the clock runs."""
+    if (runtime := classifier.runtime) is not None:
+        if runtime.about is None:
+            return None, runtime.format
+        tensors = runtime.about.architecture.tensors().items()
+        count = sum(math.prod(one.shape) for name, one in tensors if ".running_" not in name)
+        return count, runtime.format
+    import keras
+
+    parameters = sum(math.prod(v.shape) for v in classifier.model.trainable_variables)
+    return parameters, "numpy" if classifier.engine == "numpy" else keras.backend.backend()
 
 
 class _Tally:
@@ -443,7 +463,8 @@ class _Tally:
 def _published(
     classifier: Classifier, top1: float, top5: float, interval: tuple[float, float]
 ) -> Published | None:
-    record = CATALOGUE.get(classifier.name)
+    about = classifier.runtime and classifier.runtime.about
+    record = CATALOGUE.get(about.name if about else classifier.name)
     if record is None or record.top1 is None:
         return None
     there1 = record.top1 / 100
@@ -634,7 +655,8 @@ def _lines(found: Evaluation) -> Iterator[tuple[str, str]]:
     crops, flip = found.views
     views = "" if (crops, flip) == (1, False) else f"; {crops} crops"
     k = min(5, found.classes)
-    yield "Weights", f"{found.model} ({found.parameters / 1e6:.2f} M parameters)"
+    size = "" if found.parameters is None else f" ({found.parameters / 1e6:.2f} M parameters)"
+    yield "Weights", f"{found.model}{size}"
     yield "Preprocessing", f"{found.preprocessing}{views}{', mirrored as well' if flip else ''}"
     yield "Data", found.dataset
     left_out = f", {found.left_out:,} without a class left out" if found.left_out else ""

@@ -29,6 +29,7 @@ from .bars import pictures_bar
 from .classifier import Classifier, Result
 from .images import printable
 from .inputs import expand
+from .runtimes import format_of
 
 FORMATS = (".csv", ".jsonl", ".parquet")
 FEATURE_FORMATS = (".parquet", ".npy")
@@ -84,7 +85,10 @@ def _run(
     if not inputs:
         raise ValueError(f"no pictures in {', '.join(map(printable, paths))}")
     classifier = Classifier(weights, **options)
-    classifier.check_top(1 if features else top)
+    if features:
+        classifier.check_features()
+    else:
+        classifier.check_top(top)
     _say(console, f"{classifier.name}: {classifier.preprocessing}")
     if classifier.notes:
         _say(console, classifier.notes)
@@ -138,11 +142,15 @@ def _say(console: Console, text: str) -> None:
 
 
 def _state(path: str) -> list[int]:
-    """Size and time of a weight file, so that another one of that name is noticed."""
-    if not os.path.isfile(path):
-        return []
-    info = os.stat(path)
-    return [info.st_size, info.st_mtime_ns]
+    """Size and time of the weights' files, so that others of that name are noticed."""
+    kind = format_of(path)
+    files = [Path(path)]
+    if kind == "saved_model":
+        files = sorted(Path(path).rglob("*"))
+    elif kind == "openvino":
+        files.append(Path(path).with_suffix(".bin"))
+    found = [file.stat() for file in files if file.is_file()]
+    return [number for info in found for number in (info.st_size, info.st_mtime_ns)]
 
 
 def to_record(classifier: Classifier, result: Result, top: int, features: bool) -> dict[str, Any]:

@@ -111,12 +111,25 @@ class Preprocessing:
         """Several inputs of one picture, whose predictions are to be averaged.
 
         Args:
+            image: As in `pixel_views`, as are the others.
+            crops: How many.
+            flip: Mirrored as well.
+
+        Returns:
+            `pixel_views`, normalised: float32.
+        """
+        return self.normalise(self.pixel_views(image, crops, flip))
+
+    def pixel_views(self, image: Image.Image, crops: int = 1, flip: bool = False) -> np.ndarray:
+        """Several crops of one picture, for a model that normalises its input itself.
+
+        Args:
             image: An upright 8-bit picture (`images.open_image`).
             crops: 1 (the centre), or 5: the centre and the four corners of the resized picture.
             flip: Each crop mirrored left to right as well.
 
         Returns:
-            (crops, or twice as many, input_size, input_size, C), float32; the centre first.
+            (crops, or twice as many, input_size, input_size, C), uint8; the centre first.
         """
         if crops not in (1, 5):
             raise ValueError(f"`crops` must be 1 or 5. Received: {crops!r}")
@@ -128,7 +141,7 @@ class Preprocessing:
             cut += [self._cut(resized, left, top) for left, top in corners]
         if flip:
             cut += [one[:, ::-1] for one in cut]
-        return self.normalise(np.stack(cut))
+        return np.stack(cut)
 
     def normalise(self, pixels: np.ndarray) -> np.ndarray:
         """(..., W, C) pixels, uint8 -> float32: scaled to [0, 1], less mean, over std."""
