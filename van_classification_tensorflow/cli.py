@@ -196,15 +196,173 @@ def evaluate(parser: ArgumentParser) -> Any:
     return run
 
 
+def benchmark(parser: ArgumentParser) -> Any:
+    """Measure latency, throughput, memory and cold start of models and exported files."""
+    parser.add_argument(
+        "--weights",
+        nargs="+",
+        default=["van_b0"],
+        metavar="WEIGHTS",
+        help="what to measure side by side: names of `van weights list` that are here, weight "
+        "files, .keras models, exported files (default: van_b0)",
+    )
+    parser.add_argument(
+        "--random-weights",
+        action="store_true",
+        help="give names random weights, which need no download: the speed does not depend on "
+        "their values",
+    )
+    parser.add_argument(
+        "--engine",
+        nargs="+",
+        dest="engines",
+        default=["fused"],
+        choices=("fused", "keras"),
+        help="how models are run: fused for inference (default), keras as they are, or both; on "
+        "the backend that KERAS_BACKEND names",
+    )
+    parser.add_argument(
+        "--batch-size",
+        nargs="+",
+        type=int,
+        dest="batch_sizes",
+        default=[1],
+        metavar="N",
+        help="images in a call (default: 1)",
+    )
+    parser.add_argument(
+        "--image-size",
+        nargs="+",
+        type=int,
+        dest="image_sizes",
+        default=[None],
+        metavar="N",
+        help="side in pixels (default: what each was made for)",
+    )
+    parser.add_argument("--threads", type=int, help="for every engine (default: its own choice)")
+    parser.add_argument(
+        "--rounds", type=int, default=3, help="launches of each, at least 2 (default: 3)"
+    )
+    parser.add_argument(
+        "--seconds", type=float, default=2.0, help="timed calls in a launch (default: 2)"
+    )
+    parser.add_argument(
+        "--max-spread",
+        type=float,
+        default=1.25,
+        help="report nothing where the slowest launch takes more than this times the best one "
+        "(default: 1.25)",
+    )
+    parser.add_argument(
+        "--output", type=Path, help="folder to make: a table, every launch in JSON, two pictures"
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace an earlier output")
+
+    def run(weights: list[str], **options: Any) -> None:
+        from .benchmark_report import run
+
+        sys.exit(run(weights, **options))
+
+    return run
+
+
+def export(parser: ArgumentParser) -> Any:
+    """Write a model for ONNX Runtime, OpenVINO, LiteRT or TensorFlow, and compare it there."""
+    parser.add_argument(
+        "--weights",
+        default="van_b0",
+        help="a name of `van weights list` or a weight file (default: van_b0)",
+    )
+    parser.add_argument(
+        "--format",
+        help="saved_model, onnx, openvino or litert (default: by what --output ends in)",
+    )
+    parser.add_argument(
+        "--output",
+        required=True,
+        type=Path,
+        help="*.onnx, *.xml (OpenVINO, with *.bin beside it), *.tflite, or a folder to make "
+        "(SavedModel)",
+    )
+    parser.add_argument(
+        "--precision",
+        default="float32",
+        help="float32 (default), float16 (smaller file), bfloat16 (OpenVINO) or int8 (with --data)",
+    )
+    parser.add_argument(
+        "--batch-size",
+        type=_number_or("any"),
+        default=1,
+        metavar="N",
+        help="images at once, or any (default: 1)",
+    )
+    parser.add_argument(
+        "--image-size",
+        type=_number_or("any"),
+        metavar="N",
+        help="side in pixels, or any (default: of the weights' preprocessing)",
+    )
+    parser.add_argument(
+        "--uint8", action="store_true", help="take pixels, 0 to 255, and normalise them inside"
+    )
+    parser.add_argument("--softmax", action="store_true", help="give probabilities, not logits")
+    parser.add_argument(
+        "--features", action="store_true", help="leave the head out, give pooled features"
+    )
+    parser.add_argument(
+        "--no-fuse",
+        action="store_false",
+        dest="fused",
+        help="keep batch norm and layer scale (saved_model and litert)",
+    )
+    parser.add_argument(
+        "--data",
+        help="real pictures to calibrate int8 and to compare on: a folder (of class folders: "
+        "accuracy is reported), or digits (default to compare on: digits)",
+    )
+    parser.add_argument(
+        "--tolerance",
+        type=float,
+        help="largest difference of an output allowed (default: 1e-4 in float32)",
+    )
+    parser.add_argument(
+        "--agreement",
+        type=float,
+        help="least share of pictures with the same best class (default: 1 in float32, else 0.99)",
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace what is at --output")
+
+    def run(weights: str, output: Path, batch_size: Any, **options: Any) -> None:
+        from .export import export
+
+        batch_size = None if batch_size == "any" else batch_size
+        print("\n".join(export(weights, output, batch_size=batch_size, **options).lines()))
+
+    return run
+
+
+def _number_or(word: str) -> Any:
+    def read(text: str) -> int | str:
+        return word if text == word else int(text)
+
+    read.__name__ = f"number (or {word!r})"  # argparse says it of a wrong value
+    return read
+
+
 def _add_model(parser: ArgumentParser) -> None:
     """The options of `Classifier`."""
     parser.add_argument(
         "--weights",
         default="van_b0",
-        help="a name of `van weights list`, van_b0 ... for its ImageNet-1k weights, or a weight "
-        "file (default: van_b0)",
+        help="a name of `van weights list`, van_b0 ... for its ImageNet-1k weights, a weight file, "
+        "or an exported file: *.onnx, *.xml, *.tflite, a SavedModel's folder (default: van_b0)",
     )
-    parser.add_argument("--batch-size", type=int, default=32, help="pictures at once (default: 32)")
+    parser.add_argument(
+        "--batch-size",
+        type=int,
+        default=32,
+        help="pictures at once (default: 32; an exported file may have its own)",
+    )
     parser.add_argument("--workers", type=int, help="threads that decode (default: one a core)")
     parser.add_argument("--test-size", type=int, help="side of the crop, if not the weights' own")
     parser.add_argument(
@@ -359,7 +517,9 @@ COMMANDS: dict[str, Any] = {
     "train": train,
     "predict": predict,
     "evaluate": evaluate,
+    "benchmark": benchmark,
     "convert": convert,
+    "export": export,
     "weights": {
         "list": weights_list,
         "download": weights_download,
