@@ -13,7 +13,7 @@ import platform
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -59,9 +59,20 @@ class Job:
     onnx_dir: Path
 
 
-def _package_on_path() -> None:
+def package_on_path() -> None:
     """Imports take the package of this checkout, even where another copy is installed."""
     sys.path.insert(0, str(HERE.parent))
+
+
+def keras_model(name: str) -> Any:
+    """The package's model with the seeded weights, logits at its end, on the backend in force."""
+    package_on_path()
+    from van_classification_tensorflow.load import load_checkpoint, to_official
+    from van_classification_tensorflow.model import VAN
+
+    model = VAN(configuration=name, classifier_activation=None)
+    load_checkpoint(model, {k: seeded(k, v.shape) for k, v in to_official(model).items()})
+    return model
 
 
 def keras_step(job: Job) -> Step:
@@ -73,12 +84,7 @@ def keras_step(job: Job) -> Step:
     tf.config.threading.set_inter_op_parallelism_threads(job.threads)
     import keras
 
-    _package_on_path()
-    from van_classification_tensorflow.load import load_checkpoint, to_official
-    from van_classification_tensorflow.model import VAN
-
-    model = VAN(configuration=job.model, classifier_activation=None)
-    load_checkpoint(model, {k: seeded(k, v.shape) for k, v in to_official(model).items()})
+    model = keras_model(job.model)
     images, labels = fixed_images(job.batch), fixed_labels(job.batch)
     if job.mode == "inference":
         return lambda: model.predict_on_batch(images)
@@ -98,7 +104,7 @@ def _transformers_model(name: str) -> Any:
     import torch
     from transformers import VanConfig, VanForImageClassification
 
-    _package_on_path()
+    package_on_path()
     from van_classification_tensorflow.config import CONFIGURATIONS
     from van_classification_tensorflow.names import translate
 
@@ -158,8 +164,20 @@ def _onnx_path(job: Job) -> Path:
     return job.onnx_dir / f"{job.model}-batch{job.batch}-{versions}.onnx"
 
 
+def onnx_file(job: Job) -> Path:
+    """The static-batch ONNX file of the VAN of transformers, written where it is not there yet."""
+    path = _onnx_path(job)
+    if not path.exists():
+        # Another process, so that torch's threads never live beside the engine's.
+        command = [sys.executable, str(HERE / "contender.py"), _EXPORT]
+        command += ["--onnx-dir", str(job.onnx_dir)]
+        command += ["--model", job.model, "--batch", str(job.batch)]
+        subprocess.run(command, check=True, stdout=sys.stderr)
+    return path
+
+
 def export_onnx(job: Job) -> None:
-    """Writes the static-batch ONNX file of the VAN of transformers."""
+    """Writes that file."""
     import torch
 
     path = _onnx_path(job)
@@ -173,12 +191,7 @@ def export_onnx(job: Job) -> None:
 
 def onnxruntime_step(job: Job) -> Step:
     """ONNX Runtime on the CPU, with the graph that torch exports."""
-    path = _onnx_path(job)
-    if not path.exists():
-        # Another process, so that torch's threads never live beside ONNX Runtime's.
-        command = [sys.executable, __file__, _EXPORT, "--onnx-dir", str(job.onnx_dir)]
-        command += ["--model", job.model, "--batch", str(job.batch)]
-        subprocess.run(command, check=True, stdout=sys.stderr)
+    path = onnx_file(job)
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -187,6 +200,36 @@ def onnxruntime_step(job: Job) -> Step:
     images = np.ascontiguousarray(fixed_images(job.batch).transpose(0, 3, 1, 2))
     feed = {session.get_inputs()[0].name: images}
     return lambda: session.run(None, feed)[0]
+
+
+def time_steps(step: Step, seconds: float, iterations: int | None) -> dict[str, Any]:
+    """Warms up, then times steps for `seconds`, or `iterations` of them."""
+    for _ in range(WARMUP_STEPS):
+        step()
+    times: list[float] = []
+    cpu_start, wall_start = time.process_time(), time.perf_counter()
+    stop = time.perf_counter() + seconds
+    while len(times) < (iterations or MIN_ITERATIONS) or (
+        iterations is None and time.perf_counter() < stop
+    ):
+        start = time.perf_counter()
+        step()
+        times.append(1e3 * (time.perf_counter() - start))
+    cpu, wall = time.process_time() - cpu_start, time.perf_counter() - wall_start
+    p10, median, p90 = np.percentile(times, (10, 50, 90))
+    return {
+        "median_ms": float(median),
+        "p10_ms": float(p10),
+        "p90_ms": float(p90),
+        "iterations": len(times),
+        "cores_used": cpu / wall,  # far below the threads: something else had the cores
+    }
+
+
+def versions(libraries: Iterable[str]) -> dict[str, str]:
+    """What decides a contender's speed, beside the machine."""
+    found = {library: metadata.version(library) for library in libraries}
+    return {"python": platform.python_version(), **found}
 
 
 def measure(job: Job, seconds: float, iterations: int | None) -> dict[str, Any]:
@@ -203,32 +246,21 @@ def measure(job: Job, seconds: float, iterations: int | None) -> dict[str, Any]:
         step = torch_step(job)
     first, second = np.array(step()), np.array(step())  # copies: an engine may reuse its buffer
     check = first[:, :4].ravel() if job.mode == "inference" else np.stack([first, second])
-    for _ in range(WARMUP_STEPS):
-        step()
-    times: list[float] = []
-    cpu_start, wall_start = time.process_time(), time.perf_counter()
-    stop = time.perf_counter() + seconds
-    while len(times) < (iterations or MIN_ITERATIONS) or (
-        iterations is None and time.perf_counter() < stop
-    ):
-        start = time.perf_counter()
-        step()
-        times.append(1e3 * (time.perf_counter() - start))
-    cpu, wall = time.process_time() - cpu_start, time.perf_counter() - wall_start
-    p10, median, p90 = np.percentile(times, (10, 50, 90))
     return {
         "name": job.name,
-        "median_ms": float(median),
-        "p10_ms": float(p10),
-        "p90_ms": float(p90),
-        "iterations": len(times),
-        "cores_used": cpu / wall,  # far below the threads: something else had the cores
-        "versions": {
-            "python": platform.python_version(),
-            **{lib: metadata.version(lib) for lib in LIBRARIES[job.name]},
-        },
+        **time_steps(step, seconds, iterations),
+        "versions": versions(LIBRARIES[job.name]),
         "check": [float(value) for value in check],
     }
+
+
+def require(parser: argparse.ArgumentParser, name: str, libraries: Iterable[str]) -> None:
+    """Ends with one line where a library of the contender is missing."""
+    for library in libraries:
+        try:
+            metadata.version(library)
+        except metadata.PackageNotFoundError:
+            parser.error(f"{name} needs {library} in {sys.executable}; see the README")
 
 
 def main() -> None:
@@ -244,11 +276,7 @@ def main() -> None:
     args = parser.parse_args()
     if args.mode == "training" and args.name in INFERENCE_ONLY:
         parser.error(f"{args.name} does not train")
-    for library in LIBRARIES.get(args.name, ()):
-        try:
-            metadata.version(library)
-        except metadata.PackageNotFoundError:
-            parser.error(f"{args.name} needs {library} in {sys.executable}; see the README")
+    require(parser, args.name, LIBRARIES.get(args.name, ()))
     job = Job(args.name, args.model, args.batch, args.mode, args.threads, args.onnx_dir)
     os.environ["OMP_NUM_THREADS"] = str(job.threads)  # read when the libraries load
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")

@@ -16,8 +16,9 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -72,15 +73,22 @@ def run_worker(command: Sequence[str]) -> dict[str, Any]:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def launch(name: str, setting: Setting, args: argparse.Namespace) -> dict[str, Any]:
-    python = args.python_ours if name == OURS else args.python_peers
-    command = [python, str(HERE / "contender.py"), name, "--model", setting.model]
+def worker_command(
+    python: str, script: str, name: str, setting: Setting, args: argparse.Namespace
+) -> list[str]:
+    """Starts one contender; `args` as `add_shared_arguments` makes them."""
+    command = [python, str(HERE / script), name, "--model", setting.model]
     command += ["--batch", str(setting.batch), "--mode", setting.mode]
     command += ["--threads", str(args.threads), "--seconds", str(args.seconds)]
     command += ["--onnx-dir", str(args.onnx_dir)]
     if args.iterations is not None:
         command += ["--iterations", str(args.iterations)]
-    return run_worker(command)
+    return command
+
+
+def launch(args: argparse.Namespace, name: str, setting: Setting) -> dict[str, Any]:
+    python = args.python_ours if name == OURS else args.python_peers
+    return run_worker(worker_command(python, "contender.py", name, setting, args))
 
 
 def require_agreement(reference: dict[str, Any], result: dict[str, Any], setting: Setting) -> None:
@@ -117,22 +125,36 @@ def contenders_of(setting: Setting, args: argparse.Namespace) -> list[str]:
     return trains if setting.mode == "training" else list(args.contenders)
 
 
-def run_all(args: argparse.Namespace) -> tuple[Launches, list[dict[str, Any]]]:
-    """All launches, and the floors, measured once in every round of every setting."""
-    plan = {setting: contenders_of(setting, args) for setting in args.settings}
+def run_all(
+    plan: Mapping[Setting, Sequence[str]],
+    launch: Callable[[str, Setting], dict[str, Any]],
+    agree: Callable[[dict[str, Any], dict[str, Any], Setting], None],
+    rounds: int,
+    floors_command: Sequence[str],
+) -> tuple[Launches, dict[str, float]]:
+    """All launches, and the floors, measured once in every round of every setting.
+
+    Args:
+        plan: The contenders of each setting, in their order; the first is what the others are
+            compared with.
+        launch: One launch of a contender.
+        agree: Ends where a result does not belong beside the first.
+        rounds: Launches of each contender.
+        floors_command: Prints the floors.
+    """
     launches: Launches = {setting: {name: [] for name in plan[setting]} for setting in plan}
-    floors = []
-    floors_command = [args.python_ours, str(HERE / "floors.py"), "--json"]
-    floors_command += ["--threads", str(args.threads)]
-    with progress(args.rounds * sum(map(len, plan.values()))) as advance:
+    floors: dict[str, float] = {}
+    with progress(rounds * sum(map(len, plan.values()))) as advance:
         for setting, names in plan.items():
             reference = None
-            for _ in range(args.rounds):
-                floors.append(run_worker(floors_command))
+            for _ in range(rounds):
+                # Like a contender's best launch: the rate while nothing disturbed the machine.
+                for key, rate in run_worker(floors_command).items():
+                    floors[key] = max(rate, floors.get(key, 0.0))
                 for name in names:
-                    result = launch(name, setting, args)
+                    result = launch(name, setting)
                     reference = reference or result
-                    require_agreement(reference, result, setting)
+                    agree(reference, result, setting)
                     launches[setting][name].append(result)
                     advance(f"{' '.join(map(str, setting))} {name} {result['median_ms']:.1f} ms")
     return launches, floors
@@ -206,6 +228,26 @@ def document(launches: Launches, args: argparse.Namespace, floors: dict[str, Any
     }
 
 
+def headline(result: dict[str, Any], what: str) -> str:
+    """The machine, its floors and the libraries, in three lines."""
+    where, floors = result["machine"], result["floors"]
+    rates = [
+        f"{floors[key]:.0f} {unit}"
+        for key, unit in (
+            ("gemm_gflops", "GFLOP/s GEMM"),
+            ("gemm_bfloat16_gflops", "GFLOP/s in bfloat16"),
+            ("gemm_int8_gflops", "GOP/s in int8"),
+            ("copy_gb_per_s", "GB/s copy"),
+        )
+        if key in floors
+    ]
+    libraries = {f"{k} {v}" for libs in result["versions"].values() for k, v in libs.items()}
+    return (
+        f"{where['cpu']}, {where['cores']} cores, {result['threads']} threads, {what}\n"
+        f"Floors: {', '.join(rates)}\n{', '.join(sorted(libraries))}"
+    )
+
+
 def positive(text: str) -> int:
     value = int(text)
     if value < 1:
@@ -213,26 +255,35 @@ def positive(text: str) -> int:
     return value
 
 
-def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def add_shared_arguments(parser: argparse.ArgumentParser) -> None:
+    """What every side-by-side benchmark asks."""
     add = parser.add_argument
     add("--models", nargs="+", choices=MODELS, default=MODELS)
     add("--batches", nargs="+", type=positive, default=[1, 8])
-    add("--mode", choices=(*MODES, "both"), default="both")
-    add("--contenders", nargs="+", choices=CONTENDERS, default=CONTENDERS)
     add("--rounds", type=positive, default=5, help="launches of each contender")
     add("--threads", type=positive, default=2)
     add("--seconds", type=float, default=3.5, help="timed steps per launch, at least ten")
     add("--iterations", type=positive, help="steps per launch; overrides --seconds")
     add("--python-ours", default=sys.executable, help="interpreter with Keras and TensorFlow")
     add("--python-peers", default=sys.executable, help="interpreter with requirements.txt")
-    add("--onnx-dir", type=Path, default=ONNX_DIR, help="cache of exported ONNX files")
+    add("--onnx-dir", type=Path, default=ONNX_DIR, help="cache of exported files")
     add("--output", type=Path, help="JSON file with every launch")
+
+
+def check_output(parser: argparse.ArgumentParser, output: Path | None) -> None:
+    if output and not output.resolve().parent.is_dir():
+        parser.error(f"--output: no such folder: {output.resolve().parent}")
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add_shared_arguments(parser)
+    parser.add_argument("--mode", choices=(*MODES, "both"), default="both")
+    parser.add_argument("--contenders", nargs="+", choices=CONTENDERS, default=CONTENDERS)
     args = parser.parse_args()
-    if args.output and not args.output.resolve().parent.is_dir():
-        parser.error(f"--output: no such folder: {args.output.resolve().parent}")
+    check_output(parser, args.output)
     modes = MODES if args.mode == "both" else (args.mode,)
     if set(args.contenders) <= set(INFERENCE_ONLY) and "training" in modes:
         parser.error(f"none of {args.contenders} trains: use --mode inference")
@@ -242,18 +293,19 @@ def parse_args() -> argparse.Namespace:
 
 def main() -> None:
     args = parse_args()
-    launches, all_floors = run_all(args)
-    # Like a contender's best launch: the rate of the machine while nothing disturbed it.
-    floors = {key: max(one[key] for one in all_floors) for key in all_floors[0]}
+    floors_command = [args.python_ours, str(HERE / "floors.py"), "--json"]
+    floors_command += ["--threads", str(args.threads)]
+    launches, floors = run_all(
+        {setting: contenders_of(setting, args) for setting in args.settings},
+        partial(launch, args),
+        require_agreement,
+        args.rounds,
+        floors_command,
+    )
     result = document(launches, args, floors)
     if args.output:
         args.output.write_text(json.dumps(result, indent=1) + "\n")
-    where = result["machine"]
-    print(f"{where['cpu']}, {where['cores']} cores, {args.threads} threads, float32, 224 x 224")
-    print(f"Floors: {floors['gemm_gflops']:.0f} GFLOP/s GEMM, ", end="")
-    print(f"{floors['copy_gb_per_s']:.1f} GB/s copy")
-    libraries = {f"{k} {v}" for libs in result["versions"].values() for k, v in libs.items()}
-    print(", ".join(sorted(libraries)), end="\n\n")
+    print(headline(result, "float32, 224 x 224"), end="\n\n")
     print(table(launches, floors["gemm_gflops"]), end="\n\n")
     print(*targets_report(launches), sep="\n")
 

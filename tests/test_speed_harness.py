@@ -1,7 +1,7 @@
 """The benchmark's own logic, without starting an engine: names, weights, refusal, report."""
 
 import math
-import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,26 +9,47 @@ import pytest
 
 from van_classification_tensorflow import VAN
 from van_classification_tensorflow.load import to_official
+from van_classification_tensorflow.names import Architecture
 
 from .parity import seeded_tensor
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
 
-@pytest.fixture(scope="module")
-def speed():
-    sys.path.insert(0, str(BENCHMARKS))
-    try:
-        import speed
-
-        yield speed
-    finally:
-        sys.path.remove(str(BENCHMARKS))
+@pytest.fixture(scope="module", autouse=True)
+def scripts():
+    """The benchmarks import each other as scripts do."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(BENCHMARKS)
+        yield
 
 
 @pytest.fixture
-def weights(speed):
-    return sys.modules.get("weights") or __import__("weights")
+def speed():
+    import speed
+
+    return speed
+
+
+@pytest.fixture
+def weights():
+    import weights
+
+    return weights
+
+
+@pytest.fixture
+def deployment():
+    import deployment
+
+    return deployment
+
+
+@pytest.fixture
+def deployed():
+    import deployed
+
+    return deployed
 
 
 def test_weights_are_those_of_the_proof(weights):
@@ -62,3 +83,293 @@ def test_report_uses_the_best_launch(speed):
     rows = speed.table(launches, gflops=200.0).splitlines()
     assert "| keras | 100.0 | 80.0 | 1.80 | 1.00 |" in rows[2]
     assert "| onnxruntime | 80.0 | 100.0 | 1.12 | 0.80 |" in rows[3]
+
+
+@pytest.mark.parametrize("rounds", [1, 3])
+def test_rounds_are_interleaved_and_floors_are_the_best(speed, monkeypatch, rounds):
+    setting = speed.Setting(mode="inference", model="van_b0", batch=1)
+    order, compared, rates = [], [], iter([{"gemm_gflops": r} for r in (100.0, 300.0, 200.0)])
+    monkeypatch.setattr(speed, "run_worker", lambda command: order.append(command) or next(rates))
+
+    def launch(name, setting):
+        order.append(name)
+        return {"name": name, "median_ms": float(len(order))}
+
+    launches, floors = speed.run_all(
+        {setting: ["a", "b"]},
+        launch,
+        lambda first, result, setting: compared.append((first["median_ms"], result["name"])),
+        rounds,
+        "floors",
+    )
+    assert order == ["floors", "a", "b"] * rounds
+    assert [run["median_ms"] for run in launches[setting]["b"]] == [3.0, 6.0, 9.0][:rounds]
+    assert floors == {"gemm_gflops": 100.0 if rounds == 1 else 300.0}
+    assert compared == [(2.0, "a"), (2.0, "b")] * rounds  # always with the very first launch
+
+
+# --- Deployment ---
+
+
+def launched(name, ms, precision="float32", size=None, check=()):
+    return {
+        "name": name,
+        "median_ms": ms,
+        "precision": precision,
+        "bytes": size,
+        "check": list(check),
+    }
+
+
+@pytest.fixture
+def setting(speed):
+    return speed.Setting(mode="inference", model="van_b0", batch=8)
+
+
+LOGITS = [0.5, -1.0, 2.0, 0.25]
+
+
+@pytest.mark.parametrize(
+    ("precision", "check", "agree"),
+    [
+        ("float32", np.add(LOGITS, [0, 0, 9e-4, 0]), True),
+        ("float32", np.add(LOGITS, [0, 0, -1.1e-3, 0]), False),
+        ("float32", [0.5, -1.0, math.nan, 0.25], False),
+        ("float32", LOGITS[:1], False),
+        ("bfloat16", np.add(LOGITS, [0, -0.049, 0, 0]), True),
+        ("bfloat16", np.add(LOGITS, [0, 0.051, 0, 0]), False),
+        ("bfloat16", [math.nan] * 4, False),
+        ("int8", [0.4, -0.8, 1.5, 0.5], True),
+        ("int8", [0.5, 1.0, 2.0, 0.25], False),  # correlation 0.77
+        ("int8", [-0.5, 1.0, -2.0, -0.25], False),
+        ("int8", [1.0] * 4, False),
+        ("int8", [math.nan] * 4, False),
+    ],
+)
+def test_deployed_contenders_agree_as_far_as_their_precision(
+    deployment, setting, precision, check, agree
+):
+    reference = launched("peer_ort_f32", 1.0, check=LOGITS)
+    result = launched("ours", 1.0, precision, check=check)
+    if agree:
+        deployment.require_agreement(reference, result, setting)
+    else:
+        with pytest.raises(SystemExit, match=r"(?s)ours.*no result|ours: 1 logits for 4"):
+            deployment.require_agreement(reference, result, setting)
+
+
+@pytest.fixture
+def launches(setting):
+    runs = {
+        "peer_ort_f32": [(30.0, "float32", 16_000_000), (20.0, "float32", 16_000_000)],
+        "peer_ov_bf16": [(10.0, "bfloat16", 16_000_000)],
+        "ort_f32": [(19.0, "float32", 16_000_000), (25.0, "float32", 16_000_000)],
+        "ort_int8": [(12.0, "int8", 5_000_000)],
+        "ov_f32": [(21.0, "float32", 16_000_000)],
+        "ov_bf16": [(9.0, "bfloat16", 8_000_000)],
+        "ov_int8": [(10.0, "int8", 4_800_000)],
+        "litert_f32": [(40.0, "float32", 16_000_000)],
+        "litert_int8": [(21.0, "int8", 4_000_000)],
+        "keras_tf": [(32.0, "float32", None)],
+        "keras_openvino": [(25.0, "float32", None)],
+    }
+    return {setting: {n: [launched(n, *run) for run in r] for n, r in runs.items()}}
+
+
+def test_deployment_targets(deployment, launches):
+    assert list(deployment.targets_report(launches)) == [
+        f"- van_b0, batch 8: {line}"
+        for line in (
+            "ort_f32 (float32) 1.05 x peer_ort_f32, asked 1.05 x: met",
+            "ov_bf16 (bfloat16) 2.22 x peer_ort_f32, asked 2.0 x: met",
+            "ov_bf16 (bfloat16) 1.11 x peer_ov_bf16, asked 1.1 x: met",
+            "litert_int8 (int8) 1.90 x litert_f32, asked 2.0 x: MISSED",
+            "keras_openvino (float32) 0.80 x peer_ort_f32, asked 0.8 x: met",
+            "ort_int8 has 0.31 of ort_f32's bytes, asked at most 0.3: MISSED",
+            "ov_int8 has 0.30 of ov_f32's bytes, asked at most 0.3: met",
+            "litert_int8 has 0.25 of litert_f32's bytes, asked at most 0.3: met",
+        )
+    ]
+
+
+def test_keras_is_asked_for_less_at_batch_1(deployment, setting):
+    results = {
+        "peer_ort_f32": [launched("peer_ort_f32", 7.0)],
+        "keras_tf": [launched("keras_tf", 10.0)],
+    }
+    one, eight = (
+        list(deployment.targets_report({setting._replace(batch=batch): results}))
+        for batch in (1, 8)
+    )
+    assert one == ["- van_b0, batch 1: keras_tf (float32) 0.70 x peer_ort_f32, asked 0.65 x: met"]
+    assert eight == [
+        "- van_b0, batch 8: keras_tf (float32) 0.70 x peer_ort_f32, asked 0.8 x: MISSED"
+    ]
+
+
+def test_every_target_names_contenders(deployment):
+    named = {name for target in deployment.TARGETS for name in (*target.ours, target.against)}
+    named |= {name for pair in (*deployment.SIZES, *deployment.PAIRS) for name in pair}
+    assert named | {"peer_ov_f32"} == set(deployment.DEPLOYED)
+
+
+def test_deployment_table(deployment, launches, setting):
+    # 13.824 GFLOP a batch: 6.9 ms at 2000 GFLOP/s, 1.4 ms at 10,000.
+    floors = {"gemm_gflops": 2000.0, "gemm_bfloat16_gflops": 10_000.0, "copy_gb_per_s": 20.0}
+    rows = {
+        cells[3]: cells
+        for line in deployment.table(launches, floors).splitlines()[2:]
+        for cells in [[cell.strip() for cell in line.split("|")]]
+    }
+    moved = deployment.traffic_of("van_b0").megabytes(8, "float32")
+    assert rows["peer_ort_f32"][4:9] == ["20.0", "400.0", "1.50", "1.00", "35%"]
+    assert rows["peer_ort_f32"][9:12] == [f"{moved:.1f}", f"{moved / 20 / 20:.0%}", "16.0"]
+    assert rows["ov_bf16"][4:10] == ["9.0", "888.9", "1.00", "2.22", "15%", f"{moved / 2:.1f}"]
+    assert rows["ov_int8"][8:10] == ["-", f"{moved / 4:.1f}"]  # no floor was measured
+    assert rows["keras_tf"][11] == "-"
+    assert "keras_openvino (float32)" in rows  # not the precision one would expect
+
+
+def test_traffic_of_a_model_counted_by_hand(deployment):
+    sizes = Architecture((4, 6), (8, 18), (1, 0), 3, 10)
+    found = deployment.traffic(sizes, image_size=32)
+    # 32 x 32 -> 7 x 7, stride 4 -> 8 x 8; block: five of 4 -> 4 (two depthwise), 4 -> 8, 8 -> 8,
+    # 8 -> 4; 3 x 3, stride 2 -> 4 x 4; head.
+    activations = 3 * 1024 + 4 * 64 + 64 * (5 * 8 + 12 + 16 + 12) + 4 * 64 + 6 * 16 + 6 + 10
+    weights = 4 * 3 * 49 + 4 + 3 * (16 + 4) + 4 * 25 + 4 + 4 * 49 + 4
+    weights += (32 + 8) + (8 * 9 + 8) + (32 + 4) + 6 * 4 * 9 + 6 + 60 + 10
+    assert found == (activations, weights)
+    assert found.megabytes(2, "bfloat16") == pytest.approx((2 * activations + weights) * 2e-6)
+
+
+def test_traffic_counts_every_parameter_of_the_fused_convolutions(deployment):
+    # 4,105,800 trainable: less the batch norms', layer norms' and layer scales' numbers.
+    dims, depths = (32, 64, 160, 256), (3, 3, 5, 2)
+    others = sum(d * (2 + n * (2 * 2 + 2) + 2) for d, n in zip(dims, depths, strict=True))
+    assert deployment.traffic_of("van_b0").weights == 4_105_800 - others
+
+
+def test_operators_side_by_side(deployment):
+    def row(operator, ms, nodes):
+        return {"operator": operator, "kernel": "jit", "ms": ms, "nodes": nodes}
+
+    text = deployment.operators_table(
+        [row("Conv", 6.0, 9), row("Norm", 4.0, 2)], [row("Conv", 5.0, 8), row("Add", 5.0, 1)], "ab"
+    )
+    assert text.splitlines()[2:] == [
+        "| Conv | jit | 6.00 | 60% | 9 | 5.00 | 50% | 8 |",
+        "| Add | jit |  |  |  | 5.00 | 50% | 1 |",
+        "| Norm | jit | 4.00 | 40% | 2 |  |  |  |",
+        "| all | | 10.00 | | | 10.00 | | |",
+    ]
+    assert {line.count("|") for line in text.splitlines()} == {9}
+
+
+def test_onnx_profile_is_split_into_steps(deployed):
+    def run(start, us):
+        def node(name, ts, operator):
+            event = {"name": f"{name}_kernel_time", "ts": ts, "dur": us}
+            return {**event, "args": {"op_name": operator}}
+
+        # As written: the session's own events last.
+        conv, mul = node("b", start + 4, "Conv"), node("a", start, "Mul")
+        return [conv, mul, {"name": "model_run", "ts": start, "dur": 900, "args": {}}]
+
+    start = {"name": "session_initialization", "ts": 0, "dur": 1, "args": {}}
+    steps = deployed.onnx_steps([start, *run(1000, 50), *run(2000, 30)])
+    for found, ms in zip(steps, (0.05, 0.03), strict=True):
+        assert [(node.operator, node.ms) for node in found] == [
+            ("Mul", pytest.approx(ms)),
+            ("Conv", pytest.approx(ms)),
+        ]
+
+
+def test_operators_are_those_of_the_median_step(deployed):
+    def step(factor):
+        kinds = (("a", "Mul", "x"), ("b", "Conv", "x"), ("c", "Conv", "x"), ("d", "Conv", "y"))
+        return [
+            deployed.Node(*kind, ms * factor)
+            for kind, ms in zip(kinds, (2.0, 3.0, 4.0, 1.0), strict=True)
+        ]
+
+    assert deployed.by_operator(map(step, (9, 1, 2, 1.5, 8))) == [
+        {"operator": "Conv", "kernel": "x", "ms": 14.0, "nodes": 2},
+        {"operator": "Mul", "kernel": "x", "ms": 4.0, "nodes": 1},
+        {"operator": "Conv", "kernel": "y", "ms": 2.0, "nodes": 1},
+    ]
+
+
+def test_openvino_artefact_is_both_its_files(deployed, tmp_path):
+    for name, size in (("van.xml", 10), ("van.bin", 300), ("peer.onnx", 7)):
+        (tmp_path / name).write_bytes(b"0" * size)
+    assert deployed.file_size(tmp_path / "van.xml") == 310
+    assert deployed.file_size(tmp_path / "peer.onnx") == 7
+
+
+@pytest.fixture
+def job(deployed, tmp_path):
+    return deployed.Job("ov_int8", "van_b0", 8, "inference", 2, tmp_path)
+
+
+def test_a_file_is_written_once_and_whole(deployed, job, monkeypatch):
+    started = []
+
+    def run(command, **_):
+        started.append(command)
+        deployed.write(job, Path(command[command.index("--write") + 1]))
+
+    def export(job, path):
+        path.write_text("graph")
+        path.with_suffix(".bin").write_text("weights")
+
+    monkeypatch.setattr(deployed.subprocess, "run", run)
+    monkeypatch.setattr(deployed, "_export_ours", export)
+    path = deployed.artefact(job)
+    assert path.name == "van_b0.xml"
+    assert sorted(f.name for f in path.parent.iterdir()) == ["van_b0.bin", "van_b0.xml"]
+    assert deployed.artefact(job) == path
+    assert len(started) == 1
+    deployed.artefact(replace(job, batch=1))
+    assert len(started) == 2
+
+
+def test_an_interrupted_file_leaves_nothing(deployed, job, monkeypatch):
+    def export(job, path):
+        path.write_text("half")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(deployed, "_export_ours", export)
+    with pytest.raises(KeyboardInterrupt):
+        deployed.write(job, job.onnx_dir / "ov_int8" / "van_b0.xml")
+    assert list(job.onnx_dir.iterdir()) == []
+
+
+def test_files_of_other_sources_or_libraries_are_others(deployed, monkeypatch):
+    before = deployed._fingerprint()
+    assert deployed._fingerprint() == before
+    with monkeypatch.context() as patch:
+        patch.setattr(deployed.metadata, "version", lambda library: "0.0")
+        assert deployed._fingerprint() != before
+    read = Path.read_bytes
+    monkeypatch.setattr(
+        Path, "read_bytes", lambda path: read(path) + b"#" * (path.name == "layers.py")
+    )
+    assert deployed._fingerprint() != before
+
+
+def test_the_reference_runs_first_and_peers_in_their_interpreter(deployment, monkeypatch):
+    command = ["deployment.py", "--contenders", "ov_bf16", "peer_ov_bf16", "--python-peers", "P"]
+    monkeypatch.setattr("sys.argv", [*command, "--python-ours", "O", "--batches", "8"])
+    args = deployment.parse_args()
+    assert args.contenders == ["peer_ort_f32", "peer_ov_bf16", "ov_bf16"]
+    assert [(s.model, s.batch) for s in args.settings] == [("van_b0", 8), ("van_b1", 8)]
+    started = []
+    monkeypatch.setattr(deployment, "run_worker", lambda command: started.append(command) or {})
+    for name in args.contenders:
+        deployment.launch(args, name, args.settings[0], "--operators")
+    assert [command[0] for command in started] == ["P", "P", "O"]
+    assert [command[2] for command in started] == args.contenders
+    for command in started:
+        assert command[1].endswith("deployed.py")
+        assert " --batch 8 " in f"{' '.join(command)} "
+        assert command[-1] == "--operators"
