@@ -168,7 +168,7 @@ def test_initialisation_is_the_authors():
 @pytest.mark.parametrize("max_taps", [7, 21, 25, 48])
 @pytest.mark.parametrize("size", [(20, 31), (9, 9), (40, 3)])
 def test_rows_in_groups_are_the_same_convolution(size, max_taps):
-    layer = DepthwiseConv(7, dilation=3)
+    layer = layers.DepthwiseConv(7, dilation=3)
     layer.build((None, None, None, 4))
     layer.bias.assign([1.0, 2.0, 3.0, 4.0])
     images = np.random.default_rng(0).standard_normal((2, *size, 4)).astype("float32")
@@ -180,7 +180,7 @@ def test_rows_in_groups_are_the_same_convolution(size, max_taps):
 
 
 def test_a_kernel_that_is_small_enough_stays_whole():
-    layer = DepthwiseConv(5)
+    layer = layers.DepthwiseConv(5)
     layer.build((None, None, None, 4))
     layer.max_taps = 25
     images = np.random.default_rng(0).standard_normal((2, 9, 9, 4)).astype("float32")

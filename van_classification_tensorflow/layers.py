@@ -273,15 +273,15 @@ class DepthwiseConv(keras.layers.DepthwiseConv2D):
         return gelu(x) if tf is None else _tf_compiled_gelu(x)
 
     def _in_groups_of_rows(self, inputs, kernel, dilation: int):
-        side = kernel.shape[0]
-        height, reach = inputs.shape[1], side // 2 * dilation
-        padded = ops.pad(inputs, ((0, 0), (reach, reach), (reach, reach), (0, 0)))
-        rows = max(self.max_taps // side, 1)
+        height, width = kernel.shape[:2]
+        down, across = (side // 2 * dilation for side in (height, width))
+        padded = ops.pad(inputs, ((0, 0), (down, down), (across, across), (0, 0)))
+        rows = max(self.max_taps // width, 1)
         total = None
-        for first in range(0, side, rows):
+        for first in range(0, height, rows):
             part = kernel[first : first + rows]
             start = first * dilation  # what the rows of this group see
-            seen = padded[:, start : start + height + (part.shape[0] - 1) * dilation]
+            seen = padded[:, start : start + inputs.shape[1] + (part.shape[0] - 1) * dilation]
             x = ops.depthwise_conv(seen, part, 1, "valid", "channels_last", dilation)
             total = x if total is None else total + x
         return total
