@@ -9,14 +9,13 @@ from __future__ import annotations
 import io
 import logging
 import os
-import shutil
+import sys
 import tempfile
 import zipfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass, replace
 from importlib import import_module
-from itertools import islice
 from numbers import Integral, Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,6 +25,7 @@ from rich.console import Console
 
 from . import __version__
 from .bars import pictures_bar
+from .benchmark import file_bytes
 from .classifier import decoded
 from .config import min_image_size
 from .datasets import open_dataset
@@ -185,10 +185,10 @@ class _Job:
     calibration: np.ndarray
 
     def batches(self) -> Iterator[np.ndarray]:
-        """The calibration pictures as the exported file will get them."""
-        size = self.batch_size or 1
-        for start in range(0, len(self.calibration) - size + 1, size):
-            yield self.inputs(self.calibration[start : start + size])
+        """The calibration pictures as the exported file will get them, the last batch filled up."""
+        size, count = self.batch_size or 1, len(self.calibration)
+        for start in range(0, count, size):
+            yield self.inputs(self.calibration[np.arange(start, start + size) % count])
 
     def inputs(self, crops: np.ndarray) -> np.ndarray:
         return crops if self.about.input == "uint8" else self.source.preprocessing.normalise(crops)
@@ -274,8 +274,9 @@ def export(
             isinstance(limit, Real) and not isinstance(limit, bool) and 0 <= limit <= most
         ):
             raise ValueError(f"`{name}` must be from 0 to {most}. Received: {name}={limit!r}")
-    if os.path.lexists(target) and not overwrite:
-        raise FileExistsError(f"{printable(target)} is already there; to replace it: --overwrite")
+    for file in _files(target, kind):
+        if os.path.lexists(file) and not overwrite:
+            raise FileExistsError(f"{printable(file)} is already there; to replace it: --overwrite")
     if kind == "saved_model" and target.exists() and format_of(target) != kind:
         raise FileExistsError(f"{printable(target)} is no SavedModel, and is not replaced by one")
     if not target.parent.is_dir():
@@ -329,7 +330,7 @@ def export(
             limit if tolerance is None else float(tolerance),
             share if agreement is None else float(agreement),
         )
-        _place(made, target)
+        _place(made, target, kind)
     return replace(found, path=target)
 
 
@@ -497,19 +498,21 @@ def _pictures(data: Any, source: _Source, calibrate: bool, console: Console) -> 
 
 def _listed(data: Any, source: _Source) -> tuple[list[Any], list[int] | None]:
     """Pictures, and the class of each where all have one."""
+    if data is not None and os.fspath(data) != "digits" and not os.path.isdir(data):
+        raise FileNotFoundError(
+            f"`data` must be a folder of pictures, or digits. Received: data={printable(data)}"
+        )
     if data is not None and source.labels is not None:
         try:
             named = open_dataset(data, labels_of(source.labels, len(source.labels)))
         except ValueError:  # pictures without classes will do, or with classes of others
             pass
         else:
-            examples = list(islice(named.examples, 100 * COMPARISON))
+            examples = list(named.examples)
             if all(len(example.classes) == 1 for example in examples):
                 return [e.source for e in examples], [e.classes[0] for e in examples]
     if data is None or os.fspath(data) == "digits":
         return [_as_picture(pixels) for pixels in load_digits()[1].pixels], None
-    if not os.path.isdir(data):
-        raise FileNotFoundError(f"`data` must be a folder of pictures, or digits. Received: {data}")
     return list(expand([os.fspath(data)], _NOTHING)), None
 
 
@@ -591,8 +594,8 @@ def _write_openvino(job: _Job, path: Path) -> None:
     if job.about.precision == "int8":
         model = _quantised_openvino(job, model)
     model.set_rt_info(job.about.to_json(), METADATA_KEY)
-    half = job.about.precision in ("float16", "bfloat16")
-    openvino.save_model(model, os.fspath(path), compress_to_fp16=half)
+    compress = job.about.precision in ("float16", "bfloat16")
+    openvino.save_model(model, os.fspath(path), compress_to_fp16=compress)
     # A seventh of the text is indentation.
     path.write_text("\n".join(map(str.strip, path.read_text("utf-8").splitlines())), "utf-8")
 
@@ -748,11 +751,12 @@ _WRITERS: dict[str, Callable[[_Job, Path], None]] = {
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without what converters log below an error."""
+    """Without what converters log below an error; their progress not on the standard output."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
-        yield
+        with redirect_stdout(sys.stderr):
+            yield
     finally:
         logging.disable(before)
 
@@ -785,7 +789,7 @@ def _compare(job: _Job, path: Path, kind: str, pictures: _Pictures, console: Con
         path=path,
         about=job.about,
         format=kind,
-        bytes=_bytes(path),
+        bytes=file_bytes(path),
         pictures=len(crops),
         difference=float(abs(a - b).max()),
         largest=float(abs(a).max()),
@@ -811,38 +815,26 @@ def _check_agreement(found: Export, tolerance: float, agreement: float) -> None:
         )
 
 
-def _bytes(path: Path) -> int:
-    files = [path, path.with_suffix(".bin")] if path.suffix == ".xml" else [path]
-    if path.is_dir():
-        files = [file for file in path.rglob("*") if file.is_file()]
-    return sum(file.stat().st_size for file in files)
+def _files(path: Path, kind: str) -> list[Path]:
+    """What stands at `path`: of OpenVINO the weights as well, first, as the other names them."""
+    return [path.with_suffix(".bin"), path] if kind == "openvino" else [path]
 
 
-def _place(made: Path, target: Path) -> None:
-    """Moves what was made to its place, or leaves what was there.
-
-    An OpenVINO model is two files: the weights go first, as the other one names them.
-    """
-    names = [target.name]
-    if target.suffix.lower() == ".xml":
-        names = [target.with_suffix(".bin").name, target.name]
+def _place(made: Path, target: Path, kind: str) -> None:
+    """Moves what was made to its place, or leaves what was there."""
     aside = made.parent / "replaced"
     aside.mkdir()
-    moved: list[str] = []
+    moved: list[Path] = []
     try:
-        for name in names:
-            place = target.with_name(name)
+        for place in _files(target, kind):
+            moved.append(place)
             if os.path.lexists(place):
-                os.rename(place, aside / name)
-            moved.append(name)
-            os.rename(made.with_name(name), place)
+                os.rename(place, aside / place.name)
+            os.rename(made.with_name(place.name), place)
     except OSError:
-        for name in moved:
-            place = target.with_name(name)
-            if (aside / name).exists():
-                if place.is_dir():
-                    shutil.rmtree(place)
-                os.rename(aside / name, place)
-            elif place.exists():
-                os.rename(place, made.with_name(name))
+        for place in moved:
+            if os.path.lexists(place) and not made.with_name(place.name).exists():
+                os.rename(place, made.with_name(place.name))
+            if (aside / place.name).exists():
+                os.rename(aside / place.name, place)
         raise
