@@ -142,8 +142,9 @@ def _quantise_peer(job: Job, path: Path) -> None:
     import nncf
     import openvino as ov
 
+    count = -(-CALIBRATION_IMAGES // job.batch) * job.batch
     images = np.random.default_rng(1).standard_normal(
-        (CALIBRATION_IMAGES, 3, IMAGE_SIZE, IMAGE_SIZE), np.float32
+        (count, 3, IMAGE_SIZE, IMAGE_SIZE), np.float32
     )
     batches = list(images.reshape(-1, job.batch, *images.shape[1:]))
     model = ov.Core().read_model(onnx_file(job))

@@ -24,7 +24,7 @@ def tensors():
 
 
 def test_names_and_shapes(tensors):
-    folded = fold(tensors, SIZES)
+    folded = fold(tensors)
     left = {n for n in tensors if ".norm" not in n and ".layer_scale" not in n}
     added = {f"block{i}.{j}.attn.shortcut" for i, j in ((1, 0), (2, 0), (2, 1))}
     assert set(folded) == left | added
@@ -35,7 +35,7 @@ def test_names_and_shapes(tensors):
 
 
 def test_only_the_neighbours_of_an_affine_change(tensors):
-    folded = fold(tensors, SIZES)
+    folded = fold(tensors)
     changed = {n for n in folded if n in tensors and not np.array_equal(folded[n], tensors[n])}
     parts = {n.rsplit(".", 1)[0].split(".", 2)[-1] for n in changed}
     assert parts == {"proj", "attn.proj_1", "attn.proj_2", "mlp.fc1", "mlp.fc2"}
@@ -45,7 +45,7 @@ def test_only_the_neighbours_of_an_affine_change(tensors):
 def test_its_input_is_left_alone(tensors, dtype):
     tensors = {name: array.astype(dtype) for name, array in tensors.items()}
     before = {name: array.copy() for name, array in tensors.items()}
-    fold(tensors, SIZES)
+    fold(tensors)
     for name, array in tensors.items():
         np.testing.assert_array_equal(array, before[name])
 
@@ -69,7 +69,7 @@ def test_a_block_by_its_definition(tensors):
     tensors = {name: array.astype(np.float64) for name, array in tensors.items()}
     t, f = (
         {n.removeprefix("block2.1."): a for n, a in found.items() if n.startswith("block2.1.")}
-        for found in (tensors, fold(tensors, SIZES))
+        for found in (tensors, fold(tensors))
     )
     x = np.random.default_rng(4).normal(0, 3, (50, 6))
 
@@ -86,7 +86,7 @@ def test_a_block_by_its_definition(tensors):
 
 
 def test_a_patch_embedding_by_its_definition(tensors):
-    f = fold(tensors, SIZES)
+    f = fold(tensors)
     x = np.random.default_rng(5).normal(0, 3, (50, math.prod((3, 7, 7))))
     plain = x @ tensors["patch_embed1.proj.weight"].reshape(4, -1).T
     plain = _norm(tensors, "patch_embed1.norm", plain + tensors["patch_embed1.proj.bias"])

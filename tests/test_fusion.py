@@ -180,6 +180,51 @@ def test_a_head_of_ones_own(images):
         assert _difference(ours[name], expected) <= ALLOWED, name
 
 
+@pytest.mark.parametrize(
+    "head",
+    [
+        lambda x: keras.layers.Dense(3, name="head")(keras.layers.Dense(16)(x)),
+        lambda x: keras.layers.Dense(3, use_bias=False, name="head")(x),
+        lambda x: keras.Sequential([keras.layers.Dense(3)], name="head")(x),
+    ],
+)
+def test_a_layer_of_ones_own_may_be_called_head(images, head):
+    backbone = load_seeded(VAN(**{**MICRO, "include_top": False}))
+    model = keras.Model(backbone.input, head(backbone.output))
+    assert _difference(_run(fuse(model), images), _run(model, images)) <= ALLOWED
+
+
+@pytest.mark.parametrize("last", ["block2_0", "patch_embed3"])
+def test_a_part_of_a_van(images, last):
+    whole = load_seeded(VAN(**MICRO))
+    model = keras.Model(whole.input, whole.get_layer(last).output)
+    fused = fuse(model)
+    assert not any(isinstance(layer, BatchNorm) for layer in fused._flatten_layers())
+    assert _difference(_run(fused, images), _run(model, images)) <= ALLOWED
+
+
+def test_layers_that_compute_with_more_than_their_weights(images):
+    backbone = load_seeded(VAN(**{**MICRO, "include_top": False}))
+    scaled = keras.layers.Normalization()
+    scaled.adapt(images * 7 + 3)
+    inputs = keras.Input(images.shape[1:])
+    model = keras.Model(inputs, backbone(scaled(inputs)))
+    fused = fuse(model)
+    assert _difference(_run(fused, images), _run(model, images)) <= ALLOWED
+
+
+def test_a_backbone_inside_a_model_inside_a_model(images):
+    backbone = load_seeded(VAN(**{**MICRO, "include_top": False}))
+    other = load_seeded(VAN(**{**MICRO, "include_top": False}, name="other"), 1)
+    inner = keras.Sequential([keras.Input(images.shape[1:]), other, keras.layers.Dense(3)])
+    inputs = keras.Input(images.shape[1:])
+    outputs = keras.layers.Dense(3)(backbone(inputs)) + inner(inputs)
+    model = keras.Model(inputs, outputs)
+    fused = fuse(model)
+    assert not any(isinstance(layer, BatchNorm) for layer in fused._flatten_layers())
+    assert _difference(_run(fused, images), _run(model, images)) <= ALLOWED
+
+
 def test_a_backbone_as_a_layer(images, tmp_path):
     backbone = load_seeded(VAN(**{**MICRO, "include_top": False}))
     inputs = keras.Input((64, 96, 3))

@@ -17,7 +17,7 @@ from .parity import GOLDEN, MICRO  # noqa: E402
 
 TENSORS = load_file(GOLDEN / "micro.safetensors")
 SIZES = architecture_of(TENSORS)
-FOLDED = fold(TENSORS, SIZES)
+FOLDED = fold(TENSORS)
 SIZE = {"batch_size": 4, "image_size": (64, 96)}  # of the golden images
 
 
@@ -86,7 +86,7 @@ def test_probabilities(golden):
 def test_features(golden, pooling):
     headless = {n: a for n, a in TENSORS.items() if not n.startswith("head")}
     sizes = architecture_of(headless)
-    model = onnx_model(fold(headless, sizes), sizes, **SIZE, pooling=pooling)
+    model = onnx_model(fold(headless), sizes, **SIZE, pooling=pooling)
     assert model.graph.output[0].name == "features"
     backbone = VAN(**{**MICRO, "include_top": False}, pooling=pooling)
     load_checkpoint(backbone, headless)

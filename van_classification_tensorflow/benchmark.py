@@ -122,7 +122,7 @@ class Measurement:
         macs: Multiply-accumulates for one image, as in `count_macs`; None where not known.
         file_bytes: Size of what was loaded.
         latency_p50_ms: Half of the calls took less.
-        latency_p99_ms: 99 of 100 calls took less.
+        latency_p99_ms: 99 of 100 calls took less; of fewer calls than 100, near the slowest.
         images_per_second: Over all calls.
         peak_mb: The most memory the process had; None where the system does not say.
         above_base_mb: The same less what the interpreter has before any library.

@@ -14,6 +14,7 @@ import json
 import os
 import sys
 import time
+import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from importlib import metadata
@@ -116,13 +117,17 @@ def _open_exported(path: Path, threads: int | None) -> Opened:
 
 def _open_model(path: Path, engine: str, threads: int | None) -> Opened:
     backend = _backend(threads)
-    from .fusion import FusedVAN, fuse
+    from .fusion import FusedBlock, fuse
     from .load import architecture
     from .model import VAN
 
     model = _read_model(path)
     sizes = asdict(architecture(model)) if isinstance(model, VAN) else None
-    if isinstance(model, FusedVAN):
+    parameters = model.count_params()
+    precision = model.dtype_policy.compute_dtype
+    if backend == "openvino":
+        precision = _openvino_precision()
+    if any(isinstance(layer, FusedBlock) for layer in model._flatten_layers()):
         engine = "fused"
     elif engine == "fused":
         model = fuse(model)
@@ -136,7 +141,7 @@ def _open_model(path: Path, engine: str, threads: int | None) -> Opened:
     return Opened(
         model.predict_on_batch,
         engine=f"{engine} {backend}",
-        precision=model.dtype_policy.compute_dtype,
+        precision=precision,
         input="float32",
         batch_size=shape[0],
         image_size=fixed,
@@ -144,7 +149,7 @@ def _open_model(path: Path, engine: str, threads: int | None) -> Opened:
         channels=channels,
         channels_first=channels_first,
         architecture=sizes,
-        parameters=model.count_params(),
+        parameters=parameters,
     )
 
 
@@ -161,13 +166,14 @@ def _backend(threads: int | None) -> str:
             tf.config.threading.set_intra_op_parallelism_threads(threads)
             tf.config.threading.set_inter_op_parallelism_threads(threads)
         accelerated = bool(tf.config.list_physical_devices("GPU"))
-    elif backend == "jax":
-        # XLA has no such option: it takes as many threads as the process may use cores.
+    elif backend in ("jax", "openvino"):
+        # Keras has no such option for them: they take as many threads as the process has cores.
         if threads is not None and hasattr(os, "sched_setaffinity"):
             os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:threads])
-        import jax
+        if backend == "jax":
+            import jax
 
-        accelerated = jax.default_backend() != "cpu"
+            accelerated = jax.default_backend() != "cpu"
     elif backend == "torch":
         import torch
 
@@ -177,12 +183,22 @@ def _backend(threads: int | None) -> str:
     return f"{backend} gpu" if accelerated else backend
 
 
+def _openvino_precision() -> str:
+    """What OpenVINO computes in where nobody asks, and Keras does not."""
+    import openvino
+
+    able = openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    return "bfloat16" if "BF16" in able else "float32"
+
+
 def _read_model(path: Path) -> keras.Model:
     from .model import VAN
 
     if path.suffix == ".keras":
         import keras
 
+        if not path.is_file() or not zipfile.is_zipfile(path):  # a pipe would never end
+            raise ValueError(f"{path} is no .keras file")
         return keras.saving.load_model(path, compile=False)
     from .pretrained import open_pretrained
 

@@ -327,7 +327,8 @@ def _read_keras(archive: StoredZip) -> Checkpoint:
     known = config.get("registered_name") == f"{_OUR_CLASS}VAN"
     if not known and config.get("class_name") != "Functional":
         raise ValueError(
-            f"a model of class {printable(config.get('class_name'))}; expected this package's VAN"
+            f"a model of class {printable(config.get('class_name'))}; expected this package's VAN "
+            "(of a fused one, the VAN it was made from)"
         )
     _check_classes(config["config"])
     weights = _read_hdf5(io.BytesIO(archive.read("model.weights.h5")))

@@ -17,6 +17,7 @@ from .checkpoint import ModelWeights, read_weights
 from .labels import imagenet_classes, labels_of
 from .names import NAMINGS, Architecture, spell
 from .pretrained import of_weights
+from .runtimes import format_of
 from .torch_file import write_torch
 
 _KERAS = (".keras", ".weights.h5")
@@ -84,6 +85,8 @@ def convert(
     kind, naming = _kind(target, naming)
     if target.exists() and not overwrite:
         raise FileExistsError(f"{target} is already there; to replace it: --overwrite")
+    if format_of(source) is not None:
+        raise ValueError(f"{source} is an exported file; give the weights it was made of")
     weights = read_weights(source, wrapper, allow_nonfinite)
     notes = []
     kinds = {a.dtype.name for a in weights.source.tensors.values() if a.dtype.kind not in "iu"}

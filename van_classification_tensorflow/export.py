@@ -40,6 +40,7 @@ from .preprocessing import Preprocessing
 from .pretrained import open_pretrained
 from .runtimes import (
     LITERT_METADATA,
+    MAX_INPUT,
     METADATA_KEY,
     SAVED_MODEL_METADATA,
     About,
@@ -67,15 +68,17 @@ _NEEDS = {
 }
 _ENDINGS = {"onnx": ".onnx", "openvino": ".xml", "litert": ".tflite"}
 
-# Largest difference of an output, absolute in float32, else in units of the largest output where
-# that is above 1; and the share of pictures whose best class must be the same. What eight bits do
-# to a logit says little; what they do to the decision is measured.
+# Largest difference of an output, in units of the largest one where that is above 1; and the share
+# of pictures whose best class must be the same. What eight bits do to a logit says little; what
+# they do to the decision is measured. Where there is none, of features or of a single class, the
+# difference must do.
 TOLERANCES: dict[str, tuple[float, float]] = {
     "float32": (1e-4, 1.0),
     "float16": (1e-2, 0.99),
     "bfloat16": (5e-2, 0.99),
     "int8": (np.inf, 0.99),
 }
+_INT8_WITHOUT_CLASSES = 0.3
 CALIBRATION = 256  # pictures, at most
 COMPARISON = 512  # pictures, at most, none of them of the calibration
 
@@ -126,6 +129,8 @@ class Export:
         lines.append(
             f"compared  {self.pictures:,} pictures: largest difference {self.difference:.2g}{same}"
         )
+        if self.pictures < 100:
+            lines.append("note      so few pictures say little: give more with --data")
         if self.accuracy is not None:
             before, after = self.accuracy
             lines.append(f"accuracy  {before:.2%} before, {after:.2%} after")
@@ -200,7 +205,7 @@ def export(
     format: str | None = None,
     *,
     precision: str = "float32",
-    batch_size: int | None = 1,
+    batch_size: int | str = 1,
     image_size: int | str | None = None,
     uint8: bool = False,
     softmax: bool = False,
@@ -226,7 +231,7 @@ def export(
         precision: "float32" for all; "float16" (weights only; on a CPU the arithmetic stays
             float32) but for SavedModel; "bfloat16" (arithmetic) for OpenVINO; "int8" but for
             SavedModel, with ranges from pictures of `data`.
-        batch_size: Images at once, fixed; None: any number (not LiteRT).
+        batch_size: Images at once, fixed; "any": any number (not LiteRT).
         image_size: Side in pixels, fixed; by default of the preprocessing. "any": any height and
             width (not LiteRT).
         uint8: Take pixels, 0 to 255, and normalise inside; resizing stays outside.
@@ -251,7 +256,8 @@ def export(
     """
     target = Path(path)
     kind = _format(target, format)
-    for name, value in (("uint8", uint8), ("softmax", softmax), ("features", features)):
+    flags = {"uint8": uint8, "softmax": softmax, "features": features}
+    for name, value in {**flags, "fused": fused, "overwrite": overwrite}.items():
         if not isinstance(value, bool):
             raise ValueError(f"`{name}` must be True or False. Received: {name}={value!r}")
     if precision not in FORMATS[kind]:
@@ -260,6 +266,8 @@ def export(
             f"Received: precision={precision!r}"
         )
     _check_sizes(kind, batch_size, image_size)
+    if features and agreement is not None:
+        raise ValueError("`agreement` must be None with `features`, which have no best class")
     if softmax and features:
         raise ValueError("`softmax` must be False with `features`, which are no probabilities")
     if not fused and kind in ("onnx", "openvino"):
@@ -277,6 +285,11 @@ def export(
     for file in _files(target, kind):
         if os.path.lexists(file) and not overwrite:
             raise FileExistsError(f"{printable(file)} is already there; to replace it: --overwrite")
+        if kind != "saved_model" and file.is_dir():
+            raise FileExistsError(f"{printable(file)} is a folder, and is not replaced by a file")
+        is_file = isinstance(model, (str, os.PathLike)) and os.path.exists(model)
+        if is_file and file.exists() and file.samefile(model):
+            raise FileExistsError(f"{printable(file)} is what is to be exported")
     if kind == "saved_model" and target.exists() and format_of(target) != kind:
         raise FileExistsError(f"{printable(target)} is no SavedModel, and is not replaced by one")
     if not target.parent.is_dir():
@@ -293,6 +306,13 @@ def export(
     if side < least:
         raise ValueError(
             f"`image_size` must be at least {least} for this model. Received: image_size={side}"
+        )
+    images = None if batch_size == "any" else int(batch_size)
+    numbers = side * side * source.sizes.in_chans * (images or 1)
+    if numbers > MAX_INPUT:
+        raise ValueError(
+            f"`batch_size` and `image_size` make an input of {numbers:,} numbers; allowed: "
+            f"{MAX_INPUT:,}"
         )
     if softmax and source.sizes.num_classes is None:
         raise ValueError("`softmax` must be False for a model without a head")
@@ -312,7 +332,7 @@ def export(
     job = _Job(
         source,
         about,
-        None if batch_size is None else int(batch_size),
+        images,
         None if image_size == "any" else side,
         fused,
         pictures.calibration,
@@ -320,11 +340,18 @@ def export(
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=".van-export-") as folder:
         made = Path(folder) / target.name
         with console.status(f"{source.name}: writing {kind}"):
-            _WRITERS[kind](job, made)
+            try:
+                _WRITERS[kind](job, made)
+            except (OSError, ImportError, MemoryError):
+                raise
+            except Exception as error:  # each converter has its own kinds
+                why = " ".join(str(error).split())[:300] or type(error).__name__
+                raise ExportError(f"{kind} could not be written: {why}") from error
         found = _compare(job, made, kind, pictures, console)
         limit, share = TOLERANCES[precision]
-        if precision != "float32":
-            limit *= max(found.largest, 1.0)
+        if precision == "int8" and source.sizes.num_classes in (None, 1):
+            limit = _INT8_WITHOUT_CLASSES
+        limit *= max(found.largest, 1.0)
         _check_agreement(
             found,
             limit if tolerance is None else float(tolerance),
@@ -341,7 +368,7 @@ def _format(target: Path, asked: str | None) -> str:
     kind = asked
     if asked is None:
         kind = {ending: kind for kind, ending in _ENDINGS.items()}.get(
-            target.suffix.lower(), "saved_model" if not target.suffix else None
+            target.suffix, "saved_model" if not target.suffix else None
         )
     if kind not in FORMATS:
         raise ValueError(
@@ -349,7 +376,13 @@ def _format(target: Path, asked: str | None) -> str:
             f".tflite, or in nothing for a SavedModel. Received: format={asked!r}, "
             f"path={printable(target)}"
         )
-    if target.suffix.lower() != _ENDINGS.get(kind, target.suffix.lower()):
+    try:
+        target.name.encode()
+    except UnicodeEncodeError:
+        raise ValueError(
+            f"`path` must be text in UTF-8. Received: path={printable(target)}"
+        ) from None
+    if target.suffix != _ENDINGS.get(kind, target.suffix):
         raise ValueError(
             f"`path` must end in {_ENDINGS[kind]} for {kind}. Received: path={printable(target)}"
         )
@@ -363,10 +396,10 @@ def _format(target: Path, asked: str | None) -> str:
 def _check_sizes(kind: str, batch_size: Any, image_size: Any) -> None:
     value: Any
     for name, value, others in (
-        ("batch_size", batch_size, (None,)),
+        ("batch_size", batch_size, ("any",)),
         ("image_size", image_size, (None, "any")),
     ):
-        if value in others:
+        if (value is None or isinstance(value, str)) and value in others:
             continue
         if (
             not isinstance(value, Integral)
@@ -374,14 +407,13 @@ def _check_sizes(kind: str, batch_size: Any, image_size: Any) -> None:
             or not 1 <= int(value) <= 4096
         ):
             raise ValueError(
-                f"`{name}` must be an integer from 1 to 4096, or "
-                f"{' or '.join(map(repr, others))}. Received: {name}={value!r}"
+                f"`{name}` must be an integer from 1 to 4096, or 'any'. Received: {name}={value!r}"
             )
-    if kind == "litert" and (batch_size is None or image_size == "any"):
+    if kind == "litert" and "any" in (batch_size, image_size):
         raise ValueError(
             "`batch_size` and `image_size` must be fixed for litert, whose dilated convolutions "
             "would be taken apart: write a file for each size. "
-            f"Received: batch_size={batch_size}, image_size={image_size}"
+            f"Received: batch_size={batch_size!r}, image_size={image_size!r}"
         )
 
 
@@ -399,9 +431,10 @@ def _check_installed(kind: str, precision: str) -> None:
                 )
         try:
             import_module(package)
-        except ModuleNotFoundError as error:
+        except ImportError as error:
             raise ModuleNotFoundError(
-                f"{kind} needs {package}: pip install 'van-classification-tensorflow[{kind}]'"
+                f"{kind} needs {package}: pip install 'van-classification-tensorflow[{kind}]' "
+                f"({error})"
             ) from error
 
 
@@ -469,7 +502,7 @@ def _pictures(data: Any, source: _Source, calibrate: bool, console: Console) -> 
         classes = None if classes is None else [classes[i] for i in kept]
     sources = sources[:COMPARISON]
     if not sources or (calibrate and not train):
-        raise ValueError(f"`data` must have at least 2 pictures. Received: data={data}")
+        raise ValueError(f"`data` must have pictures, for int8 at least 2. Received: data={data}")
 
     def crop(one: Any) -> np.ndarray:
         return source.preprocessing.crop(open_image(one))
@@ -544,7 +577,7 @@ def _write_onnx(job: _Job, path: Path) -> None:
 def _graph(job: _Job) -> onnx.ModelProto:
     source = job.source
     return onnx_model(
-        fold(source.tensors, source.sizes),
+        fold(source.tensors),
         source.sizes,
         name=source.name,
         batch_size=job.batch_size,
@@ -822,6 +855,9 @@ def _files(path: Path, kind: str) -> list[Path]:
 
 def _place(made: Path, target: Path, kind: str) -> None:
     """Moves what was made to its place, or leaves what was there."""
+    if kind in ("onnx", "litert"):
+        os.replace(made, target)  # at any moment the old file or the new one
+        return
     aside = made.parent / "replaced"
     aside.mkdir()
     moved: list[Path] = []
@@ -831,7 +867,7 @@ def _place(made: Path, target: Path, kind: str) -> None:
             if os.path.lexists(place):
                 os.rename(place, aside / place.name)
             os.rename(made.with_name(place.name), place)
-    except OSError:
+    except BaseException:  # Ctrl-C as well
         for place in moved:
             if os.path.lexists(place) and not made.with_name(place.name).exists():
                 os.rename(place, made.with_name(place.name))

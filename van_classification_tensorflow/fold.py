@@ -21,15 +21,13 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from .names import Architecture
 
-
-def fold(tensors: Mapping[str, np.ndarray], sizes: Architecture) -> dict[str, np.ndarray]:
-    """The tensors of the folded network.
+def fold(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The tensors of the folded network, or of whole parts of it.
 
     Args:
-        tensors: {the authors' name: array}, in PyTorch's shapes.
-        sizes: Their architecture.
+        tensors: {the authors' name: array}, in PyTorch's shapes; of each block and of each patch
+            embedding all or none.
 
     Returns:
         The same names and shapes, float32, without `norm` of the patch embeddings and `norm1`,
@@ -59,16 +57,17 @@ def fold(tensors: Mapping[str, np.ndarray], sizes: Architecture) -> dict[str, np
         folded[f"{conv}.weight"] *= scale[:, None, None, None]
         folded[f"{conv}.bias"] = folded[f"{conv}.bias"] * scale + shift
 
-    for i, depth in enumerate(sizes.depths, start=1):
-        after(f"patch_embed{i}.proj", *pop_affine(f"patch_embed{i}.norm"))
-        for j in range(depth):
-            block = f"block{i}.{j}"
-            s1, t1 = pop_affine(f"{block}.norm1")
-            s2, t2 = pop_affine(f"{block}.norm2")
-            l1, l2 = (folded.pop(f"{block}.layer_scale_{k}") for k in (1, 2))
-            before(f"{block}.attn.proj_1", s1, t1)
-            after(f"{block}.attn.proj_2", l1, l1 * t1)
-            before(f"{block}.mlp.fc1", s2, t2)
-            after(f"{block}.mlp.fc2", l2)
-            folded[f"{block}.attn.shortcut"] = 1.0 + l1 * s1
+    for name in tensors:
+        part, _, rest = name.rpartition(".")
+        if part.startswith("patch_embed") and part.endswith(".norm") and rest == "weight":
+            after(part.replace(".norm", ".proj"), *pop_affine(part))
+        elif rest == "layer_scale_1":
+            s1, t1 = pop_affine(f"{part}.norm1")
+            s2, t2 = pop_affine(f"{part}.norm2")
+            l1, l2 = (folded.pop(f"{part}.layer_scale_{k}") for k in (1, 2))
+            before(f"{part}.attn.proj_1", s1, t1)
+            after(f"{part}.attn.proj_2", l1, l1 * t1)
+            before(f"{part}.mlp.fc1", s2, t2)
+            after(f"{part}.mlp.fc2", l2)
+            folded[f"{part}.attn.shortcut"] = 1.0 + l1 * s1
     return {name: array.astype(np.float32) for name, array in folded.items()}

@@ -8,13 +8,13 @@ from __future__ import annotations
 from functools import partial
 
 import keras
-import numpy as np
 from keras import ops
 
 from .fold import fold
 from .layers import PointwiseConv, gelu, register
-from .load import architecture, to_official, variable
+from .load import variable
 from .model import LKA, VAN, Block, Mlp, OverlapPatchEmbed, _Part
+from .names import Architecture
 
 
 def _check_inference(training: bool | None) -> None:
@@ -131,8 +131,8 @@ def fuse(model: keras.Model) -> keras.Model:
 
     Returns:
         A model with the same inputs, outputs, layer names, labels and preprocessing. Logits agree
-        to 1e-5 of the largest (float32). It saves, loads and exports as any model, and refuses to
-        be trained.
+        to 1e-5 of the largest (float32). It saves, loads and is exported by Keras as any model, and
+        refuses to be trained. (`van export` and `Classifier` take the model it was made from.)
 
     Raises:
         ValueError: `model` holds no VAN that can be fused: another model, one that is fused
@@ -142,33 +142,38 @@ def fuse(model: keras.Model) -> keras.Model:
         raise ValueError(f"`model` must be a Keras model. Received: {type(model).__name__}")
     if any(isinstance(layer, FusedBlock) for layer in model._flatten_layers()):
         raise ValueError(f"`model` must not be fused already. Received: {model.name!r}")
-    folded: dict[str, np.ndarray] = {}
-    if any(isinstance(layer, Block) for layer in model.layers):
-        sizes = architecture(model)
-        specs = sizes.tensors()
-        for name, array in fold(to_official(model), sizes).items():
-            folded[name] = specs[name].to_keras(array) if name in specs else array
-    if isinstance(model, VAN):
-        config = {**model.get_config(), "drop_rate": 0.0, "drop_path_rate": 0.0}
-        config.pop("frozen_layers", None)
-        fused = FusedVAN.from_config(config)
-    elif any(isinstance(layer, (VAN, Block)) for layer in model.layers):
-        fused = keras.models.clone_model(model, clone_function=_fused_layer)
-    else:
+    if not _has_blocks(model):
         raise ValueError(
             "`model` must be a VAN, or be made of one by Keras's functional API. "
             f"Received: {type(model).__name__} {model.name!r}"
         )
+    for layer in model._flatten_layers():
+        if getattr(layer, "quantization_mode", None) is not None:
+            raise ValueError(f"`model` must not be quantised. Received: {layer.path} is")
+    if isinstance(model, VAN):
+        config = {**model.get_config(), "drop_rate": 0.0, "drop_path_rate": 0.0}
+        config.pop("frozen_layers", None)
+        fused = FusedVAN.from_config(config)
+    else:
+        fused = keras.models.clone_model(model, clone_function=_fused_layer)
     for layer, twin in zip(model.layers, fused.layers, strict=True):
-        if not isinstance(layer, (VAN, Block, OverlapPatchEmbed)):
+        if isinstance(layer, (Block, OverlapPatchEmbed)):
+            _fold_into(twin, layer)
+        elif isinstance(layer, keras.layers.Layer) and not _has_blocks(layer):
             twin.set_weights(layer.get_weights())
-    for name, array in folded.items():
-        variable(fused, name).assign(array)
+            if isinstance(twin, keras.layers.Normalization):
+                twin.finalize_state()  # it computes with what it derives from its weights
     return fused
 
 
+def _has_blocks(layer: keras.layers.Layer) -> bool:
+    return isinstance(layer, keras.Model) and any(
+        isinstance(one, Block) for one in layer._flatten_layers(include_self=False)
+    )
+
+
 def _fused_layer(layer: keras.layers.Layer) -> keras.layers.Layer:
-    if isinstance(layer, VAN):
+    if _has_blocks(layer):
         return fuse(layer)
     config = layer.get_config()
     if isinstance(layer, Block):
@@ -178,3 +183,20 @@ def _fused_layer(layer: keras.layers.Layer) -> keras.layers.Layer:
     if isinstance(layer, OverlapPatchEmbed):
         config["batch_norm"] = False
     return layer.__class__.from_config(config)
+
+
+def _fold_into(twin: keras.layers.Layer, layer: Block | OverlapPatchEmbed) -> None:
+    """Gives `twin` the weights of `layer`, folded, whatever the layers are called."""
+    if isinstance(layer, Block):
+        name, hidden_dim = "block1_0", layer.hidden_dim
+    else:
+        name, hidden_dim = "patch_embed1", layer.dim
+    # As the first block, or the first patch embedding, of a network of one.
+    specs = Architecture((layer.dim,), (hidden_dim,), (1,), 1, None).tensors()
+    names = [n for n in specs if n.startswith(name.replace("_0", ".0."))]
+    tensors = {
+        n: specs[n].from_keras(ops.convert_to_numpy(variable({name: layer}, n))) for n in names
+    }
+    for n, array in fold(tensors).items():
+        values = specs[n].to_keras(array) if n in specs else array
+        variable({name: twin}, n).assign(values)

@@ -65,12 +65,12 @@ def official_variables(model: keras.Model) -> dict[str, Any]:
             f"`model` must not be fused, as the tensors have other values then: {model.name!r}. "
             "Take the model it was made from"
         )
-    return {name: variable(model, name) for name in architecture(model).tensors()}
-
-
-def variable(model: keras.Model, name: str) -> Any:
-    """The Keras variable behind one official tensor name."""
     by_name = _layers(model)
+    return {name: variable(by_name, name) for name in architecture(model).tensors()}
+
+
+def variable(by_name: Mapping[str, Any], name: str) -> Any:
+    """The Keras variable behind one official tensor name, among {layer's name: layer}."""
     # The authors nest the 3 x 3 convolution in a module of its own, and number blocks by a dot.
     *modules, leaf = name.replace(".mlp.dwconv.dwconv.", ".mlp.dwconv.").split(".")
     if leaf.startswith("layer_scale_"):
@@ -94,8 +94,8 @@ def to_official(model: keras.Model) -> dict[str, np.ndarray]:
     """
     specs = architecture(model).tensors()
     tensors = {}
-    for name, variable in official_variables(model).items():
-        array = keras.ops.convert_to_numpy(variable)
+    for name, found in official_variables(model).items():
+        array = keras.ops.convert_to_numpy(found)
         if "int" in array.dtype.name:
             raise ValueError(
                 f"`model` must not be quantised, as {name} has other values then. "

@@ -12,8 +12,10 @@ from typing import Any
 
 from .cache import fetch
 from .checkpoint import CheckpointError, ModelWeights, read_weights
+from .images import printable
 from .labels import labels_of
 from .preprocessing import Preprocessing
+from .runtimes import format_of
 from .weights import CATALOGUE, KNOWN_NAMES, Weights, find
 
 
@@ -76,6 +78,11 @@ def open_pretrained(
         return None
     if isinstance(pretrained, Pretrained):
         return pretrained
+    if format_of(pretrained) is not None:
+        raise ValueError(
+            f"`{argument}`: {printable(pretrained)} is an exported file, which `Classifier`, `van "
+            "predict`, `van evaluate` and `van benchmark` take; give the weights it was made of"
+        )
     if isinstance(pretrained, os.PathLike):
         return of_weights(os.fspath(pretrained), read_weights(pretrained))
     if pretrained is not True and not isinstance(pretrained, str):
@@ -114,6 +121,8 @@ def of_weights(name: str, weights: ModelWeights) -> Pretrained:
             labels_of(labels, weights.architecture.num_classes or 0)
         if preprocessing is not None:
             preprocessing = Preprocessing.from_dict(preprocessing)
+            if preprocessing.resize_to > 2 * _MAX_INPUT_SIZE:
+                raise ValueError(f"pictures resized to {preprocessing.resize_to:,} pixels a side")
             if preprocessing.input_size > _MAX_INPUT_SIZE:
                 raise ValueError(f"an input of {preprocessing.input_size:,} pixels a side")
     except (ValueError, TypeError, AttributeError) as error:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import stat
+import threading
 import zipfile
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -35,7 +36,7 @@ _ENDINGS = {".onnx": "onnx", ".xml": "openvino", ".tflite": "litert"}
 # Of what a file may ask for; far more than any VAN needs.
 _MAX_METADATA = 8_000_000  # characters: the names of 21,841 classes are 1 million
 _MAX_SIDE = 4096  # pixels
-_MAX_INPUT = 2**29  # numbers in one batch
+MAX_INPUT = 2**29  # numbers in one batch
 _MAX_STAGES, _MAX_BLOCKS, _MAX_WIDTH = 16, 500, 10_000_000  # blocks of a stage
 
 
@@ -97,6 +98,8 @@ class About:
             if not isinstance(preprocessing, dict):
                 raise ValueError("its metadata: `preprocessing` is no object")
             preprocessing = Preprocessing.from_dict(preprocessing)
+            if preprocessing.resize_to > 2 * _MAX_SIDE:
+                raise ValueError(f"pictures resized to {preprocessing.resize_to:,} pixels a side")
             if preprocessing.input_size > _MAX_SIDE:
                 raise ValueError(f"an input of {preprocessing.input_size:,} pixels a side")
             if preprocessing.channels != architecture.in_chans:
@@ -178,7 +181,7 @@ def format_of(path: Any) -> str | None:
 
 @dataclass(frozen=True)
 class Runtime:
-    """An exported file, ready to run; not for several threads at once.
+    """An exported file, ready to run; threads take turns.
 
     Args:
         path: The file, or SavedModel's folder.
@@ -200,6 +203,7 @@ class Runtime:
     dtype: np.dtype
     outputs: int
     _run: Callable[[np.ndarray], Any] = field(repr=False)
+    _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
         """Runs the model.
@@ -235,7 +239,8 @@ class Runtime:
                 # With a copy: what lies within the range of the batch disturbs no quantisation.
                 batch = np.concatenate([batch, np.repeat(batch[-1:], size - len(batch), axis=0)])
             try:
-                given = np.asarray(self._run(np.ascontiguousarray(batch)))
+                with self._lock:  # what a runtime gives may be its own memory
+                    given = np.array(self._run(np.ascontiguousarray(batch)))
             except Exception as error:  # each runtime has its own kinds
                 raise ValueError(f"{printable(self.path)} does not run: {_line(error)}") from error
             if given.shape != (len(batch), self.outputs):
@@ -263,7 +268,7 @@ class _Loaded:
 def open_runtime(path: str | os.PathLike, threads: int | None = None) -> Runtime:
     """Opens an exported file with the runtime of its format.
 
-    A SavedModel is a TensorFlow programme, whose operations can read and write files: open only
+    A SavedModel is a TensorFlow program, whose operations can read and write files: open only
     what you trust.
 
     Args:
@@ -355,7 +360,7 @@ def _tensors(loaded: _Loaded) -> tuple[int | None, tuple[int, int] | None, int, 
         raise ValueError(f"its input is {shapes[0]} and its output {shapes[1]}: not one for each")
     if (height is None) != (width is None):
         raise ValueError(f"its input is {shapes[0]}; expected height and width, or neither")
-    if prod(n or 1 for n in shapes[0]) > _MAX_INPUT or outputs > _MAX_WIDTH:
+    if prod(n or 1 for n in shapes[0]) > MAX_INPUT or outputs > _MAX_WIDTH:
         raise ValueError(f"its input is {shapes[0]} and its output {shapes[1]}: too large")
     size = None if height is None or width is None else (height, width)
     return batch, size, channels, loaded.inputs[0][1], outputs
@@ -394,7 +399,7 @@ def _load_onnx(path: Path, threads: int | None) -> _Loaded:
     options.intra_op_num_threads = threads or 0
     options.log_severity_level = 4  # what fails is raised as well
     session = onnxruntime.InferenceSession(
-        os.fspath(path), options, providers=["CPUExecutionProvider"]
+        os.fspath(path), options, providers=["CPUExecutionProvider"], enable_fallback=0
     )
     dtypes = {"tensor(float)": "float32", "tensor(uint8)": "uint8"}
 
