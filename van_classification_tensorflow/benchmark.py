@@ -206,8 +206,8 @@ def benchmark(
             exported files; the contenders.
         batch_sizes: Images in a call.
         image_sizes: Sides, or (height, width), in pixels; None: what each was made for.
-        threads: What every engine is held to; by default each decides. JAX is held to as many
-            cores, on Linux only.
+        threads: What every engine is held to; by default each decides. Keras on JAX and OpenVINO
+            is held to as many cores, on Linux only.
         rounds: Launches of each contender at each size, at least two; they take turns.
         seconds: Timed calls in each launch, after a warm-up; ten calls at least.
         engines: How models are run: "fused" (`fusion.fuse` first), "keras" as they are, or both.
@@ -227,9 +227,11 @@ def benchmark(
     for argument, numbers in (("batch_sizes", batch_sizes), ("rounds", [rounds])):
         for number in numbers:
             _check_integer(argument, number, 2 if argument == "rounds" else 1)
+    batch_sizes = [int(number) for number in batch_sizes]  # NumPy's would fit into no JSON
     sizes = [None if size is None else _pair(size) for size in image_sizes]
     if threads is not None:
         _check_integer("threads", threads)
+        threads = int(threads)
     if not isinstance(seconds, Real) or not 0 < seconds < math.inf:
         raise ValueError(f"`seconds` must be a number > 0. Received: seconds={seconds!r}")
     if not isinstance(max_spread, Real) or not max_spread >= 1:
@@ -252,7 +254,7 @@ def benchmark(
         ]
         contenders = list({one.name: one for one in contenders}.values())
         todo = plan(contenders, batch_sizes, sizes, console)
-        return _measure(todo, threads, rounds, seconds, max_spread, console)
+        return _measure(todo, threads, int(rounds), float(seconds), max_spread, console)
 
 
 def _named(weights: Any) -> list[str]:

@@ -161,6 +161,10 @@ def machine() -> dict[str, Any]:
 def _check_output(output: Path, overwrite: bool) -> None:
     if not output.absolute().parent.is_dir():
         raise FileNotFoundError(f"{output.absolute().parent} is no folder; make it first")
+    if output.absolute() == Path.cwd():
+        raise ValueError(f"`output` {output} must not be the current folder")
+    with tempfile.TemporaryDirectory(prefix=".van-benchmark-", dir=output.absolute().parent):
+        pass  # before anything is measured: can it be written?
     if not os.path.lexists(output):
         return
     if output.is_symlink() or not output.is_dir():
