@@ -11,6 +11,7 @@ import logging
 import os
 import sys
 import tempfile
+import warnings
 import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout
@@ -784,11 +785,12 @@ _WRITERS: dict[str, Callable[[_Job, Path], None]] = {
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without what converters log below an error; their progress not on the standard output."""
+    """Without what converters log or warn of; their progress not on the standard output."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
-        with redirect_stdout(sys.stderr):
+        with redirect_stdout(sys.stderr), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
             yield
     finally:
         logging.disable(before)
