@@ -13,6 +13,7 @@ ORDER = [
     "preprocessing",
     "digits",
     "images",
+    "folders",
     "inputs",
     "stored_zip",
     "torch_file",

@@ -602,6 +602,7 @@ def test_disagreeing_launches_write_nothing(tmp_path, fixed, capsys):
 def test_an_output_that_is_in_the_way_is_found_before_the_work(tmp_path, fixed):
     output = tmp_path / "out"
     output.mkdir()
+    (output / "benchmark.csv").write_text("")
     with pytest.raises(FileExistsError, match="--overwrite"):
         benchmark_report.run(["a.onnx"], output=output)
     (output / "thesis.doc").write_text("")

@@ -6,7 +6,6 @@ import csv
 import json
 import os
 import platform
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, fields
 from datetime import UTC, datetime
@@ -19,6 +18,7 @@ from rich.text import Text
 
 from . import __version__, pictures
 from .benchmark import Measurement, Setting, UnsteadyError, benchmark, setting_words
+from .folders import check_folder, write_folder
 from .images import printable
 
 _FILES = ("benchmark.csv", "launches.json", "latency.png", "throughput.png")
@@ -47,7 +47,7 @@ def run(
         ModuleNotFoundError: As `benchmark`; or there is no matplotlib.
     """
     if output is not None:
-        _check_output(output, overwrite)
+        check_folder(output, _FILES, "benchmark", overwrite)
         pictures.require_matplotlib()
     errors = Console(stderr=True)
     try:
@@ -158,54 +158,20 @@ def machine() -> dict[str, Any]:
 # --- Files ---
 
 
-def _check_output(output: Path, overwrite: bool) -> None:
-    if not output.absolute().parent.is_dir():
-        raise FileNotFoundError(f"{output.absolute().parent} is no folder; make it first")
-    if output.absolute() == Path.cwd():
-        raise ValueError(f"`output` {output} must not be the current folder")
-    with tempfile.TemporaryDirectory(prefix=".van-benchmark-", dir=output.absolute().parent):
-        pass  # before anything is measured: can it be written?
-    if not os.path.lexists(output):
-        return
-    if output.is_symlink() or not output.is_dir():
-        raise FileExistsError(f"`output` {output} is there and is no folder; name another")
-    there = sorted(path.name for path in output.iterdir())
-    if foreign := [name for name in there if name not in _FILES]:
-        raise FileExistsError(
-            f"`output` {output} holds what no benchmark wrote ({printable(foreign[0])}); name "
-            "another folder"
-        )
-    if not overwrite:
-        raise FileExistsError(f"`output` {output} is already there; to replace it: --overwrite")
-
-
 def write(found: Sequence[Measurement], output: Path, overwrite: bool = False) -> None:
     """Writes tables and pictures to the folder `output`: all of them, or nothing.
 
     Raises:
         OSError: It cannot be written, or is in the way.
     """
-    with tempfile.TemporaryDirectory(
-        prefix=".van-benchmark-", dir=output.absolute().parent
-    ) as work:
-        made, old = Path(work) / "made", Path(work) / "old"
-        made.mkdir()
-        _write_csv(found, made / "benchmark.csv")
-        _write_launches(found, made / "launches.json")
-        draw_latency(found, made / "latency.png")
-        draw_throughput(found, made / "throughput.png")
-        for path in made.iterdir():
-            with path.open("rb+") as file:
-                os.fsync(file.fileno())
-        _check_output(output, overwrite)  # again: it may have been made meanwhile
-        if output.exists():
-            os.replace(output, old)
-        try:
-            os.replace(made, output)
-        except BaseException:
-            if old.exists():
-                os.replace(old, output)
-            raise
+
+    def fill(folder: Path) -> None:
+        _write_csv(found, folder / "benchmark.csv")
+        _write_launches(found, folder / "launches.json")
+        draw_latency(found, folder / "latency.png")
+        draw_throughput(found, folder / "throughput.png")
+
+    write_folder(output, _FILES, "benchmark", overwrite, fill)
 
 
 def _write_csv(found: Sequence[Measurement], path: Path) -> None:

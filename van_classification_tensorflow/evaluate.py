@@ -6,7 +6,6 @@ import csv
 import json
 import math
 import os
-import tempfile
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -23,6 +22,7 @@ from . import __version__, pictures
 from .bars import pictures_bar
 from .classifier import Classifier
 from .datasets import Dataset, Example, is_validation_picture, open_dataset
+from .folders import check_folder, write_folder
 from .images import printable
 from .labels import Label
 from .metrics import BINS, Score, calibration_error, score, wilson_interval
@@ -487,55 +487,20 @@ def _ready(output: str | os.PathLike | None, overwrite: bool) -> Path | None:
     """Before the work, finds whatever would keep its result from being written after it."""
     if output is None:
         return None
-    _check_output(Path(output), overwrite)
+    check_folder(Path(output), _FILES, "evaluation", overwrite)
     pictures.require_matplotlib()
     return Path(output)
-
-
-def _check_output(output: Path, overwrite: bool) -> None:
-    if not output.absolute().parent.is_dir():
-        raise FileNotFoundError(f"{output.absolute().parent} is no folder; make it first")
-    if not os.path.lexists(output):
-        return
-    if output.is_symlink() or not output.is_dir():
-        raise FileExistsError(f"`output` {output} is there and is no folder; name another")
-    there = sorted(path.name for path in output.iterdir())
-    if foreign := [name for name in there if name not in _FILES]:
-        raise FileExistsError(
-            f"`output` {output} holds what no evaluation wrote ({printable(foreign[0])}); name "
-            "another folder"
-        )
-    if there and not overwrite:
-        raise FileExistsError(f"`output` {output} is already there; to replace it: --overwrite")
 
 
 def write(found: Evaluation, output: Path, overwrite: bool) -> None:
     """Writes tables, JSON and a picture to the folder `output`, as in `evaluate`.
 
-    Beside it first, then it is moved: an interrupted run leaves the old or nothing.
-
     Raises:
         OSError: It cannot be written, or is in the way.
     """
-    folder = output.absolute().parent
-    with tempfile.TemporaryDirectory(prefix=".van-evaluate-", dir=folder) as work:
-        made, old = Path(work) / output.name, Path(work) / "old"
-        if made == old:
-            old = Path(work) / "older"
-        made.mkdir()
-        _write_files(found, made)
-        for path in made.iterdir():
-            with path.open("rb+") as file:
-                os.fsync(file.fileno())
-        _check_output(output, overwrite)  # again: it may have been made meanwhile
-        if output.exists():
-            os.replace(output, old)
-        try:
-            os.replace(made, output)
-        except BaseException:
-            if old.exists():
-                os.replace(old, output)
-            raise
+    write_folder(
+        output, _FILES, "evaluation", overwrite, lambda folder: _write_files(found, folder)
+    )
 
 
 def _write_files(found: Evaluation, folder: Path) -> None:

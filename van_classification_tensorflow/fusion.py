@@ -13,7 +13,7 @@ from keras import ops
 from .fold import fold
 from .layers import PointwiseConv, gelu, register
 from .load import variable
-from .model import LKA, VAN, Block, Mlp, OverlapPatchEmbed, _Part
+from .model import VAN, Attention, Block, Mlp, OverlapPatchEmbed, _Part
 from .names import Architecture
 
 
@@ -27,28 +27,16 @@ def _check_inference(training: bool | None) -> None:
 
 
 @register
-class FusedAttention(_Part):
+class FusedAttention(Attention):
     """shortcut * x + proj_2(LKA(GELU(proj_1(x)))): `Attention` between both its affines."""
-
-    def __init__(self, dim: int, **kwargs):
-        super().__init__(**kwargs)
-        self.dim = dim
-        self.proj_1 = PointwiseConv(dim, gelu, name="proj_1", dtype=self.dtype_policy)
-        self.spatial_gating_unit = LKA(dim, name="spatial_gating_unit", dtype=self.dtype_policy)
-        self.proj_2 = PointwiseConv(dim, name="proj_2", dtype=self.dtype_policy)
 
     def build(self, input_shape):
         self.shortcut = self.add_weight(name="shortcut", shape=(self.dim,), initializer="ones")
-        for layer in (self.proj_1, self.spatial_gating_unit, self.proj_2):
-            layer.build(input_shape)
-        self.built = True
+        super().build(input_shape)
 
-    def call(self, x):
+    def call(self, x, training=None):
         u = self.spatial_gating_unit(self.proj_1(x))
         return x * ops.cast(self.shortcut, x.dtype) + self.proj_2(u)
-
-    def get_config(self) -> dict:
-        return {**super().get_config(), "dim": self.dim}
 
 
 @register
