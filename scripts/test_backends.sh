@@ -9,6 +9,8 @@ for backend in jax torch; do
   echo "== KERAS_BACKEND=$backend"
   KERAS_BACKEND=$backend python -m pytest -q tests/test_layers.py tests/test_load.py tests/test_classifier.py \
     tests/test_parity.py -k "not van_b1 and not van_b2"
+  KERAS_BACKEND=$backend python -m pytest -q tests/test_fusion.py tests/test_export.py \
+    -k "every_stage or saved_and or head_of or (every_precision and onnx-float32)"
   KERAS_BACKEND=$backend python -m pytest -q tests/test_optim.py
   KERAS_BACKEND=$backend python -m pytest -q tests/test_train.py \
     -k "folder or best_model or last"
