@@ -283,18 +283,7 @@ def export(
             isinstance(limit, Real) and not isinstance(limit, bool) and 0 <= limit <= most
         ):
             raise ValueError(f"`{name}` must be from 0 to {most}. Received: {name}={limit!r}")
-    for file in _files(target, kind):
-        if os.path.lexists(file) and not overwrite:
-            raise FileExistsError(f"{printable(file)} is already there; to replace it: --overwrite")
-        if kind != "saved_model" and file.is_dir():
-            raise FileExistsError(f"{printable(file)} is a folder, and is not replaced by a file")
-        is_file = isinstance(model, (str, os.PathLike)) and os.path.exists(model)
-        if is_file and file.exists() and file.samefile(model):
-            raise FileExistsError(f"{printable(file)} is what is to be exported")
-    if kind == "saved_model" and target.exists() and format_of(target) != kind:
-        raise FileExistsError(f"{printable(target)} is no SavedModel, and is not replaced by one")
-    if not target.parent.is_dir():
-        raise FileNotFoundError(f"{printable(target.parent)}: there is no such folder")
+    _check_place(target, kind, model, overwrite)
     _check_installed(kind, precision)
 
     source = _source(model, features)
@@ -416,6 +405,22 @@ def _check_sizes(kind: str, batch_size: Any, image_size: Any) -> None:
             "would be taken apart: write a file for each size. "
             f"Received: batch_size={batch_size!r}, image_size={image_size!r}"
         )
+
+
+def _check_place(target: Path, kind: str, model: Any, overwrite: bool) -> None:
+    """Raises `OSError` where the file cannot be put, or would take the place of something else."""
+    for file in _files(target, kind):
+        if os.path.lexists(file) and not overwrite:
+            raise FileExistsError(f"{printable(file)} is already there; to replace it: --overwrite")
+        if kind != "saved_model" and file.is_dir():
+            raise FileExistsError(f"{printable(file)} is a folder, and is not replaced by a file")
+        is_file = isinstance(model, (str, os.PathLike)) and os.path.exists(model)
+        if is_file and file.exists() and file.samefile(model):
+            raise FileExistsError(f"{printable(file)} is what is to be exported")
+    if kind == "saved_model" and target.exists() and format_of(target) != kind:
+        raise FileExistsError(f"{printable(target)} is no SavedModel, and is not replaced by one")
+    if not target.parent.is_dir():
+        raise FileNotFoundError(f"{printable(target.parent)}: there is no such folder")
 
 
 def _check_installed(kind: str, precision: str) -> None:
