@@ -274,7 +274,7 @@ def test_launches_that_disagree_are_refused():
 
 
 def planned(contenders, batches, sizes):
-    console = Console(record=True, file=open(os.devnull, "w"), width=200)  # noqa: SIM115
+    console = Console(record=True, file=open(os.devnull, "w"), width=200)  # noqa: SIM115 - open for the whole test
     todo = module.plan(contenders, batches, sizes, console)
     return {
         setting: [one.weights for one in there] for setting, there in todo.items()

@@ -5,15 +5,15 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+from van_classification_tensorflow import VAN, Preprocessing, load_checkpoint
+from van_classification_tensorflow.fold import fold
+from van_classification_tensorflow.names import architecture_of
+from van_classification_tensorflow.onnx_graph import OPSET, onnx_model
+
+from .parity import GOLDEN, MICRO
+
 onnx = pytest.importorskip("onnx")
 onnxruntime = pytest.importorskip("onnxruntime")
-
-from van_classification_tensorflow import VAN, Preprocessing, load_checkpoint  # noqa: E402  # after importorskip
-from van_classification_tensorflow.fold import fold  # noqa: E402
-from van_classification_tensorflow.names import architecture_of  # noqa: E402
-from van_classification_tensorflow.onnx_graph import OPSET, onnx_model  # noqa: E402
-
-from .parity import GOLDEN, MICRO  # noqa: E402
 
 TENSORS = load_file(GOLDEN / "micro.safetensors")
 SIZES = architecture_of(TENSORS)

@@ -768,7 +768,7 @@ def _with_shared_vectors(model: bytes) -> bytes:
             super().__init__(len(model))
             self.vectors: dict[tuple[str, bytes], int] = {}
 
-        def CreateNumpyVector(self, x: np.ndarray) -> int:  # noqa: N802  # flatbuffers' name
+        def CreateNumpyVector(self, x: np.ndarray) -> int:  # noqa: N802 - flatbuffers' name
             key = (x.dtype.str, x.tobytes())
             if key not in self.vectors:
                 self.vectors[key] = super().CreateNumpyVector(x)
