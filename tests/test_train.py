@@ -486,8 +486,8 @@ def test_an_output_inside_of_the_data_is_refused(tmp_path):
     ("target", "caption"),
     [
         ([0.95, 0.05], "a"),
-        ([0.5, 0.5], "a 50% + b 50%"),
-        ([0.05 + 0.9 * 0.35, 0.05 + 0.9 * 0.65], "b 65% + a 35%"),
+        ([0.5, 0.5], "a 50%\n+ b 50%"),
+        ([0.05 + 0.9 * 0.35, 0.05 + 0.9 * 0.65], "b 65%\n+ a 35%"),
     ],
 )
 def test_captions(target, caption):

@@ -208,10 +208,9 @@ def _two_lines(pair: tuple[str, str]) -> str:
     return "\n".join(map(printable, pair))
 
 
-def _plain(text: str, most: int = 40) -> str:
-    """The ends of long lines, where files differ; matplotlib reads a formula between two $."""
-    lines = [line if len(line) <= most else f"…{line[1 - most :]}" for line in text.splitlines()]
-    return "\n".join(lines).replace("$", r"\$")
+def _texts(figure: Any, names: Mapping[tuple[str, str], str]) -> dict[tuple[str, str], str]:
+    """The names as they may be drawn."""
+    return dict(zip(names, pictures.shown_lines(figure, list(names.values()), 40), strict=True))
 
 
 def _bars(
@@ -233,6 +232,7 @@ def _bars(
     )
     heights = [n + 0.4 for n in rows]
     panels = list(figure.subplots(len(rows), 1, squeeze=False, height_ratios=heights)[:, 0])
+    texts = _texts(figure, names)
     colours = {name: f"C{i % 10}" for i, name in enumerate(names)}
     for axes, (setting, there) in zip(panels, settings.items(), strict=True):
         places = range(len(there))
@@ -244,13 +244,15 @@ def _bars(
             if up_to is not None:
                 axes.plot([value, end], [place, place], color="black", linewidth=1.2, marker="|")
             axes.annotate(words(one), (end, place), (6, 0), textcoords="offset points", va="center")
-        axes.set_yticks(places, [_plain(names[key]) for key in keys])
+        axes.set_yticks(places, [texts[key] for key in keys])
         axes.set(title=_title(setting), ylim=(len(there) - 0.5, -0.5))
-        axes.set_xlim(0, max(ends) * 1.35)  # room for the words
         for side in ("top", "right"):
             axes.spines[side].set_visible(False)
+    longest = max(getattr(one, up_to or attribute) for one in found)
+    for axes in panels:  # one scale, so that bars can be compared
+        axes.set_xlim(0, longest * 1.35)  # room for the words
     panels[-1].set_xlabel(label)
-    figure.savefig(path)
+    pictures.save(figure, path)
 
 
 def draw_latency(found: Sequence[Measurement], path: Path) -> None:
@@ -299,6 +301,7 @@ def draw_throughput(found: Sequence[Measurement], path: Path) -> None:
         axes.set(ylabel="Images a second", title=f"{size[0]} x {size[1]}")
         axes.grid(alpha=0.3)
     panels[-1].set_xlabel("Batch size")
-    legend = [_plain(names[key]).replace("\n", ", ") for key in lines]
+    texts = _texts(figure, names)
+    legend = [texts[key].replace("\n", ", ") for key in lines]
     figure.legend(lines.values(), legend, loc="outside lower center", ncols=2)
-    figure.savefig(path)
+    pictures.save(figure, path)

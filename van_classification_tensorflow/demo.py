@@ -133,7 +133,9 @@ def run(output: Path, seed: int = 0, epochs: int = 30, console: Console | None =
     np.add.at(matrix, (test.labels, ranking[:, 0]), 1)
 
     pictures.training_curves(history, output / "training_curves.png")
-    pictures.confusion_matrix(matrix, digits.CLASSES, output / "confusion_matrix.png")
+    pictures.confusion_matrix(
+        matrix, digits.CLASSES, output / "confusion_matrix.png", "digits: the bundled test images"
+    )
     # All mistakes first: what a person wants to see; then right ones in test order.
     shown = np.argsort(hits[:, 0], kind="stable")[:40]
     pictures.contact_sheet(

@@ -539,14 +539,16 @@ def _draw_matrix(found: Evaluation, path: Path) -> None:
     matrix: np.ndarray = np.zeros((found.classes, found.classes), np.int64)
     for right, predicted, count in found.confusion:
         matrix[position[right], position[predicted]] = count
-    pictures.confusion_matrix(matrix, [_spaced(one.label) for one in found.per_class], path)
+    names = [_spaced(one.label) for one in found.per_class]
+    pictures.confusion_matrix(matrix, names, path, found.dataset)
 
 
 def _draw_most_confused(found: Evaluation, path: Path, shown: int = 25) -> None:
     label = {one.index: _spaced(one.label) for one in found.per_class}
     there = {one.index: one.pictures for one in found.per_class}
     wrong = [pair for pair in found.confusion if pair[0] != pair[1]][:shown]
-    pictures.most_confused([(label[t], label[p], n, there[t]) for t, p, n in wrong], path)
+    mistakes = [(label[t], label[p], n, there[t]) for t, p, n in wrong]
+    pictures.most_confused(mistakes, path, found.dataset)
 
 
 def _spaced(label: str) -> str:

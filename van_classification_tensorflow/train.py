@@ -40,6 +40,7 @@ from .callbacks import Averaging, Keep, Position, Records, TrainingError, Valida
 from .classifier import Classifier
 from .data import EvaluationBatches, Pictures, TrainingBatches, open_data
 from .datasets import Dataset, Example, some
+from .images import printable
 from .labels import labels_of
 from .model import VAN
 from .optim import AdamW, CosineSchedule, LearningRate, ModelAverage, layer_scales
@@ -566,7 +567,8 @@ class _Run:
         images, targets = (np.concatenate(parts) for parts in zip(*drawn, strict=True))
         seen = make_transforms(recipe, _preprocessing(self.model))[1].to_picture(images)
         smoothing = recipe.label_smoothing
-        captions = [_caption(row, smoothing, self.found.classes) for row in targets]
+        names = pictures.shortened([printable(name) for name in self.found.classes], 20)
+        captions = [_caption(row, smoothing, names) for row in targets]
         write_atomically(
             self.folder / "augmented.png", lambda path: pictures.sample_sheet(seen, captions, path)
         )
@@ -742,4 +744,4 @@ def _caption(target: np.ndarray, smoothing: float, classes: Sequence[str]) -> st
     first, second = np.argsort(-shares, kind="stable")[:2]
     if shares[second] < 0.005:
         return classes[first]
-    return f"{classes[first]} {shares[first]:.0%} + {classes[second]} {shares[second]:.0%}"
+    return f"{classes[first]} {shares[first]:.0%}\n+ {classes[second]} {shares[second]:.0%}"
