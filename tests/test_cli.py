@@ -43,11 +43,11 @@ def test_mistakes_are_one_line_without_traceback(tmp_path):
     blocked.write_text("")
     offline = {"VAN_OFFLINE": "1", "VAN_CACHE": str(tmp_path / "cache")}
     for arguments, says in (
-        (["demo", "--epochs", "0", "--output", str(tmp_path / "x")], "`epochs` must be at least 1"),
+        (["demo", "--epochs", "0", "--output", str(tmp_path / "x")], "--epochs must be at least 1"),
         (["demo", "--epochs", "many"], "many"),
         (["demo", "--output", str(blocked / "inside")], "Not a directory"),
-        (["dem"], "invalid choice"),
-        (["demo", "--sed", "1"], "--sed"),
+        (["dem"], "did you mean demo?"),
+        (["demo", "--eposch", "1"], "--eposch; did you mean --epochs?"),
         (["convert", "no.pth", str(tmp_path / "x.safetensors")], "No such file"),
         (["convert", str(GOLDEN / "micro_seed.h5"), str(tmp_path / "x.doc")], "must end in"),
         (["convert", str(GOLDEN / "micro.npz"), str(tmp_path / "x.pth")], "was refused"),
@@ -100,8 +100,8 @@ def test_mistakes_in_training_are_one_line(tmp_path, monkeypatch, capsys):
     for arguments, message in (
         (["--data", "digits"], "--output must be given"),
         (["--output", "x"], "--data must be given"),
-        (["--data", "digits", "--print-config", "--epochs", "abc"], "`epochs` must be a whole"),
-        (["--data", "digits", "--print-config", "--epochs", "none"], "`epochs` must be a whole"),
+        (["--data", "digits", "--print-config", "--epochs", "abc"], "--epochs must be a whole"),
+        (["--data", "digits", "--print-config", "--epochs", "none"], "--epochs must be a whole"),
         (["--data", "digits", "--print-config", "--recipe", str(recipe)], "recipe.yaml: `recipe`"),
         (["--data", str(tmp_path / "no"), "--output", "x"], "no such folder"),
         (["--data", str(tmp_path / "one"), "--output", "x"], "only one, class"),
@@ -117,3 +117,102 @@ def test_mistakes_in_training_are_one_line(tmp_path, monkeypatch, capsys):
         assert said.err.count("\n") == 1
     main(["train", "--data", "digits", "--print-config", "--mean", "none", "--std", "none"])
     assert "mean: null" in capsys.readouterr().out
+
+
+def said(capsys, *arguments):
+    """(exit code, error stream) of a command in this process."""
+    from van_classification_tensorflow.cli import main
+
+    with pytest.raises(SystemExit) as stop:
+        main([str(one) for one in arguments])
+    return stop.value.code, capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "meant"),
+    [
+        ("demo --epoch5 3", "--epochs"),
+        ("train --dta x --output y", "--data"),
+        ("train --data x --learning-rat 1e-3 --warmup-epoch5 2", "--warmup-epochs"),
+        ("predict x --btach-size=3", "--batch-size"),
+        ("evaluate --dat digits", None),  # short for --data
+        ("evaluate --dota digits", "--data"),  # and not only that --data is missing
+        ("benchmark --random-weigths", "--random-weights"),
+        ("convert a b --overwrit3", "--overwrite"),
+        ("export --ouput x.onnx", "--output"),
+        ("weights download van_b0 --froce", "--force"),
+    ],
+)
+def test_a_misspelt_option_gets_its_commands_usage_and_the_nearest(
+    arguments, meant, capsys, monkeypatch
+):
+    from van_classification_tensorflow import evaluate
+
+    monkeypatch.setattr(evaluate, "run", lambda data, **_: 0)
+    code, errors = said(capsys, *arguments.split())
+    if meant is None:
+        assert code == 0
+        return
+    assert code == 2
+    command = " ".join(arguments.split()[: 2 if arguments.startswith("weights") else 1])
+    assert errors.startswith(f"usage: van {command}")
+    assert errors.count("did you mean") == 1
+    assert meant in errors.partition("did you mean")[2]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ("predict . --weights digits --batch-size 0", "--batch-size must be an integer >= 1. "
+         "Received: --batch-size 0"),
+        ("predict . --weights digits --top 0 --output x.csv", "--top must be"),
+        ("predict . --resume", "--resume and --overwrite are for a run with --output"),
+        ("predict . --output x.txt", "--output must end in"),
+        ("predict . --weights nothing", "--weights: no such weights"),
+        ("export --output x.onnx --batch-size 0", "--batch-size must be"),
+        ("export --output x.onnx --no-fuse", "--no-fuse: onnx is always fused. "
+         "Received: --no-fuse"),
+        ("export --output x.onnx --softmax --features", "--softmax does not go with --features"),
+        ("export --output x.doc", "or --output end in"),
+        ("export --output x.onnx --weights 1", "--weights: no such weights"),
+        ("convert a.pth b.doc", "TARGET must end in"),
+        ("convert a.pth b.pth --naming none", "--naming must be one of"),
+        ("benchmark --batch-size 0", "--batch-size must be"),
+        ("benchmark --rounds 1", "--rounds must be"),
+        ("train --data digits --output x --batch-size 1.5", "--batch-size must be"),
+        ("train --data digits --output x --accumulation-steps 3",
+         "--batch-size must be a multiple of --accumulation-steps"),
+    ],
+)  # fmt: skip
+def test_errors_name_flags(arguments, says, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "picture.png").write_bytes(b"")
+    code, errors = said(capsys, *arguments.split())
+    assert code == 1
+    assert errors.startswith("van: error: ")
+    assert says in errors
+    assert "`" not in errors.replace("`van weights list`", "")
+
+
+def test_help_says_what_exit_codes_mean():
+    for command, finding in (("predict", "picture could not be read"), ("convert", "1 an error;")):
+        text = " ".join(van(command, "--help").stdout.split())
+        assert finding in text
+        assert "130 stopped by Ctrl-C" in text
+
+
+@pytest.mark.parametrize("resumable", [True, False])
+def test_after_ctrl_c_it_says_how_to_go_on(resumable, capsys, monkeypatch, tmp_path):
+    from van_classification_tensorflow import predict
+
+    def stopped(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(predict, "run", stopped)
+    arguments = ["predict", "my pictures", "--weights", "digits"]
+    if resumable:
+        arguments += ["--output", "x.csv", "--overwrite"]
+    code, errors = said(capsys, *arguments)
+    assert code == 130
+    hint = "; to go on: van predict --resume 'my pictures' --weights digits --output x.csv"
+    assert errors == f"van: stopped{hint if resumable else ''}\n"

@@ -147,7 +147,8 @@ def test_a_table_on_a_terminal(folder, monkeypatch, capsys):
         ({"output": "x.npy"}, "`output` must end in"),
         ({"output": "x.csv", "features": True}, r"must end in \.parquet, \.npy for features"),
         ({"features": True}, "features need an output"),
-        ({"resume": True}, "only a run with --output can be resumed"),
+        ({"resume": True}, "`resume` and `overwrite` are for a run with `output`"),
+        ({"output": "x.csv", "resume": True, "overwrite": True}, "leave one of them out"),
         ({"output": "no/x.csv"}, "is no folder; make it first"),
         ({"output": "x.csv", "top": 0}, "`top` must be an integer >= 1"),
         ({"paths": ["."]}, "no pictures in"),
@@ -167,11 +168,40 @@ def test_wrong_options(tmp_path, monkeypatch, folder, options, says):
 
 def test_an_output_is_not_overwritten(folder, tmp_path):
     (tmp_path / "x.csv").write_text("precious")
-    with pytest.raises(FileExistsError, match="already there"):
+    with pytest.raises(FileExistsError, match="already there; to replace it: --overwrite"):
         predict([folder], output=tmp_path / "x.csv")
-    with pytest.raises(FileExistsError, match="nothing to resume"):
-        predict([folder], output=tmp_path / "x.csv", resume=True)
     assert (tmp_path / "x.csv").read_text() == "precious"
+
+
+def test_resuming_what_is_finished_does_nothing(folder, tmp_path):
+    (tmp_path / "x.csv").write_text("precious")
+    failed, said = predict([folder], output=tmp_path / "x.csv", resume=True)
+    assert failed == 0
+    assert "is finished" in said
+    assert (tmp_path / "x.csv").read_text() == "precious"
+    assert [p.name for p in tmp_path.iterdir()] == ["x.csv"]
+
+
+@pytest.mark.parametrize("name", ["x.csv", "x.npy"])
+def test_overwriting(folder, tmp_path, name):
+    """The old output stays until the new one is whole; an unfinished run is forgotten."""
+    features = name.endswith(".npy")
+    for suffix in ("", ".csv", ".partial"):
+        (tmp_path / f"{name}{suffix}").write_text("old")
+    with pytest.raises(ValueError, match="no such weights"):
+        run([str(folder)], "nothing", output=tmp_path / name, overwrite=True, features=features)
+    assert {p.read_text() for p in tmp_path.iterdir()} == {"old"}
+    failed, _ = predict([folder], output=tmp_path / name, overwrite=True, features=features)
+    assert failed == 2
+    assert (tmp_path / name).read_bytes() != b"old"
+    assert not (tmp_path / f"{name}.partial").exists()
+
+
+def test_five_failures_are_named_and_the_others_counted(tmp_path):
+    paths = [tmp_path / f"{i}.png" for i in range(7)]
+    _, said = predict(paths, output=tmp_path / "x.csv")
+    assert said.count("No such file") == 5
+    assert "  and 2 more" in said
 
 
 def test_resuming_with_other_settings_is_refused(folder, tmp_path):
@@ -179,7 +209,9 @@ def test_resuming_with_other_settings_is_refused(folder, tmp_path):
     about = {"weights": "digits", "top": 3}
     journal.write_text(json.dumps(about) + "\n")
     before = journal.read_bytes()
-    with pytest.raises(FileExistsError, match="go on with --resume, or delete it"):
+    with pytest.raises(
+        FileExistsError, match="go on with --resume, or begin anew with --overwrite"
+    ):
         predict([folder], output=tmp_path / "x.csv")
     with pytest.raises(ValueError, match=r"begun with other settings: .*top=3 \(now 5\)"):
         predict([folder], output=tmp_path / "x.csv", resume=True)

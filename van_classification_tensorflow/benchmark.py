@@ -22,12 +22,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from rich.console import Console
 
-from .bars import pictures_bar
 from .cache import cached_path
 from .config import CONFIGURATIONS, min_image_size
 from .convert import write_safetensors
 from .images import printable
 from .names import Architecture, TensorSpec
+from .output import pictures_bar, say
 from .pretrained import _looks_like_a_path
 from .runtimes import format_of
 from .weights import KNOWN_NAMES, find
@@ -245,7 +245,7 @@ def benchmark(
     with tempfile.TemporaryDirectory(prefix="van-benchmark-") as folder:
         paths = {name: _path_of(name, random_weights, Path(folder)) for name in named}
         text = f"Looking at {', '.join(map(printable, named))}"
-        console.print(text, highlight=False, markup=False, soft_wrap=True)
+        say(console, text)
         contenders = [
             _Contender(name, path, engine, launch(name, path, engine, threads))
             for name, path in paths.items()
@@ -350,7 +350,7 @@ def plan(
         text = f"{only}; skipped: {', '.join(dict.fromkeys(skipped))}"
         if not todo:
             raise ValueError(f"nothing to run: {text}")
-        console.print(text, highlight=False, markup=False, soft_wrap=True)
+        say(console, text)
     return todo
 
 

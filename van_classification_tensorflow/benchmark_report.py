@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 import os
 import platform
 from collections.abc import Callable, Mapping, Sequence
@@ -20,6 +19,7 @@ from . import __version__, pictures
 from .benchmark import Measurement, Setting, UnsteadyError, benchmark, setting_words
 from .folders import check_folder, write_folder
 from .images import printable
+from .output import messages, results, say, to_json
 
 _FILES = ("benchmark.csv", "launches.json", "latency.png", "throughput.png")
 
@@ -49,18 +49,18 @@ def run(
     if output is not None:
         check_folder(output, _FILES, "benchmark", overwrite)
         pictures.require_matplotlib()
-    errors = Console(stderr=True)
+    errors = messages()
     try:
         found = benchmark(weights, console=errors, **options)
     except UnsteadyError as error:
-        errors.print(f"van: {error}", highlight=False, markup=False, soft_wrap=True)
+        say(errors, f"van: {error}")
         return 1
-    console = console or Console()
+    console = console or results()
     report(found, console)
     if output is not None:
         write(found, output, overwrite)
         text = f"{printable(output)}: {', '.join(_FILES)}"
-        console.print(text, highlight=False, markup=False, soft_wrap=True)
+        say(console, text)
     return 0
 
 
@@ -189,7 +189,7 @@ def _write_launches(found: Sequence[Measurement], path: Path) -> None:
         "machine": machine(),
         "measurements": [asdict(one) for one in found],
     }
-    path.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+    path.write_text(to_json(document, indent=1) + "\n", encoding="utf-8")
 
 
 # --- Pictures ---

@@ -121,7 +121,11 @@ def fetch(
             f"{shown(urls[0])}, put it at {folder / weights.sources[0].file}, "
             "or unset VAN_OFFLINE"
         )
-    limits, console = limits or Limits(), console or _stderr()
+    if console is None:
+        from .output import messages
+
+        console = messages()
+    limits = limits or Limits()
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with _locked(folder / ".lock", console, limits.lock):
@@ -336,14 +340,10 @@ def _offline() -> bool:
     return value == "1"
 
 
-def _stderr() -> Console:
-    from rich.console import Console
-
-    return Console(stderr=True)
-
-
 def _say(console: Console, text: str) -> None:
-    console.print(text, markup=False, highlight=False, soft_wrap=True)
+    from .output import say  # rich is not needed until something is downloaded
+
+    say(console, text)
 
 
 @contextmanager
@@ -373,6 +373,8 @@ def _bar(console: Console, name: str) -> Iterator[Progress]:
     """A bar with bytes, speed and time left; nothing where there is no terminal."""
     from rich import progress as rich
 
+    from .output import progress_bar
+
     columns = (
         rich.TextColumn("[bold]{task.description}"),
         rich.BarColumn(),
@@ -380,6 +382,6 @@ def _bar(console: Console, name: str) -> Iterator[Progress]:
         rich.TransferSpeedColumn(),
         rich.TimeRemainingColumn(),
     )
-    with rich.Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+    with progress_bar(console, *columns) as bar:
         task = bar.add_task(name, total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)

@@ -3,9 +3,18 @@
 from __future__ import annotations
 
 import os
+import re
+import shlex
 import sys
-from argparse import SUPPRESS, ArgumentParser, BooleanOptionalAction
-from collections.abc import Sequence
+from argparse import (
+    SUPPRESS,
+    Action,
+    ArgumentError,
+    ArgumentParser,
+    BooleanOptionalAction,
+)
+from collections.abc import Iterable, Sequence
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -74,9 +83,8 @@ def train(parser: ArgumentParser) -> Any:
             missing = [f"--{n}" for n, v in (("data", data), ("output", output)) if v is None]
             if missing:
                 raise ValueError(f"{' and '.join(missing)} must be given, or --resume RUN")
-        from rich.console import Console
-
         from .callbacks import Stopped
+        from .output import results
         from .train import check_run
         from .train import train as run_training
 
@@ -90,7 +98,7 @@ def train(parser: ArgumentParser) -> Any:
                 return
         try:
             run_training(
-                data, output, chosen, resume=resume is not None, force=force, console=Console()
+                data, output, chosen, resume=resume is not None, force=force, console=results()
             )
         except Stopped:
             print(f"van: stopped; to go on: van train --resume {output}", file=sys.stderr)
@@ -153,12 +161,18 @@ def predict(parser: ArgumentParser) -> Any:
     parser.add_argument(
         "--resume", action="store_true", help="go on where a stopped run with this output was"
     )
+    parser.add_argument("--overwrite", action="store_true", help="replace the output, begin anew")
 
     def run(path: list[str], **options: Any) -> None:
         from .predict import run
 
-        if run(path, **options):
-            sys.exit(1)
+        try:
+            failed = run(path, **options)
+        except KeyboardInterrupt:
+            if options["output"] is None:
+                raise
+            raise _Interrupted(without=("--overwrite", "--resume"), add=("--resume",)) from None
+        sys.exit(1 if failed else 0)
 
     return run
 
@@ -409,10 +423,10 @@ def weights_list(parser: ArgumentParser) -> Any:
     """List the published weights: classes, size, published accuracy, whether they are here."""
 
     def run() -> None:
-        from rich.console import Console
         from rich.table import Table
 
         from .cache import cache_dir, cached_path
+        from .output import results
         from .weights import CATALOGUE
 
         table = Table("Name", title="Published weights", min_width=64)
@@ -431,7 +445,7 @@ def weights_list(parser: ArgumentParser) -> Any:
                 record.sources[0].sha256[:8] if record.sources else "",
                 here if record.sources else "bundled",
             )
-        console = Console()
+        console = results()
         console.print(table)
         console.print(
             "in1k: ImageNet-1k. in22k: ImageNet-22k; preprocessing and order of the classes "
@@ -457,8 +471,11 @@ def weights_download(parser: ArgumentParser) -> Any:
     def run(name: list[str], force: bool) -> None:
         from .pretrained import local_file
 
-        for record in _records(name):
-            print(local_file(record, force=force))
+        try:
+            for record in _records(name):
+                print(local_file(record, force=force))
+        except KeyboardInterrupt:
+            raise (KeyboardInterrupt if force else _Interrupted)() from None
 
     return run
 
@@ -529,6 +546,53 @@ COMMANDS: dict[str, Any] = {
     },
 }
 _GROUPS = {"weights": "Published weights: list, download, verify, path."}
+# Why a command ends with 1 that has done its work.
+_FINDINGS = {
+    "predict": "a picture could not be read",
+    "evaluate": "a picture could not be read, or the original differs",
+    "benchmark": "launches of the same model disagree",
+    "verify": "weights are damaged or missing",
+    "path": "the weights are not here",
+}
+
+
+class _Parser(ArgumentParser):
+    """Says what is wrong beside the usage of the command it is about, and what may be meant."""
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        # argparse would leave what a command does not know to the parser of `van`, and would
+        # first say that an option is missing where that one is misspelt.
+        args = sys.argv[1:] if args is None else list(args)
+        if self._subparsers is None:
+            options = args[: args.index("--")] if "--" in args else args
+            self._refuse([one for one in options if not self._may_be_known(one)])
+        found, unknown = super().parse_known_args(args, namespace)
+        self._refuse(unknown)
+        return found, unknown
+
+    def _may_be_known(self, word: str) -> bool:
+        option = word.partition("=")[0]
+        is_option = option.startswith("--") and " " not in word
+        return not is_option or any(one.startswith(option) for one in self._option_string_actions)
+
+    def _refuse(self, unknown: list[str]) -> None:
+        if unknown:
+            words = [one.partition("=")[0] for one in unknown if one.startswith("-")]
+            hint = _meant(words, self._option_string_actions)
+            self.error(f"unrecognized arguments: {' '.join(unknown)}{hint}")
+
+    def _check_value(self, action: Action, value: Any) -> None:
+        try:
+            super()._check_value(action, value)
+        except ArgumentError as error:
+            error.message += _meant([str(value)], map(str, action.choices or ()))
+            raise
+
+
+def _meant(words: Iterable[str], known: Iterable[str]) -> str:
+    known = list(known)
+    near = [one for word in words for one in get_close_matches(word, known, n=1)]
+    return f"; did you mean {', '.join(near)}?" if near else ""
 
 
 def _add_commands(
@@ -538,33 +602,95 @@ def _add_commands(
     chosen = parser.add_subparsers(metavar="COMMAND", required=True)
     for name, command in commands.items():
         text = _GROUPS[name] if isinstance(command, dict) else command.__doc__
-        sub = chosen.add_parser(name, help=text, description=text)
+        finding = f", or {_FINDINGS[name]}" if name in _FINDINGS else ""
+        sub = chosen.add_parser(
+            name,
+            help=text,
+            description=text,
+            epilog=f"Exit code: 0 done; 1 an error{finding}; 2 a wrong option; 130 stopped by "
+            "Ctrl-C; 141 the reader of the output has gone.",
+        )
         if name not in arguments:
             continue
         if isinstance(command, dict):
             _add_commands(sub, command, arguments)
         else:
-            sub.set_defaults(run=command(sub))
+            sub.set_defaults(run=command(sub), parser=sub)
+
+
+def _in_flags(text: str, parser: ArgumentParser) -> str:
+    """An error in the words of the command line: `--batch-size` for the argument `batch_size`.
+
+    What a file says, a recipe or the configuration of a run, keeps its own names.
+    """
+    if re.match(r".*\.ya?ml: ", text):
+        return text
+    said = {_PYTHON.get((parser.prog, a.dest), a.dest): a for a in parser._actions}
+
+    def shown(action: Action) -> str:
+        long = [flag for flag in action.option_strings if flag.startswith("--")]
+        return long[0] if long else action.dest.upper()
+
+    def received(found: re.Match) -> str:
+        action = said.get(found[1])
+        if action is None:
+            return found[0]
+        return shown(action) if action.nargs == 0 else f"{shown(action)} {found[2]}"
+
+    text = re.sub(r"`(\w+)`", lambda m: shown(said[m[1]]) if m[1] in said else m[0], text)
+    before, word, after = text.rpartition("Received: ")
+    return before + word + re.sub(r"\b(\w+)=([^\s,]+)", received, after) if word else text
+
+
+# (command, option): what the Python function calls it, where that is something else.
+_PYTHON = {("van export", "weights"): "model", ("van export", "output"): "path"}
+
+
+class _Interrupted(KeyboardInterrupt):
+    """Ctrl-C in a command that can go on: with its arguments `without` some, and with `add`."""
+
+    def __init__(self, without: Sequence[str] = (), add: Sequence[str] = ()):
+        super().__init__()
+        self.without, self.add = without, add
+
+    def go_on(self, arguments: Sequence[str]) -> str:
+        command, *given = (one for one in arguments if one not in self.without)
+        return shlex.join(["van", command, *self.add, *given])
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Entry point of the console command: exit 0, or one clear line and exit 1 or 2."""
     # TensorFlow's start-up chatter hides what the command says; a set value is respected.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    parser = ArgumentParser(
+    parser = _Parser(
         prog="van", description="Visual Attention Network (arXiv 2202.09741) for Keras 3."
     )
     parser.add_argument("--version", action="version", version=f"van {__version__}")
     arguments = sys.argv[1:] if arguments is None else arguments
     _add_commands(parser, COMMANDS, arguments)
     options = vars(parser.parse_args(arguments))
+    run, chosen = options.pop("run"), options.pop("parser")
     try:
-        options.pop("run")(**options)
+        run(**options)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        _nobody_reads()
     except (ValueError, OSError, ModuleNotFoundError) as error:
         # What a user can mend: a wrong value, a file, a missing extra. Only other kinds of
         # error, which no input should cause, keep their traceback.
-        print(f"van: error: {error}", file=sys.stderr)
+        print(f"van: error: {_in_flags(str(error), chosen)}", file=sys.stderr)
         sys.exit(1)
-    except KeyboardInterrupt:
-        print("van: stopped", file=sys.stderr)
+    except KeyboardInterrupt as stopped:
+        hint = ""
+        if isinstance(stopped, _Interrupted):
+            hint = f"; to go on: {stopped.go_on(arguments)}"
+        print(f"van: stopped{hint}", file=sys.stderr)
         sys.exit(130)
+
+
+def _nobody_reads() -> None:
+    """Ends as other commands do whose output is a pipe that was closed: `van ... | head -1`."""
+    # Whatever is still to be written, at the end of the process too, goes nowhere.
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, sys.stdout.fileno())
+    sys.exit(141)  # 128 + SIGPIPE

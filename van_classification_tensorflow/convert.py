@@ -16,6 +16,7 @@ import numpy as np
 from .checkpoint import ModelWeights, read_weights
 from .labels import imagenet_classes, labels_of
 from .names import NAMINGS, Architecture, spell
+from .output import to_json
 from .pretrained import of_weights
 from .runtimes import format_of
 from .torch_file import write_torch
@@ -204,7 +205,7 @@ def _write_folder(
     path.mkdir()
     write_safetensors(path / "model.safetensors", tensors, metadata)
     config = hugging_face_config(weights.architecture, metadata.get("labels"))
-    (path / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    (path / "config.json").write_text(to_json(config, indent=2) + "\n", encoding="utf-8")
 
 
 def hugging_face_config(architecture: Architecture, labels: Any = None) -> dict[str, Any]:

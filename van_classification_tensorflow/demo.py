@@ -6,7 +6,6 @@ saves and reloads it, classifies held-out images, and leaves everything in a fol
 
 from __future__ import annotations
 
-import json
 import time
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from rich.table import Table
 
 from . import digits, pictures
 from .model import VAN
+from .output import results, to_json
 from .progress import FitProgress
 
 _BATCH = 64
@@ -81,7 +81,7 @@ def run(output: Path, seed: int = 0, epochs: int = 30, console: Console | None =
         if value < least:
             raise ValueError(f"`{name}` must be at least {least}. Received: {name}={value}")
     pictures.require_matplotlib()
-    console = console or Console()
+    console = console or results()
     output = Path(output)
     output.mkdir(parents=True, exist_ok=True)
     started = time.perf_counter()
@@ -155,7 +155,7 @@ def run(output: Path, seed: int = 0, epochs: int = 30, console: Console | None =
         "seconds": round(time.perf_counter() - started, 1),
         "history": history,
     }
-    (output / "metrics.json").write_text(json.dumps(metrics, indent=1) + "\n", encoding="utf-8")
+    (output / "metrics.json").write_text(to_json(metrics, indent=1) + "\n", encoding="utf-8")
     _report(metrics, output, console)
     return metrics
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 import math
 import os
 import time
@@ -19,7 +18,6 @@ from rich.table import Table
 from rich.text import Text
 
 from . import __version__, pictures
-from .bars import pictures_bar
 from .classifier import Classifier
 from .datasets import Dataset, Example, is_validation_picture, open_dataset
 from .folders import check_folder, write_folder
@@ -27,6 +25,7 @@ from .images import printable
 from .labels import Label
 from .metrics import BINS, Score, calibration_error, score, wilson_interval
 from .original import TOLERANCE, ClassifierBesideOriginal, Comparison
+from .output import messages, pictures_bar, results, say, say_failures, to_json
 from .preprocessing import Preprocessing
 from .runtimes import format_of
 from .weights import CATALOGUE
@@ -519,7 +518,7 @@ def _write_files(found: Evaluation, folder: Path) -> None:
     if found.failed:
         reasons = [(one.picture, one.reason) for one in found.failed]
         _write_csv(folder / "failed.csv", ("picture", "reason"), reasons)
-    text = json.dumps(found.to_dict(), indent=1, allow_nan=False)
+    text = to_json(found.to_dict(), indent=1, allow_nan=False)
     (folder / "results.json").write_text(text + "\n", encoding="utf-8")
     if found.classes <= _MATRIX_CLASSES:
         _draw_matrix(found, folder / "confusion_matrix.png")
@@ -567,7 +566,9 @@ def run(
     console: Console | None = None,
     **options: Any,
 ) -> int:
-    """Evaluates, reports and returns the exit code: 1 where the original disagrees.
+    """Evaluates, reports and returns the exit code.
+
+    It is 1 where a picture could not be measured, or the original disagrees.
 
     Args:
         data: As in `evaluate`, as are the others.
@@ -581,20 +582,21 @@ def run(
         ValueError: As `evaluate`.
         OSError: As `evaluate`.
     """
-    console = console or Console()
+    console = console or results()
     target = _ready(output, overwrite)
-    found = evaluate(data, weights, console=console, **options)
+    found = evaluate(data, weights, console=messages(), **options)
     report(found, console)  # first: should the disk be full, hours of work are not lost
     if target is not None:
         write(found, target, overwrite)
         names = ", ".join(name for name in _FILES if (target / name).exists())
-        console.print(f"{target}: {names}", highlight=False, soft_wrap=True, markup=False)
-    return 0 if found.original is None or found.original.agrees else 1
+        say(console, f"{target}: {names}")
+    differs = found.original is not None and not found.original.agrees
+    return 1 if differs or found.failed else 0
 
 
 def report(found: Evaluation, console: Console | None = None) -> None:
     """Prints the figures for a person."""
-    console = console or Console()
+    console = console or results()
     table = Table(show_header=False, title="Evaluation")
     table.add_column(no_wrap=True)
     table.add_column(overflow="fold")
@@ -602,15 +604,11 @@ def report(found: Evaluation, console: Console | None = None) -> None:
         table.add_row(name, Text(value))
     console.print(table)
     if found.failed:
-        console.print(
-            f"[red]{len(found.failed):,} of {found.pictures:,} pictures failed and are not in the "
-            "figures above[/red]",
-            highlight=False,
+        what = (
+            f"{len(found.failed):,} of {found.pictures:,} pictures failed and are not in the "
+            "figures above"
         )
-        for one in found.failed[:5]:
-            console.print(f"  {one.reason}", highlight=False, markup=False, soft_wrap=True)
-        if len(found.failed) > 5:
-            console.print(f"  and {len(found.failed) - 5:,} more", highlight=False)
+        say_failures(console, what, [one.reason for one in found.failed])
     for note in found.notes:
         console.print(note, highlight=False, markup=False)
     if found.original is not None:

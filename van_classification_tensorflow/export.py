@@ -25,7 +25,6 @@ import numpy as np
 from rich.console import Console
 
 from . import __version__
-from .bars import pictures_bar
 from .benchmark import file_bytes
 from .classifier import decoded
 from .config import min_image_size
@@ -37,6 +36,7 @@ from .inputs import expand
 from .labels import labels_of
 from .names import Architecture
 from .onnx_graph import onnx_model
+from .output import messages, pictures_bar
 from .preprocessing import Preprocessing
 from .pretrained import open_pretrained
 from .runtimes import (
@@ -268,11 +268,11 @@ def export(
         )
     _check_sizes(kind, batch_size, image_size)
     if features and agreement is not None:
-        raise ValueError("`agreement` must be None with `features`, which have no best class")
+        raise ValueError("`agreement` does not go with `features`, which have no best class")
     if softmax and features:
-        raise ValueError("`softmax` must be False with `features`, which are no probabilities")
+        raise ValueError("`softmax` does not go with `features`, which are no probabilities")
     if not fused and kind in ("onnx", "openvino"):
-        raise ValueError(f"`fused` must be True for {kind}. Received: fused={fused!r}")
+        raise ValueError(f"`fused`: {kind} is always fused. Received: fused={fused!r}")
     if precision == "int8" and data is None:
         raise ValueError(
             "`data` must name real pictures for int8, such as those the model will see: the ranges "
@@ -305,7 +305,7 @@ def export(
             f"{MAX_INPUT:,}"
         )
     if softmax and source.sizes.num_classes is None:
-        raise ValueError("`softmax` must be False for a model without a head")
+        raise ValueError("`softmax` is for a model with a head")
     has_head = source.sizes.num_classes is not None
     about = About(
         name=source.name,
@@ -317,7 +317,7 @@ def export(
         architecture=source.sizes,
         version=__version__,
     )
-    console = console or Console(stderr=True)
+    console = console or messages()
     pictures = _pictures(data, source, precision == "int8", console)
     job = _Job(
         source,

@@ -14,7 +14,6 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import nullcontext
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, TextIO
@@ -25,14 +24,15 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from .bars import pictures_bar
 from .classifier import Classifier, Result
 from .images import printable
 from .inputs import expand
+from .output import messages, pictures_bar, results, say, say_failures, to_json, write_line
 from .runtimes import format_of
 
 FORMATS = (".csv", ".jsonl", ".parquet")
 FEATURE_FORMATS = (".parquet", ".npy")
+_MOST_IN_TABLE = 200  # pictures
 
 
 def run(
@@ -43,6 +43,7 @@ def run(
     output: Path | None = None,
     features: bool = False,
     resume: bool = False,
+    overwrite: bool = False,
     stdin: TextIO | None = None,
     console: Console | None = None,
     **options: Any,
@@ -56,7 +57,9 @@ def run(
         output: *.csv, *.jsonl or *.parquet; with `features` *.parquet or *.npy. None: a table
             on a terminal, JSON lines otherwise.
         features: Write pooled features instead of classes.
-        resume: Go on where a killed run with the same output stopped.
+        resume: Go on where a killed run with the same output stopped; nothing is left to do
+            where it is finished.
+        overwrite: Replace `output`, and forget an unfinished run of it.
         stdin: Read where a path is "-".
         console: Where to report.
         options: As in `Classifier`.
@@ -65,9 +68,14 @@ def run(
         ValueError: An argument is not allowed.
         OSError: The output cannot be written.
     """
-    console = console or Console(stderr=True)
-    _check_output(output, features, resume)
-    with nullcontext() if output is None else Journal(output, resume, features) as journal:
+    console = console or messages()
+    _check_output(output, features, resume, overwrite)
+    if output is None:
+        return _run(paths, weights, None, top, features, stdin or sys.stdin, console, options)
+    with Journal(output, resume, features, overwrite) as journal:
+        if journal.finished:
+            say(console, f"{output} is finished: nothing to do; to make it anew: --overwrite")
+            return 0
         return _run(paths, weights, journal, top, features, stdin or sys.stdin, console, options)
 
 
@@ -89,9 +97,9 @@ def _run(
         classifier.check_features()
     else:
         classifier.check_top(top)
-    _say(console, f"{classifier.name}: {classifier.preprocessing}")
+    say(console, f"{classifier.name}: {classifier.preprocessing}")
     if classifier.notes:
-        _say(console, classifier.notes)
+        say(console, classifier.notes)
     about = {
         "weights": [classifier.name, *_state(weights)],
         "preprocessing": classifier.preprocessing.to_dict(),
@@ -102,24 +110,26 @@ def _run(
     to_do = inputs if journal is None else journal.begin(about, inputs)
     done = len(inputs) - len(to_do)
     if done:
-        _say(console, f"{done:,} of {len(inputs):,} were there; going on")
+        say(console, f"{done:,} of {len(inputs):,} were there; going on")
 
     started = time.monotonic()
     failed: list[str] = []
     shown: list[dict[str, Any]] = []
-    with pictures_bar(console) as bar:
+    as_table = journal is None and sys.stdout.isatty() and len(inputs) <= _MOST_IN_TABLE
+    # On the same screen the lines themselves show the progress.
+    lines_on_screen = journal is None and sys.stdout.isatty() and not as_table
+    with pictures_bar(Console(quiet=True) if lines_on_screen else console) as bar:
         task = bar.add_task(classifier.name, total=len(inputs), completed=done, rate="")
-        results = classifier.stream(to_do, features=features)
-        for result in results:
+        for result in classifier.stream(to_do, features=features):
             record = to_record(classifier, result, top, features)
             if record["error"]:
                 failed.append(record["error"])
             if journal is not None:
                 journal.add(record)
-            elif sys.stdout.isatty() and len(inputs) <= 200:
+            elif as_table:
                 shown.append(record)
             else:
-                print(json.dumps(record), flush=True)
+                write_line(to_json(record))
             bar.advance(task)
             finished = bar.tasks[0].completed - done
             rate = finished / max(time.monotonic() - started, 1e-9)
@@ -127,18 +137,12 @@ def _run(
     if journal is not None:
         failed += journal.errors_before
         journal.finish(top, features)
-        _say(console, f"{journal.output}: {len(inputs):,} records")
+        say(console, f"{journal.output}: {len(inputs):,} records")
     if shown:
-        Console().print(_table(shown, top))
+        results().print(_table(shown, top))
     if failed:
-        console.print(f"[red]{len(failed):,} of {len(inputs):,} failed[/red]", highlight=False)
-        for error in failed[:5]:
-            _say(console, f"  {error}")
+        say_failures(console, f"{len(failed):,} of {len(inputs):,} failed", failed)
     return len(failed)
-
-
-def _say(console: Console, text: str) -> None:
-    console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 def _state(path: str) -> list[int]:
@@ -167,14 +171,16 @@ def to_record(classifier: Classifier, result: Result, top: int, features: bool) 
     return record
 
 
-def _check_output(output: Path | None, features: bool, resume: bool) -> None:
+def _check_output(output: Path | None, features: bool, resume: bool, overwrite: bool) -> None:
     allowed = FEATURE_FORMATS if features else FORMATS
     if output is None:
         if features:
             raise ValueError(f"features need an output: --output x{' or x'.join(allowed)}")
-        if resume:
-            raise ValueError("only a run with --output can be resumed")
+        if resume or overwrite:
+            raise ValueError("`resume` and `overwrite` are for a run with `output`")
         return
+    if resume and overwrite:
+        raise ValueError("`resume` goes on, `overwrite` starts anew: leave one of them out")
     if output.suffix not in allowed:
         raise ValueError(
             f"`output` must end in {', '.join(allowed)}{' for features' if features else ''}. "
@@ -195,12 +201,16 @@ class Journal:
         output: The file to make in the end.
         resume: Accept an unfinished journal.
         features: Whether an array is written, which has a table of its rows beside it.
+        overwrite: Begin anew, whatever is there; the old output stays until the new one is whole.
+
+    Attributes:
+        finished: With `resume`: the output is there and whole.
 
     Raises:
         FileExistsError: The output is there, or another run is writing it.
     """
 
-    def __init__(self, output: Path, resume: bool, features: bool):
+    def __init__(self, output: Path, resume: bool, features: bool, overwrite: bool = False):
         self.output = output
         self.lock = FileLock(output.with_name(f".{output.name}.lock"))
         try:
@@ -208,26 +218,34 @@ class Journal:
         except Timeout:
             raise FileExistsError(f"another run is writing {output}") from None
         try:
-            self._check(output, resume, features)
+            self._check(output, resume, features, overwrite)
         except BaseException:
             self.close()
             raise
 
-    def _check(self, output: Path, resume: bool, features: bool) -> None:
+    def _check(self, output: Path, resume: bool, features: bool, overwrite: bool) -> None:
         self.path = output.with_name(f"{output.name}.partial")
         self.resume = resume
         self.errors_before: list[str] = []
-        if self.path.exists() and not resume:
+        begun, beside = self.path.exists(), rows_beside(output)
+        self.finished = resume and output.exists() and not begun
+        if output.is_dir():
+            raise FileExistsError(f"{output} is a folder; name a file")
+        if self.finished:
+            return
+        self.overwrite = overwrite
+        if overwrite:
+            return
+        if begun and not resume:
             raise FileExistsError(
-                f"{self.path} is of an unfinished run: go on with --resume, or delete it"
+                f"{self.path} is of an unfinished run: go on with --resume, or begin anew with "
+                "--overwrite"
             )
-        if output.exists() and not self.path.exists():
-            if resume:
-                raise FileExistsError(f"{output} is finished; there is nothing to resume")
-            raise FileExistsError(f"{output} is already there; delete it or name another")
-        beside = rows_beside(output)
-        if features and output.suffix == ".npy" and beside.exists():
-            raise FileExistsError(f"{beside} is already there; delete it or name another output")
+        there = [output] if not begun else []
+        there += [beside] if features and output.suffix == ".npy" else []
+        for path in there:
+            if path.exists():
+                raise FileExistsError(f"{path} is already there; to replace it: --overwrite")
 
     def __enter__(self) -> Journal:
         return self
@@ -247,6 +265,8 @@ class Journal:
     def begin(self, about: dict[str, Any], inputs: list[str]) -> list[str]:
         """The inputs that have no record yet."""
         done: Counter[str] = Counter()
+        if self.overwrite:
+            self.path.unlink(missing_ok=True)
         if self.path.exists():
             with self.path.open("rb+") as file:
                 good = 0
@@ -289,7 +309,7 @@ class Journal:
             )
 
     def add(self, record: dict[str, Any]) -> None:
-        self.file.write(json.dumps(record) + "\n")
+        self.file.write(to_json(record) + "\n")
         self.file.flush()
 
     def finish(self, top: int, features: bool) -> None:
@@ -335,7 +355,7 @@ def _write_csv(path: Path, records: Any, top: int, features: bool) -> None:
 
 def _write_jsonl(path: Path, records: Any, top: int, features: bool) -> None:
     with path.open("w", encoding="utf-8") as file:
-        file.writelines(json.dumps(record) + "\n" for record in records())
+        file.writelines(to_json(record) + "\n" for record in records())
 
 
 def _write_parquet(path: Path, records: Any, top: int, features: bool) -> None:

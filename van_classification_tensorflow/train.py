@@ -35,7 +35,6 @@ from rich.table import Table
 
 from . import __version__, evaluate, pictures
 from .augment import BatchTransform, TrainTransform
-from .bars import pictures_bar
 from .callbacks import Averaging, Keep, Position, Records, TrainingError, Validation, Watch
 from .classifier import Classifier
 from .data import EvaluationBatches, Pictures, TrainingBatches, open_data
@@ -44,6 +43,7 @@ from .images import printable
 from .labels import labels_of
 from .model import VAN
 from .optim import AdamW, CosineSchedule, LearningRate, ModelAverage, layer_scales
+from .output import pictures_bar
 from .preprocessing import Preprocessing
 from .pretrained import open_pretrained
 from .progress import FitProgress

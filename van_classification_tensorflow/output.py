@@ -1,0 +1,132 @@
+"""Where a command writes: results to the standard output, everything else to the error stream.
+
+A progress display never takes what is printed: results go to the pipe or file behind the standard
+output, also where the error stream is a terminal.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import re
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.text import Text
+
+_UNBROKEN = 10_000  # columns of what is no terminal: nothing is cut or folded for a program
+_FAILURES = 5  # that are named
+
+
+class _Stream(Console):
+    def on_broken_pipe(self) -> None:
+        """Leaves it to the command, which ends alike whatever it was writing."""
+        raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
+
+
+def results() -> Console:
+    """The standard output, for a person's tables; as wide as needed where it is no terminal."""
+    console = _Stream()
+    if not console.is_terminal and "COLUMNS" not in os.environ:
+        console.width = _UNBROKEN
+    return console
+
+
+def messages() -> Console:
+    """The error stream: progress, notes and what went wrong."""
+    return _Stream(stderr=True)
+
+
+def say(console: Console, text: str) -> None:
+    """One line as it is, whatever names are in it; a long one is not cut."""
+    console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def say_failures(console: Console, what: str, reasons: Sequence[str]) -> None:
+    """`what` failed, in red, then the first reasons and how many more there are."""
+    console.print(what, style="red", markup=False, highlight=False, soft_wrap=True)
+    for reason in reasons[:_FAILURES]:
+        say(console, f"  {reason}")
+    if len(reasons) > _FAILURES:
+        say(console, f"  and {len(reasons) - _FAILURES:,} more")
+
+
+def progress_bar(console: Console, *columns: ProgressColumn) -> Progress:
+    """Nothing where there is no terminal; the standard output is left alone."""
+    return Progress(
+        *columns, console=console, disable=not console.is_terminal, redirect_stdout=False
+    )
+
+
+def shortened(text: str, most: int) -> str:
+    """At most so many characters: of a path its beginning and, more of it, its end are kept."""
+    if len(text) <= most:
+        return text
+    head = (most - 1) // 3
+    return f"{text[:head]}…{text[head + 1 - most :]}"
+
+
+class _Name(ProgressColumn):
+    """A task's description, perhaps a path: as much of it as leaves room for the other columns."""
+
+    def __init__(self, most: int):
+        super().__init__()
+        self.most = most
+
+    def render(self, task: Task) -> Text:
+        return Text(shortened(task.description, self.most), no_wrap=True)
+
+
+def pictures_bar(console: Console) -> Progress:
+    """A bar with counts, a `rate` field and the time left, in a line of 80 columns or more."""
+    bar = max(10, min(40, console.width // 4))
+    others = len(" 50000/50000 1234.5 images/s 0:00:00 ")
+    return progress_bar(
+        console,
+        _Name(max(8, console.width - bar - others)),
+        BarColumn(bar),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[rate]}"),
+        TimeRemainingColumn(),
+    )
+
+
+# Not text (bytes of a file name that are no UTF-8), not shown, or ends of lines to some readers.
+_ESCAPED = re.compile("[\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+
+
+def to_json(value: Any, **options: Any) -> str:
+    """JSON that can be read as it stands: letters of any language are not escaped.
+
+    Args:
+        value: As `json.dumps` takes it.
+        options: As of `json.dumps`.
+
+    Returns:
+        Text that UTF-8 can hold: what is no text is escaped, and comes back from `json.loads`.
+    """
+    text = json.dumps(value, ensure_ascii=False, **options)
+    return _ESCAPED.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
+
+
+def write_line(text: str) -> None:
+    """One line on the standard output, in UTF-8 whatever the terminal's language, at once."""
+    stream = getattr(sys.stdout, "buffer", None)
+    if stream is None:  # replaced by something that takes text only
+        print(text, flush=True)
+        return
+    sys.stdout.flush()
+    stream.write(f"{text}\n".encode())
+    stream.flush()
