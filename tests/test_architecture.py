@@ -12,6 +12,8 @@ ORDER = [
     "labels",
     "preprocessing",
     "digits",
+    "png_file",
+    "tiff_file",
     "images",
     "output",
     "folders",

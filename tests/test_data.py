@@ -482,7 +482,7 @@ def test_without_grain(monkeypatch):
 BROKEN = {
     "empty": (b"", "empty"),
     "text": (b"not a picture at all", "not a picture of JPEG"),
-    "cut short": (png(1)[:-30], "damaged: "),
+    "cut short": (png(1)[:-30], "PNG, 2 x 2, L: cut short: "),
     "missing": (None, "No such file or directory"),
 }
 

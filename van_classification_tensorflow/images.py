@@ -19,7 +19,18 @@ from contextlib import suppress
 from typing import Any, BinaryIO
 
 import numpy as np
-from PIL import Image
+from PIL import (
+    BmpImagePlugin,
+    GifImagePlugin,
+    Image,
+    ImageFile,
+    ImagePalette,
+    JpegImagePlugin,
+    PngImagePlugin,
+    WebPImagePlugin,
+)
+
+from . import png_file, tiff_file
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
@@ -95,44 +106,200 @@ def _decoded(name: str, read: Callable[[], Image.Image]) -> Image.Image:
         raise ImageError(f"{name}: {error}") from None
     except MemoryError as error:
         raise ImageError(f"{name}: too large for the memory") from error
+    except Image.DecompressionBombError as error:
+        raise ImageError(f"{name}: more pixels than allowed") from error
     except Exception as error:  # Pillow: OSError, SyntaxError, struct.error, EOFError, ...
-        reason = " ".join(printable(str(error) or type(error).__name__).split())
-        raise ImageError(f"{name}: damaged: {reason[:200]}") from error
+        raise ImageError(f"{name}: {_what_is_wrong(error)}") from error
     finally:
         _quiet.on = False
 
 
+def kind_of(head: bytes) -> str | None:
+    """Which of `FORMATS` a file is by its first `HEAD_BYTES`, or None."""
+    if head.startswith(b"\xff\xd8\xff"):
+        return "JPEG"
+    if head.startswith(png_file.HEAD):
+        return "PNG"
+    if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
+        return "WEBP"
+    if head[:6] in (b"GIF87a", b"GIF89a"):
+        return "GIF"
+    if head[:4] in tiff_file.HEADS:
+        return "TIFF"
+    # Two letters begin many a text: the size of the header that follows must be one there is.
+    if head[:2] == b"BM" and _numbers("<L", head[14:18]) in _BMP_HEADERS:
+        return "BMP"
+    return None
+
+
+HEAD_BYTES = 70
+_BMP_HEADERS = {(size,) for size in (12, 16, 40, 52, 56, 64, 108, 124)}
+_OTHER_KINDS = {  # what is met under a picture's name
+    b"<!doc": "a web page",
+    b"<html": "a web page",
+    b"<svg": "an SVG drawing",
+    b"<?xml": "an XML file",
+    b"{": "a JSON file",
+    b"%PDF": "a PDF file",
+    b"8BPS": "a Photoshop file",
+    b"\0\0\1\0": "an icon",
+    b"PK\3\4": "a zip archive",
+    b"\x93NUMPY": "a NumPy array",
+    b"version https://git-lfs": "a pointer of Git LFS",
+    b"\0\0\0\x0cjP  ": "a JPEG 2000 picture",
+    b"\xffO\xffQ": "a JPEG 2000 picture",
+    b"\0\0\0\x0cJXL ": "a JPEG XL picture",
+    b"\xff\x0a": "a JPEG XL picture",
+}
+
+
+def _other_kind(head: bytes) -> str:
+    """What a file is that is none of `FORMATS`, with a comma; "" where that is not known."""
+    if head[4:8] == b"ftyp":
+        named = {b"avif": "an AVIF picture", b"avis": "an AVIF picture"}
+        heif = head[8:12] in (b"heic", b"heix", b"mif1", b"msf1", b"hevc")
+        return ("a HEIC picture" if heif else named.get(head[8:12], "a film")) + ", "
+    begins = head.lstrip().lower()
+    kinds = (kind for start, kind in _OTHER_KINDS.items() if begins.startswith(start.lower()))
+    return next((f"{kind}, " for kind in kinds), "")
+
+
 def _open(file: BinaryIO, max_pixels: int) -> Image.Image:
-    head = file.read(16)
+    head = file.read(HEAD_BYTES)
     if not head:
         raise ImageError("empty")
-    if head.startswith(b"GIF8"):
+    kind = kind_of(head)
+    if kind is None:
+        raise ImageError(f"{_other_kind(head)}not a picture of {', '.join(FORMATS)}")
+    max_pixels = min(max_pixels, 2 * (Image.MAX_IMAGE_PIXELS or max_pixels))
+    about = kind
+    if kind == "GIF":
         _check_gif(file, max_pixels)
-    elif head[:4] == b"RIFF" and head[8:12] == b"WEBP":
+    elif kind == "WEBP":
         _check_length(file, max_pixels)
-    elif head[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
-        _check_tiff_pages(file)
+    elif kind == "PNG":
+        file = _png(file, max_pixels)
+    elif kind == "TIFF":
+        about = str(_layout(file))
+    elif kind == "BMP" and head[30:34] == b"\3\0\0\0" and head[54:66] == bytes(12):
+        raise ImageError("BMP: it does not say where its colours are")  # Pillow would guess
     file.seek(0)
     try:
-        image = Image.open(file, formats=FORMATS)
-    except Image.DecompressionBombError as error:
-        allowed = min(max_pixels, 2 * (Image.MAX_IMAGE_PIXELS or max_pixels))
-        raise ImageError(f"more pixels than the {allowed:,} allowed") from error
-    except Image.UnidentifiedImageError as error:
-        raise ImageError(f"not a picture of {', '.join(FORMATS)}") from error
+        image = _READERS[kind](file, "")
+    except (MemoryError, Image.DecompressionBombError):
+        raise
+    except Exception as error:
+        raise ImageError(f"{about}: {_what_is_wrong(error)}") from error
     # Of the others Pillow would walk through all frames to count them.
-    if image.format in ("WEBP", "PNG", "MPO"):
+    if image.format in ("WEBP", "MPO"):
         _check_frames(getattr(image, "n_frames", 1))
-    return _checked(image, max_pixels)
+    _checked(image, max_pixels)
+    if kind == "PNG":
+        _see_through(image, file)
+    elif kind == "BMP":
+        _amend_bmp(image, head)
+    return image
+
+
+# Not `Image.open`, which has one sentence for everything that is wrong.
+_READERS: dict[str, Callable[..., Image.Image]] = {
+    "JPEG": JpegImagePlugin.jpeg_factory,
+    "PNG": PngImagePlugin.PngImageFile,
+    "WEBP": WebPImagePlugin.WebPImageFile,
+    "GIF": GifImagePlugin.GifImageFile,
+    "BMP": BmpImagePlugin.BmpImageFile,
+    "TIFF": tiff_file.TiffFile,
+}
+
+
+def _png(file: BinaryIO, max_pixels: int) -> BinaryIO:
+    def check_size(width: int, height: int) -> None:
+        _check_size(width, height, max_pixels)
+
+    try:
+        return png_file.essential(file, check_size, _check_frames)
+    except ImageError:
+        raise
+    except ValueError as error:
+        raise ImageError(f"PNG, {error}") from error
+
+
+def _see_through(image: Any, file: Any) -> None:
+    """A PNG's transparent colour of 3 x 16 bits, of which Pillow would compare the upper 8 only.
+
+    It has no mode for such numbers: the lower 8 are decoded as a picture of their own.
+    """
+    colour = image.info.get("transparency")
+    if image.tile[0].args != "RGB;16B" or not isinstance(colour, tuple):
+        return
+    lower: Any = PngImagePlugin.PngImageFile(io.BytesIO(file.getvalue()))
+    lower.tile = [lower.tile[0]._replace(args="RGB;16L")]
+    _load(lower)
+    _load(image)
+    meant = np.array(colour)
+    is_it = (np.asarray(image) == meant >> 8) & (np.asarray(lower) == meant & 255)
+    image.putalpha(Image.fromarray(np.where(is_it.all(axis=2), 0, 255).astype(np.uint8)))
+    del image.info["transparency"]
+
+
+def _amend_bmp(image: Any, head: bytes) -> None:
+    """Two colours, or the darkest 16 greys: Pillow takes the picture for one of 1 or 8 bits."""
+    bits = _numbers("<H", head[24:26] if head[14] == 12 else head[28:30])
+    if (image.mode, bits) not in (("1", (4,)), ("1", (8,)), ("L", (4,))) or not image.tile:
+        return
+    greys = (0, 255) if image.mode == "1" else range(16)
+    image._mode = "P"
+    image.palette = ImagePalette.raw("RGB", bytes(grey for grey in greys for _ in range(3)))
+    tile = image.tile[0]
+    rawmode = "P;4" if bits == (4,) and tile.codec_name == "raw" else "P"
+    image.tile = [tile._replace(args=(rawmode, *tile.args[1:]))]
+
+
+def _layout(file: BinaryIO) -> tiff_file.Layout:
+    """Of a TIFF's first page, if Pillow can decode it rightly."""
+    try:
+        layout, pages = tiff_file.read_layout(file, MAX_FRAMES)
+    except ValueError as error:
+        raise ImageError(f"TIFF, damaged: {error}") from error
+    _check_frames(pages)
+    if reason := layout.misread():
+        raise ImageError(f"{layout}: {reason}; {_SAVE_AGAIN}")
+    return layout
+
+
+_NO_LAYOUT = ("unknown pixel mode", "unknown data organization", "samples per pixel")
+_SAVE_AGAIN = "save it as grey or RGB with 8 or 16 bits"
+
+
+def _what_is_wrong(error: Exception) -> str:
+    """Pillow's words for what it cannot read, one line."""
+    reason = " ".join(printable(str(error) or type(error).__name__).split())[:150]
+    if reason.isdigit() or any(words in reason for words in _NO_LAYOUT):  # a compression's number
+        return f"not a layout that can be read; {_SAVE_AGAIN}"
+    if "nsupported" in reason:
+        return reason
+    if "truncated" in reason or isinstance(error, EOFError):
+        return f"cut short: {reason}"
+    return f"damaged: {reason}"
 
 
 # One picture of the caller's may be decoded by several threads; Pillow loads it only once.
 _CALLERS = threading.Lock()
 
 
-def _copied(image: Image.Image, max_pixels: int) -> Image.Image:
+def _copied(image: Any, max_pixels: int) -> Image.Image:
     with _CALLERS:
-        return _checked(image, max_pixels).copy()
+        _checked(image, max_pixels)
+        is_whole_file = isinstance(image, ImageFile.ImageFile) and image.format in FORMATS
+        if not (is_whole_file and image.tile and image.fp and image.tell() == 0):
+            return image.copy()
+        # Not decoded yet: by the same way as a file, which knows what Pillow reads wrong.
+        before = image.fp.tell()
+        image.fp.seek(0)
+        try:
+            return _upright_8_bit(_open(image.fp, max_pixels))
+        finally:
+            image.fp.seek(before)
 
 
 def _checked(image: Image.Image, max_pixels: int) -> Image.Image:
@@ -207,27 +374,6 @@ def _check_length(file: BinaryIO, max_pixels: int) -> None:
         raise ImageError(f"{length:,} bytes; allowed for a WEBP: {allowed:,}")
 
 
-def _check_tiff_pages(file: BinaryIO) -> None:
-    """Counts pages along the chain of their directories, no further than the limit."""
-    file.seek(0)
-    head = file.read(16)
-    order = "<" if head[:2] == b"II" else ">"
-    big = head[2:4] in (b"+\0", b"\0+")
-    entry = 20 if big else 12
-    count, offset = (order + "Q", order + "Q") if big else (order + "H", order + "L")
-    following = _numbers(offset, head[8:16] if big else head[4:8])
-    seen: set[int] = set()
-    while following and following[0] and following[0] not in seen and following[0] < 1 << 62:
-        seen.add(following[0])
-        _check_frames(len(seen))
-        file.seek(following[0])
-        entries = _numbers(count, file.read(struct.calcsize(count)))
-        if entries is None or entries[0] > 1 << 32:
-            return
-        file.seek(entry * entries[0], os.SEEK_CUR)
-        following = _numbers(offset, file.read(struct.calcsize(offset)))
-
-
 def _numbers(layout: str, data: bytes) -> tuple[int, ...] | None:
     """What `struct` reads, or None where the file has ended."""
     return struct.unpack(layout, data) if len(data) == struct.calcsize(layout) else None
@@ -246,16 +392,22 @@ _TURNS = {
 
 def _upright_8_bit(image: Image.Image) -> Image.Image:
     rawmode = str(image.tile[0][3]) if getattr(image, "tile", None) else ""  # before it is loaded
-    image.load()
+    kind = image.format
+    _load(image)
     tags = dict(getattr(image, "tag_v2", {}))
+    if image.mode in ("P", "PA"):
+        tiff_file.amend_palette(image, tags.get(320, ()))
     transparency = _transparency(image.info.get("transparency"), rawmode)
     with suppress(Exception):  # damaged EXIF data: a viewer shows the picture as it lies
         turn = _TURNS.get(image.getexif().get(0x0112))
         image = image if turn is None else image.transpose(turn)
-    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
+    is_signed = image.mode == "L" and tags.get(339) == (2,)
+    if is_signed or image.mode in ("I", "F") or image.mode.startswith("I;16"):
         return _to_8_bit(image, tags, transparency)
     if image.mode == "La":
         image = image.convert("LA")
+    if kind == "BMP" and image.mode == "RGBA" and image.getextrema()[3] == (0, 0):
+        return image.convert("RGB")  # as viewers do: its writer left the fourth byte empty
     if image.mode in ("RGBA", "LA", "PA", "RGBa") or transparency is not None:
         if transparency is not None:
             image = image if image.mode != "1" else image.convert("L")
@@ -266,6 +418,17 @@ def _upright_8_bit(image: Image.Image) -> Image.Image:
     if image.mode in ("L", "RGB"):
         return image  # not `convert`, which would copy it
     return image.convert("L" if image.mode == "1" else "RGB")
+
+
+def _load(image: Image.Image) -> None:
+    try:
+        image.load()
+    except (MemoryError, Image.DecompressionBombError):
+        raise
+    except Exception as error:
+        kind = "JPEG" if image.format == "MPO" else image.format or "picture"
+        about = f"{kind}, {image.width} x {image.height}, {image.mode}"
+        raise ImageError(f"{about}: {_what_is_wrong(error)}") from error
 
 
 def _transparency(colour: Any, rawmode: str) -> Any:
@@ -279,12 +442,14 @@ def _transparency(colour: Any, rawmode: str) -> Any:
 
 
 def _to_8_bit(image: Image.Image, tags: dict[int, Any], transparency: Any) -> Image.Image:
-    """More than 8 bits a pixel, grey.
+    """Grey of more than 8 bits a pixel, or signed.
 
     16 bits: the upper 8. Wider whole numbers: as they are up to 255, the upper 8 of 16 up to
     65,535; floats from 0 to 1: of 255. Others have no scale: stretched from theirs.
     """
     array = np.asarray(image)
+    if image.mode == "L":
+        array = array.view(np.int8)  # Pillow takes -1 for 255
     inverted = tags.get(262) == 0  # WhiteIsZero
     if image.mode.startswith("I;16"):
         shift = 4 if tags.get(258) == (12,) else 8
