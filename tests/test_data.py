@@ -23,6 +23,8 @@ from van_classification_tensorflow.data import (
     Pictures,
     TrainingBatches,
     open_data,
+    refusal,
+    unreadable,
 )
 from van_classification_tensorflow.digits import PREPROCESSING, load_digits
 from van_classification_tensorflow.images import ImageError
@@ -400,6 +402,41 @@ def test_every_epoch_takes_each_picture_once_in_its_own_order():
         assert np.array_equal(whole.indices(epoch)[:20], epochs[epoch])
 
 
+def test_balanced_epochs_show_each_class_equally_often():
+    labels = np.repeat(np.arange(3, dtype=np.int32), (40, 7, 1))
+    values = np.arange(48, dtype=np.uint8)[:, None, None]
+    pictures = Pictures("sizes", np.tile(values, (1, 2, 2)), labels, ("a", "b", "c"), "")
+    found = made(pictures, 4, 36, balanced=True, seed=1)
+    epochs = [found[i : i + 12] for i in (0, 12, 24)]
+    orders = [np.concatenate([greys for greys, _, _ in epoch]) for epoch in epochs]
+    for order, epoch in zip(orders, epochs, strict=True):
+        assert np.bincount(labels[order]).tolist() == [16, 16, 16]
+        times = np.bincount(order, minlength=48)
+        assert set(times[:40]) == {0, 1}  # of a large class another part each time
+        assert set(times[40:47]) == {2, 3}
+        assert times[47] == 16
+        drawn = np.concatenate([draws for _, draws, _ in epoch])
+        assert len(set(drawn)) == 48  # each time augmented otherwise
+        for greys, _, targets in epoch:
+            assert np.array_equal(targets[:, :3].argmax(1), labels[greys])
+    assert len({tuple(order) for order in orders}) == 3
+    assert len(set(np.concatenate(orders)) & set(range(40))) > 25
+    # A function of seed and number, whoever makes it.
+    assert same(made(pictures, 4, 5, 31, balanced=True, seed=1, workers=3), found[31:])
+    assert not same(made(pictures, 4, 1, balanced=True, seed=2), found[:1])
+    halves = [made(pictures, 4, 3, balanced=True, seed=1, shard=(i, 2)) for i in (0, 1)]
+    both = [np.stack([a, b], 1).ravel() for (a, *_), (b, *_) in zip(*halves, strict=True)]
+    assert np.array_equal(both, [greys for greys, _, _ in found[:3]])
+
+
+def test_classes_that_do_not_divide_take_turns():
+    pictures = coded(11, classes=3)
+    batches = TrainingBatches(pictures, Drawn(), unmixed, 11, balanced=True)
+    counts = [np.bincount(pictures.labels[batches.indices(n)]) for n in range(30)]
+    assert all(sorted(count) == [3, 4, 4] for count in counts)
+    assert len({tuple(count) for count in counts}) == 3
+
+
 def test_augmentation_belongs_to_the_picture_not_to_its_place():
     pictures = coded(24)
 
@@ -585,6 +622,18 @@ def test_one_more_than_allowed_ends_the_run_and_all_are_named(files):
     assert len(found) < batches.steps_per_epoch  # where the third of them is met, no later
     for i in (1, 4, 7):
         assert f"\n  {pictures.sources[i]}: " in str(caught.value)
+
+
+def test_all_unreadable_pictures_are_found_in_one_go(files):
+    pictures = files({1: "empty", 4: "missing", 7: "text"})
+    there, looked_at = unreadable([pictures, pictures])
+    assert (list(there), looked_at) == ([pictures.sources[i] for i in (1, 4, 7)], 24)
+    assert unreadable([pictures], seconds=-1) == ({}, 0)
+    text = str(refusal({f"{i}.png": "damaged" for i in range(250)}, 0, 9000, 400))
+    assert text.startswith("250 of the first 400 of 9,000 pictures cannot be read")
+    assert text.count("damaged") == 100
+    assert "\n  and 150 more\n" in text
+    assert "`max_corrupt` to 250" in text
 
 
 def test_nothing_but_unreadable_pictures(files):

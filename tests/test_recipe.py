@@ -109,6 +109,9 @@ def test_unknown_recipe():
         ({"steps_per_execution": 2, "devices": 2}, "`steps_per_execution` with several"),
         ({"steps_per_execution": 2, "average_decay": 0.9}, "`average_decay` moves"),
         ({"embed_dims": (8, 16)}, "same length"),
+        ({"class_weights": "equal"}, "`class_weights` must be balanced"),
+        ({"sampling": True}, "`sampling` must be text"),
+        ({"class_weights": "balanced", "sampling": "balanced"}, "leave one of them out"),
         ({"precision": "float16"}, "`precision` must be one of float32"),
         ({"average_decay": 1.0}, r"in \(0, 1\)"),
         ({"nonsense": 1}, "A recipe has no `nonsense`"),
@@ -145,6 +148,17 @@ def test_what_a_command_line_means():
     asked = {"pretrained": "my.pth", "model": "van_b1"}
     assert choose_recipe(None, "folder", asked).model == "van_b1"
     assert choose_recipe("imagenet", "digits", {"epochs": 9}).epochs == 9
+
+
+def test_fewer_epochs_get_a_shorter_warm_up():
+    for epochs, warmup in ((1, 0), (2, 1), (3, 1), (5, 2), (6, 3), (29, 3), (30, 3), (60, 3)):
+        assert RECIPES["finetune"].with_(epochs=epochs).warmup_epochs == warmup
+    assert choose_recipe("finetune", "folder", {"epochs": "2"}).warmup_epochs == 1
+    assert RECIPES["imagenet"].with_(epochs=100).warmup_epochs == 5
+    with pytest.raises(ValueError, match="`warmup_epochs` are the first of `epochs`"):
+        RECIPES["finetune"].with_(epochs=2, warmup_epochs=3)  # as it was asked for
+    with pytest.raises(ValueError, match="`epochs` must be at least 1"):
+        RECIPES["finetune"].with_(epochs=-3)
 
 
 def test_differences():

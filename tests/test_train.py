@@ -12,6 +12,7 @@ import keras
 import numpy as np
 import pytest
 from PIL import Image
+from rich.console import Console
 
 from van_classification_tensorflow import Classifier, callbacks, digits, train
 from van_classification_tensorflow.data import open_data
@@ -86,7 +87,7 @@ def test_the_folder_of_a_run(whole):
     rows = figures(folder)
     assert [row["epoch"] for row in rows] == ["1", "2"]
     assert [int(row["step"]) for row in rows] == [STEPS, 2 * STEPS]
-    assert [float(row["learning_rate"]) for row in rows] == pytest.approx([1e-6, 1.0005e-3])
+    assert [float(row["learning_rate"]) for row in rows] == pytest.approx([1e-3, 1.0005e-3])
     assert [float(row["loss"]) for row in rows] == history["loss"]
     events = list((folder / "tensorboard").iterdir())
     assert events
@@ -161,6 +162,8 @@ def crash_after(monkeypatch, folder: Path, step: int, snapshots_at, recipe=TINY)
             raise Crash
 
     with monkeypatch.context() as patch:
+        # A process that is gone takes nothing back.
+        patch.setattr(train, "_remove_all_but", lambda *_: None)
         patch.setattr(keep, "_due", lambda self: self.position.step in snapshots_at)
         patch.setattr(keep, "on_train_batch_end", on_train_batch_end)
         with pytest.raises(Crash):
@@ -188,8 +191,6 @@ def test_a_run_goes_on_bit_for_bit(whole, step, snapshots_at, tmp_path, monkeypa
 
 
 def test_a_damaged_snapshot_is_passed_over(whole, tmp_path, monkeypatch, capsys):
-    from rich.console import Console
-
     folder = tmp_path / "run"
     crash_after(monkeypatch, folder, 30, (25, 28))
     damaged = folder / "snapshots" / "step-000000028" / "arrays.safetensors"
@@ -219,13 +220,32 @@ def test_ctrl_c_keeps_the_step(whole, tmp_path, monkeypatch):
     assert end_of(folder).digest == end_of(whole[0]).digest
 
 
-def test_a_finished_run_is_only_reported_again(whole, tmp_path):
+def state_of(folder: Path) -> dict:
+    """Every file with its content and time, but for the lock."""
+    files = (path for path in folder.rglob("*") if path.is_file() and path.name[:5] != ".lock")
+    return {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in files}
+
+
+def test_a_finished_run_is_left_alone_and_says_how_to_go_on(whole, capsys):
+    before = state_of(whole[0])
+    history = train.train("digits", whole[0], TINY, resume=True, console=Console(width=79))
+    assert history == whole[1]
+    assert state_of(whole[0]) == before
+    said = capsys.readouterr().out
+    assert "is finished: all 2 epochs are done" in said
+    assert f"van train --resume {whole[0]} --epochs 4 --force" in said
+    assert "Going on" not in said
+
+
+def test_the_report_of_a_finished_run_is_written_again_where_it_is_gone(whole, tmp_path, capsys):
     folder = shutil.copytree(whole[0], tmp_path / "run")
     shutil.rmtree(folder / "evaluation")
     (folder / "metrics.csv").unlink()
-    assert train.train("digits", folder, TINY, resume=True) == whole[1]
+    found = train.train("digits", folder, TINY, resume=True, console=Console(width=79))
+    assert found == whole[1]
     assert figures(folder) == figures(whole[0])
     assert (folder / "evaluation" / "per_class.csv").exists()
+    assert "Written again: metrics.csv, evaluation." in capsys.readouterr().out
 
 
 def test_another_recipe_or_data_needs_force(whole, tmp_path):
@@ -393,7 +413,8 @@ def test_imagenets_folders_get_its_words():
     assert train.class_labels(("n01440764", "cat")) == ("n01440764", "cat")
 
 
-def test_the_readmes_lines_in_keras_own_words():
+@pytest.mark.parametrize("class_weight", [None, dict.fromkeys(range(10), 2.0)])
+def test_the_readmes_lines_in_keras_own_words(class_weight):
     recipe = TINY.with_(accumulation_steps=1, batch_size=256)
     pictures, _ = open_data("digits")
     model = train.build_model(recipe, pictures.classes)
@@ -401,14 +422,18 @@ def test_the_readmes_lines_in_keras_own_words():
     batches = train.make_batches(recipe, model, pictures)
     schedule = train.make_schedule(recipe)
     history = model.fit(
-        batches.iterate(),
+        train.make_dataset(batches, model),
         steps_per_epoch=batches.steps_per_epoch,
         epochs=recipe.total_epochs,
+        shuffle=False,
         verbose=0,
         callbacks=[train.LearningRate(schedule)],
+        class_weight=class_weight,
     )
     assert history.history["learning_rate"] == [schedule(0), schedule(1)]
-    assert np.isfinite(history.history["loss"]).all()
+    # Twice as much for every class: twice the loss of guessing at the least.
+    expected = (1.5, 4) if class_weight is None else (3, 8)
+    assert expected[0] < history.history["loss"][0] < expected[1]
 
 
 def test_grey_and_rgb_without_weights():
@@ -502,3 +527,143 @@ def test_half_precision_goes_on_bit_for_bit(tmp_path, monkeypatch):
     crash_after(monkeypatch, tmp_path / "run", 12, (7,), recipe)
     train.train("digits", tmp_path / "run", recipe, resume=True)
     assert end_of(tmp_path / "run").digest == end_of(tmp_path / "whole").digest
+
+
+# --- Classes of different sizes ---
+
+
+def of_sizes(root, counts, size=20):
+    """Class folders with so many pictures, of a grey for each class."""
+    for c, (name, count) in enumerate(counts.items()):
+        (root / name).mkdir(parents=True)
+        for i in range(count):
+            Image.new("RGB", (size, size), (40 + 90 * c, i, 0)).save(root / name / f"{i}.png")
+    return root
+
+
+FEW = TINY.with_(
+    mean=None, std=None, input_size=32, accumulation_steps=1, batch_size=8, epochs=2, mixup=0.0
+).with_(cutmix=0.0)
+
+
+def test_class_weights_are_those_of_the_textbook(tmp_path):
+    data = of_sizes(tmp_path / "data", {"many": 40, "few": 4})
+    found, _ = open_data(data, validation_split=0.25)
+    counts = dict(zip(*np.unique(found.labels, return_counts=True), strict=True))
+    assert counts == {0: 3, 1: 30}  # few, many
+    recipe = FEW.with_(class_weights="balanced", label_smoothing=0.1)
+    weights = train.class_weights(recipe, found)
+    assert weights == pytest.approx((33 / (2 * 3), 33 / (2 * 30)))
+    assert train.class_weights(FEW, found) is None
+    model = train.build_model(recipe, found.classes)
+    batches = train.make_batches(recipe, model, found)
+    images, targets, of_each = next(batches.iterate())
+    # Not of the smoothed targets, which would nearly even them out.
+    np.testing.assert_allclose(of_each, np.array(weights)[targets.argmax(1)], rtol=1e-6)
+    # What Keras makes of them: the mean over the batch of weight times cross-entropy.
+    model.compile("sgd", train.make_loss())
+    logits = keras.ops.convert_to_numpy(model(images, training=False)).astype(np.float64)
+    log = logits - np.log(np.exp(logits).sum(1, keepdims=True))
+    expected = np.mean(of_each * -(targets * log).sum(1))
+    found_loss = model.test_on_batch(images, targets, sample_weight=of_each)
+    assert float(np.ravel(found_loss)[0]) == pytest.approx(expected, rel=1e-5)
+
+
+def test_mixed_pictures_weigh_the_mean_of_their_classes():
+    from van_classification_tensorflow.augment import BatchTransform
+
+    mix = BatchTransform(mixup=0.8, cutmix=0.0, label_smoothing=0.2, class_weights=(3.0, 0.5))
+    images, labels = np.zeros((4, 8, 8, 3), np.uint8), np.array([0, 1, 1, 1])
+    _, targets, weights = mix(images, labels, 2, np.random.default_rng(5))
+    shares = (targets - 0.2 / 2) / (1 - 0.2)
+    assert 0.01 < shares[0, 0] < 0.99  # mixed, with the last
+    np.testing.assert_allclose(weights, shares @ np.array([3.0, 0.5]), rtol=1e-5)
+
+
+@tensorflow_only
+@pytest.mark.parametrize("field", ["class_weights", "sampling"])
+def test_balanced_runs_go_on_bit_for_bit(field, tmp_path, monkeypatch):
+    data = of_sizes(tmp_path / "data", {"few": 8, "many": 40})
+    recipe = FEW.with_(**{field: "balanced"})
+    train.train(data, tmp_path / "whole", recipe)
+    folder = tmp_path / "run"
+    keep = callbacks.Keep
+
+    def on_train_batch_end(self, batch, logs=None, before=keep.on_train_batch_end):
+        before(self, batch, logs)
+        if self.position.step == 6:
+            raise Crash
+
+    with monkeypatch.context() as patch:
+        patch.setattr(keep, "_due", lambda self: self.position.step == 5)
+        patch.setattr(keep, "on_train_batch_end", on_train_batch_end)
+        with pytest.raises(Crash):
+            train.train(data, folder, recipe)
+    train.train(data, folder, recipe, resume=True)
+    assert end_of(folder).digest == end_of(tmp_path / "whole").digest
+
+
+# --- What is said ---
+
+
+def shown(capsys, data, folder, recipe, **options) -> str:
+    console = Console(width=80)
+    train.train(data, folder, recipe, console=console, **options)
+    return capsys.readouterr().out
+
+
+@tensorflow_only
+def test_colours_not_seen_are_said_and_one_rate_is_shown(tmp_path, capsys):
+    data = of_sizes(tmp_path / "data", {"few": 8, "many": 40})
+    one = FEW.with_(epochs=1)
+    said = shown(capsys, data, tmp_path / "one", one.with_(mean=(0.5,), std=(0.5,)))
+    assert "read in grey" in said
+    assert "in colour: --mean 0.5 0.5 0.5" in said
+    assert "6 to 32 pictures; to even that out: --sampling balanced" in said
+    # The same pictures a second on the screen and in the table.
+    with (tmp_path / "one" / "metrics.csv").open() as file:
+        (row,) = csv.DictReader(file)
+    (line,) = [line for line in said.splitlines() if line.startswith("      1/1")]
+    assert line.split()[-1] == row["images_per_second"]
+    assert len(line) < 80
+    said = shown(capsys, data, tmp_path / "colour", one)
+    assert "read in colour" in said
+    assert "grey" not in said
+
+
+@tensorflow_only
+def test_unreadable_pictures_are_named_at_once_and_leave_nothing_in_the_way(tmp_path):
+    data = of_sizes(tmp_path / "data", {"a": 80, "b": 80})
+    bad = [data / "a" / f"{i}.png" for i in range(0, 60, 4)]
+    whole = [path.read_bytes() for path in bad]
+    for path in bad:
+        path.write_bytes(b"no picture")
+    folder = tmp_path / "run"
+    with pytest.raises(ValueError, match="15 of 160 pictures cannot be read") as caught:
+        train.train(data, folder, FEW)
+    assert all(f"\n  {path}: " in str(caught.value) for path in bad)
+    assert not [path for path in folder.iterdir() if not path.name.startswith(".")]
+    for path, content in zip(bad, whole, strict=True):
+        path.write_bytes(content)
+    train.train(data, folder, FEW.with_(epochs=1))
+    assert (folder / "best.keras").exists()
+
+
+def test_a_failed_start_takes_back_only_its_own(tmp_path, monkeypatch):
+    (tmp_path / ".mine").write_text("mine")
+    monkeypatch.setattr(train._Run, "_draw_samples", lambda self: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        train.train("digits", tmp_path, TINY)
+    assert {path.name for path in tmp_path.iterdir()} <= {".mine", ".lock"}
+    assert (tmp_path / ".mine").read_text() == "mine"
+
+
+@tensorflow_only
+def test_names_of_any_bytes_are_trained_on(tmp_path):
+    names = {os.fsdecode(b"caf\xe9"): 8, "[red]牡丹$x$": 8}
+    data = of_sizes(tmp_path / os.fsdecode(b"d\xe9"), names)
+    folder = tmp_path / os.fsdecode(b"run\xe9")
+    train.train(data, folder, FEW.with_(epochs=1), console=Console(width=80, quiet=True))
+    assert train.check_run(folder)[0] == str(data)
+    labels = [label.name for label in Classifier(folder / "best.keras").labels]
+    assert labels == ["[red]牡丹$x$", r"caf\udce9"]

@@ -404,6 +404,7 @@ class BatchTransform:
         erasing: Probability of erasing a rectangle of an image.
         mean: Taken from each channel after scaling to [0, 1]; 1 or 3 channels.
         std: What each channel is then divided by; as many as `mean`.
+        class_weights: How much a picture of each class counts in the loss; None: all the same.
 
     Raises:
         ValueError: A value is out of its range, or `mean` and `std` do not fit together.
@@ -417,6 +418,7 @@ class BatchTransform:
     erasing: float = 0.25
     mean: tuple[float, ...] = (0.5, 0.5, 0.5)
     std: tuple[float, ...] = (0.5, 0.5, 0.5)
+    class_weights: tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:
         for name in ("mixup", "cutmix"):
@@ -436,7 +438,7 @@ class BatchTransform:
         labels: np.ndarray,
         num_classes: int,
         rng: np.random.Generator,
-    ) -> tuple[np.ndarray, np.ndarray]:
+    ) -> tuple[np.ndarray, ...]:
         """One random version of a batch, in new arrays: what is given stays as it is.
 
         Args:
@@ -447,7 +449,8 @@ class BatchTransform:
 
         Returns:
             Images (N, H, W, C), float32, normalised; targets (N, num_classes), float32, each
-            row's sum 1.
+            row's sum 1; with `class_weights` also the weight of each image in the loss, (N,),
+            float32: its class's, of mixed ones the mean by their shares, without the smoothing.
 
         Raises:
             ValueError: An array has the wrong shape or type, or a label is no class.
@@ -475,7 +478,11 @@ class BatchTransform:
             rows -= mean
             rows /= std
             erase(image, self.erasing, rng)
-        return made, self._targets(labels, num_classes, share)
+        targets = self._targets(labels, num_classes, share)
+        if self.class_weights is None:
+            return made, targets
+        weights = np.array(self.class_weights, np.float32)[labels]
+        return made, targets, _mixed(weights, share)
 
     def to_picture(self, images: np.ndarray) -> np.ndarray:
         """What can be looked at: (..., H, W, C), normalised -> uint8; erased noise is clipped."""
@@ -496,7 +503,11 @@ class BatchTransform:
         spread = self.label_smoothing / num_classes
         own: np.ndarray = np.full((len(labels), num_classes), spread, np.float32)
         own[np.arange(len(labels)), labels] = 1 - self.label_smoothing + spread
-        return own * share + own[::-1] * (1 - share)
+        return _mixed(own, share)
+
+
+def _mixed(own: np.ndarray, share: float) -> np.ndarray:
+    return own * share + own[::-1] * (1 - share)
 
 
 def _cutmix_box(

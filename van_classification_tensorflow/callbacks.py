@@ -197,7 +197,11 @@ class Records(keras.callbacks.Callback):
         self.folder, self.position, self.images = folder, position, images_per_step
         self.monitored, self.save_best, self.patience = monitored, save_best, patience
         self.rows: list[dict[str, float]] = []
-        self.seconds: list[float] = []  # of each epoch: not part of what must come out the same
+        # Of each epoch, with its validation, and pictures a second in training, without it: not
+        # part of what must come out the same.
+        self.seconds: list[float] = []
+        self.speeds: list[float] = []
+        self.images_per_second: float | None = None
         self.best: dict[str, float] = {}
         self._writer: Any = None
         self._warm = False
@@ -218,11 +222,14 @@ class Records(keras.callbacks.Callback):
     def on_epoch_begin(self, epoch, logs=None):
         self._began = time.perf_counter()
         self._first = self.position.step
+        self.images_per_second = None
 
     def on_train_batch_end(self, batch, logs=None):
         if not self._warm and not self.position.at_end_of_epoch:
             # The first batch of a process takes seconds to compile.
             self._began, self._first = time.perf_counter(), self.position.step
+        elif (took := time.perf_counter() - self._began) > 0:
+            self.images_per_second = (self.position.step - self._first) * self.images / took
         self._warm = True
 
     def on_epoch_end(self, epoch, logs=None):
@@ -232,6 +239,7 @@ class Records(keras.callbacks.Callback):
         # Of an epoch that was interrupted, as if all of it had gone at the pace of the rest.
         done = self.position.step - self._first
         self.seconds.append(took * self.position.steps_per_epoch / done)
+        self.speeds.append(self.images_per_second or 0.0)
         name = self.monitored
         merit = (row[f"{name}_accuracy"], -row[f"{name}_loss"])
         best = self.best
@@ -248,9 +256,8 @@ class Records(keras.callbacks.Callback):
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
         writer.writerow(head)
-        images = self.images * self.position.steps_per_epoch
-        for row, seconds in zip(self.rows, self.seconds, strict=True):
-            writer.writerow([*row.values(), round(seconds, 2), round(images / seconds, 1)])
+        for row, seconds, speed in zip(self.rows, self.seconds, self.speeds, strict=True):
+            writer.writerow([*row.values(), round(seconds, 2), round(speed, 1)])
         write_atomically(self.folder / "metrics.csv", lambda p: p.write_text(text.getvalue()))
 
     def _write_events(self, row: dict[str, float]) -> None:
@@ -268,6 +275,16 @@ class Records(keras.callbacks.Callback):
             self._writer.flush()
         except tf.errors.OpError as error:
             raise OSError(f"{self.folder / 'tensorboard'}: {error.message}") from error
+
+    def clock(self) -> dict:
+        """How long it took: beside the state, since no two runs agree in it."""
+        return {"seconds": self.seconds, "speeds": self.speeds}
+
+    def set_clock(self, clock: dict) -> None:
+        self.seconds = list(clock["seconds"])
+        images = self.images * self.position.steps_per_epoch
+        # Snapshots of earlier versions have the seconds alone.
+        self.speeds = list(clock.get("speeds", [images / took for took in self.seconds]))
 
     def get_state(self) -> dict:
         return {"rows": self.rows, "best": self.best}
@@ -321,7 +338,7 @@ class Keep(keras.callbacks.Callback):
         for callback in self.callbacks:
             callback.set_state(snapshot.state["callbacks"][type(callback).__name__])
             if isinstance(callback, Records):
-                callback.seconds = list(snapshot.clock["seconds"])
+                callback.set_clock(snapshot.clock)
         variables = self.variables()
         averaged = [any(n.startswith("average/") for n in x) for x in (variables, snapshot.arrays)]
         if averaged[0] != averaged[1]:
@@ -407,7 +424,7 @@ class Keep(keras.callbacks.Callback):
 
     def _clock(self) -> dict:
         records = next((one for one in self.callbacks if isinstance(one, Records)), None)
-        return {"seconds": [] if records is None else records.seconds}
+        return {} if records is None else records.clock()
 
 
 # --- Random states of Python, NumPy and PyTorch, for callbacks of one's own that use them ---

@@ -35,11 +35,12 @@ def demo(parser: ArgumentParser) -> Any:
     parser.add_argument(
         "--epochs", type=int, default=30, help="passes over the 1,437 training images"
     )
+    parser.add_argument("--overwrite", action="store_true", help="replace an earlier demo")
 
-    def run(output: Path, seed: int, epochs: int) -> None:
+    def run(output: Path, **options: Any) -> None:
         from .demo import run
 
-        run(output, seed=seed, epochs=epochs)
+        run(output, **options)
 
     return run
 
@@ -84,7 +85,7 @@ def train(parser: ArgumentParser) -> Any:
             if missing:
                 raise ValueError(f"{' and '.join(missing)} must be given, or --resume RUN")
         from .callbacks import Stopped
-        from .output import results
+        from .output import messages, results
         from .train import check_run
         from .train import train as run_training
 
@@ -98,7 +99,13 @@ def train(parser: ArgumentParser) -> Any:
                 return
         try:
             run_training(
-                data, output, chosen, resume=resume is not None, force=force, console=results()
+                data,
+                output,
+                chosen,
+                resume=resume is not None,
+                force=force,
+                console=messages(),
+                report_to=results(),
             )
         except Stopped:
             print(f"van: stopped; to go on: van train --resume {output}", file=sys.stderr)

@@ -17,11 +17,13 @@ import os
 import pickle
 import signal
 import threading
+import time
 import weakref
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
+from itertools import islice
 from numbers import Integral, Real
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
@@ -38,11 +40,12 @@ from .inputs import expand
 from .preprocessing import Preprocessing
 
 Transform = Callable[[Image.Image, np.random.Generator], np.ndarray]
-Mixing = Callable[[np.ndarray, np.ndarray, int, np.random.Generator], tuple[np.ndarray, np.ndarray]]
+Mixing = Callable[[np.ndarray, np.ndarray, int, np.random.Generator], tuple[np.ndarray, ...]]
 
 _VALIDATION = ("val", "validation", "valid", "test")  # the first that is there
 _ORDER, _AUGMENT, _MIX = range(3)  # keep the streams of random numbers apart
 _ENDLESS = 1 << 62
+_LISTED = 100
 _EXIT_CODES = (
     ' (1: the main script does not start its work under `if __name__ == "__main__"`; '
     "-7: too little shared memory in /dev/shm; -9: too little memory)"
@@ -232,7 +235,9 @@ def _of_digits(split: Split, name: str) -> Pictures:
 class TrainingBatches:
     """Shuffled, augmented and mixed batches, numbered from 0 without end.
 
-    Each epoch takes every picture once, but for the remainder that fills no batch.
+    Each epoch takes every picture once, but for the remainder that fills no batch. Balanced, it
+    has as many pictures, of each class the same number: those of a small one several times, each
+    time augmented otherwise, of a large one another part in each epoch.
 
     With `shard`, several workers share each batch, of which worker i of n holds the rows i,
     i + n, ...: together they hold exactly the pictures of one worker's batch. Each mixes its own
@@ -247,10 +252,12 @@ class TrainingBatches:
         transform: A picture (`images.open_image`) -> (S, S, C), with the random numbers it is
             given (`augment.TrainTransform`).
         mix: What `transform` makes (N, S, S, C), labels (N,), number of classes and random numbers
-            -> the model's input and its targets (N, classes), float32 (`augment.BatchTransform`).
+            -> the model's input, its targets (N, classes) and, if the pictures do not all count
+            the same, their weights (N,), float32 (`augment.BatchTransform`).
         batch_size: Pictures in a batch, those of all shards together.
         parts: Batches of one update, where gradients are accumulated: an epoch has whole updates.
         seed: Of the order and of all random numbers.
+        balanced: Whether each class is shown equally often.
         workers: Threads that decode and augment, in each process; by default they fill the cores.
         processes: Processes that do so instead of this one, for machines with more cores than
             Python threads can use. Each imports the main script again, which must therefore
@@ -273,6 +280,7 @@ class TrainingBatches:
         *,
         parts: int = 1,
         seed: int = 0,
+        balanced: bool = False,
         workers: int | None = None,
         processes: int = 0,
         shard: tuple[int, int] = (0, 1),
@@ -310,6 +318,7 @@ class TrainingBatches:
             self.batch_size,
             len(pictures) // update * parts,
             _whole("seed", seed, 0),
+            np.asarray(pictures.labels, np.int32).tobytes() if balanced else None,
             (int(first), int(count)),
             self.max_corrupt,
             _whole("max_pixels", max_pixels, 1),
@@ -322,6 +331,11 @@ class TrainingBatches:
         """Batches in an epoch; batch number n is of epoch n // steps_per_epoch."""
         return self._samples.steps
 
+    @property
+    def rows(self) -> int:
+        """Pictures of a batch that are this worker's."""
+        return self._samples.rows
+
     def indices(self, number: int) -> np.ndarray:
         """Which pictures batch `number` holds, over all shards: (batch_size,), in its order.
 
@@ -329,7 +343,7 @@ class TrainingBatches:
         """
         epoch, step = divmod(_whole("number", number, 0), self.steps_per_epoch)
         start = step * self.batch_size
-        return self._samples.order(epoch)[start : start + self.batch_size].copy()
+        return self._samples.order(epoch)[0][start : start + self.batch_size].copy()
 
     def corrupt(self, step: int) -> dict[str, int]:
         """Unreadable pictures met in the batches before number `step`: name, times replaced.
@@ -340,14 +354,14 @@ class TrainingBatches:
         times = {name: sum(n < end for n in met) for name, met in self._replaced.items()}
         return {name: count for name, count in times.items() if count}
 
-    def iterate(self, start: int = 0) -> Generator[tuple[np.ndarray, np.ndarray]]:
+    def iterate(self, start: int = 0) -> Generator[tuple[np.ndarray, ...]]:
         """Batches `start`, `start + 1`, ...; the next ones are made meanwhile.
 
         Abandoned or closed, the iterator stops its threads and processes.
 
         Returns:
-            Images (rows, S, S, C) and targets (rows, classes), float32; the rows are
-            batch_size / shards.
+            Images (rows, S, S, C) and targets (rows, classes), float32, and the weights (rows,) if
+            `mix` gives some; the rows are batch_size / shards.
 
         Raises:
             ImageError: More than `max_corrupt` pictures cannot be read; names all of them.
@@ -355,7 +369,7 @@ class TrainingBatches:
         """
         return _closed_at_exit(self._batches(_whole("start", start, 0)))
 
-    def _batches(self, start: int) -> Generator[tuple[np.ndarray, np.ndarray]]:
+    def _batches(self, start: int) -> Generator[tuple[np.ndarray, ...]]:
         with ExitStack() as opened:
             samples = self._stored(opened) if self.processes else self._samples
             made = opened.enter_context(closing(self._made(samples, start)))
@@ -370,7 +384,7 @@ class TrainingBatches:
                         self._unreadable[name] = why
                         self._replaced.setdefault(name, set()).add(sample.number)
                 if batch is None or len(self._unreadable) > self.max_corrupt:
-                    raise _refusal(self._unreadable, self.max_corrupt)
+                    raise refusal(self._unreadable, self.max_corrupt)
                 yield batch
 
     def _stored(self, opened: ExitStack) -> _Stored:
@@ -427,6 +441,7 @@ class _Samples:
     batch_size: int
     steps: int
     seed: int
+    labels: bytes | None  # int32, where the classes are balanced
     shard: tuple[int, int]
     max_corrupt: int
     max_pixels: int
@@ -435,24 +450,28 @@ class _Samples:
     def rows(self) -> int:
         return self.batch_size // self.shard[1]
 
-    def order(self, epoch: int) -> np.ndarray:
-        return _order(self.seed, epoch, len(self.pictures))
+    def order(self, epoch: int) -> tuple[np.ndarray, np.ndarray | None]:
+        if self.labels is None:
+            return _order(self.seed, epoch, len(self.pictures)), None
+        return _balanced_order(self.seed, epoch, self.labels)
 
     def __call__(self, number: int) -> _Sample:
         batch, row = divmod(number, self.rows)
         epoch, step = divmod(batch, self.steps)
         place = step * self.batch_size + self.shard[0] + row * self.shard[1]
-        order, unreadable = self.order(epoch), []
+        (order, times), unreadable = self.order(epoch), []
         # One more than allowed cannot be read: the run is over, whatever comes after.
         for offset in range(min(self.max_corrupt + 1, len(order))):
-            index = int(order[(place + offset) % len(order)])
+            position = (place + offset) % len(order)
+            index = int(order[position])
             try:
                 image = open_image(self.pictures.sources[index], self.max_pixels)
             except (ImageError, OSError) as error:
                 name = self.pictures.called(index)
                 unreadable.append((name, _reason(name, error)))
                 continue
-            rng = _generator(_AUGMENT, self.seed, epoch, index)
+            again = () if times is None or not times[position] else (int(times[position]),)
+            rng = _generator(_AUGMENT, self.seed, epoch, index, *again)
             try:
                 pixels = self.transform(image, rng)
             except Exception as error:
@@ -488,6 +507,24 @@ def _order(seed: int, epoch: int, count: int) -> np.ndarray:
     order = _generator(_ORDER, seed, epoch).permutation(count)
     order.flags.writeable = False
     return order
+
+
+@lru_cache(maxsize=4)
+def _balanced_order(seed: int, epoch: int, labels: bytes) -> tuple[np.ndarray, np.ndarray]:
+    """Picture of each place of the epoch, and how often that one has been before."""
+    rng = _generator(_ORDER, seed, epoch)
+    there = np.frombuffer(labels, np.int32)
+    classes = rng.permutation(np.unique(there))  # the first ones take what does not divide
+    share, rest = divmod(len(there), len(classes))
+    chosen = []
+    for place, label in enumerate(classes):
+        own, count = np.flatnonzero(there == label), share + (place < rest)
+        rounds = -(-count // len(own))
+        drawn = np.concatenate([rng.permutation(own) for _ in range(rounds)])[:count]
+        chosen.append(np.stack([drawn, np.arange(count) // len(own)], axis=1))
+    order = rng.permutation(np.concatenate(chosen))
+    order.flags.writeable = False
+    return order[:, 0], order[:, 1]
 
 
 def _generator(*entropy: int) -> np.random.Generator:
@@ -590,7 +627,7 @@ class EvaluationBatches:
                     name = self.pictures.called(index)
                     unreadable[name] = _reason(name, image)
                     if len(unreadable) > self.max_corrupt:
-                        raise _refusal(unreadable, self.max_corrupt)
+                        raise refusal(unreadable, self.max_corrupt)
                     continue
                 images[len(labels)] = image
                 labels.append(int(self.pictures.labels[index]))
@@ -629,11 +666,65 @@ def _reason(name: str, error: Exception) -> str:
     return str(error).removeprefix(f"{name}: ")
 
 
-def _refusal(unreadable: Mapping[str, str], allowed: int) -> ImageError:
-    listed = "".join(f"\n  {name}: {why}" for name, why in unreadable.items())
+def unreadable(
+    parts: Sequence[Pictures],
+    advance: Callable[[], None] = lambda: None,
+    seconds: float = 120.0,
+    workers: int | None = None,
+    max_pixels: int = MAX_PIXELS,
+) -> tuple[dict[str, str], int]:
+    """Every picture that cannot be read, all in one go.
+
+    Args:
+        parts: Training and validation.
+        advance: Called after each picture.
+        seconds: After which it gives up.
+        workers: Threads that decode; by default one for each core.
+        max_pixels: Largest height x width of a picture.
+
+    Returns:
+        {name: why}, and how many pictures were looked at.
+    """
+
+    def read(source: Any) -> None:
+        open_image(source, max_pixels)
+
+    found: dict[str, str] = {}
+    looked_at, end = 0, time.monotonic() + seconds
+    for part in parts:
+        with closing(decoded(part.sources, read, workers)) as made:
+            for index, (_, error) in enumerate(made):
+                if time.monotonic() > end:
+                    return found, looked_at
+                looked_at += 1
+                advance()
+                if isinstance(error, Exception):
+                    found[part.called(index)] = _reason(part.called(index), error)
+    return found, looked_at
+
+
+def refusal(
+    unreadable: Mapping[str, str], allowed: int, total: int = 0, looked_at: int = 0
+) -> ImageError:
+    """What is said of pictures that cannot be read.
+
+    Args:
+        unreadable: {name: why}; the first hundred are listed.
+        allowed: `max_corrupt`.
+        total: All pictures, where all were to be looked at.
+        looked_at: How many were.
+    """
+    count = len(unreadable)
+    listed = "".join(f"\n  {name}: {why}" for name, why in islice(unreadable.items(), _LISTED))
+    if count > _LISTED:
+        listed += f"\n  and {count - _LISTED:,} more"
+    of = f"{total:,}" if total else "the"
+    if looked_at < total:
+        of = f"the first {looked_at:,} of {total:,}"
     return ImageError(
-        f"{len(unreadable):,} of the pictures cannot be read; `max_corrupt` allows {allowed:,}:"
-        f"{listed}\nRemove or replace them, or raise `max_corrupt`: so many are passed over"
+        f"{count:,} of {of} pictures cannot be read; `max_corrupt` allows {allowed:,}:"
+        f"{listed}\nRemove or replace them, or raise `max_corrupt` to {count}: so many are passed "
+        "over"
     )
 
 

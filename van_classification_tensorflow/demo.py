@@ -13,12 +13,22 @@ import keras
 import numpy as np
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from . import digits, pictures
+from .folders import check_folder, write_folder
+from .images import printable
 from .model import VAN
-from .output import results, to_json
+from .output import messages, results, say, to_json
 from .progress import FitProgress
 
+_FILES = (
+    "predictions.png",
+    "confusion_matrix.png",
+    "training_curves.png",
+    "metrics.json",
+    "model.keras",
+)
 _BATCH = 64
 _PEAK_RATE = 2e-3
 
@@ -64,26 +74,35 @@ class _Batches(keras.utils.PyDataset):
         self._shuffle()
 
 
-def run(output: Path, seed: int = 0, epochs: int = 30, console: Console | None = None) -> dict:
+def run(
+    output: Path,
+    seed: int = 0,
+    epochs: int = 30,
+    overwrite: bool = False,
+    console: Console | None = None,
+    report_to: Console | None = None,
+) -> dict:
     """Trains, evaluates, saves, reloads, classifies; returns what `metrics.json` holds.
 
     Args:
-        output: Folder for the results; made if missing, files of an earlier demo replaced.
+        output: Folder to make for the results.
         seed: Seed of weights, order and augmentation, >= 0.
         epochs: Passes over the 1,437 training images, >= 1.
-        console: Where to report.
+        overwrite: Replace the `output` of an earlier demo.
+        console: Where to show how it goes; by default on the error stream.
+        report_to: Where to report; by default on the standard output.
 
     Raises:
         ValueError: `seed` or `epochs` is out of range.
+        OSError: The output is in the way, or cannot be written.
         ModuleNotFoundError: matplotlib is missing; names the extra that brings it.
     """
     for name, value, least in (("seed", seed, 0), ("epochs", epochs, 1)):
         if value < least:
             raise ValueError(f"`{name}` must be at least {least}. Received: {name}={value}")
     pictures.require_matplotlib()
-    console = console or results()
-    output = Path(output)
-    output.mkdir(parents=True, exist_ok=True)
+    console, output = console or messages(), Path(output)
+    check_folder(output, _FILES, "demo", overwrite)
     started = time.perf_counter()
 
     train, test = digits.load_digits()
@@ -122,19 +141,36 @@ def run(output: Path, seed: int = 0, epochs: int = 30, console: Console | None =
             callbacks=[progress],
         ).history
 
-    saved = output / "model.keras"
-    model.save(saved)
-    # From here on everything is done by what was saved, as a user would.
-    reloaded = keras.saving.load_model(saved)
+    metrics = {
+        "parameters": model.count_params(),
+        "epochs": epochs,
+        "seed": seed,
+        "history": history,
+    }
+
+    def fill(folder: Path) -> None:
+        model.save(folder / "model.keras")
+        metrics.update(_measure(folder, test))
+        pictures.training_curves(history, folder / "training_curves.png")
+        metrics["seconds"] = round(time.perf_counter() - started, 1)
+        text = to_json(metrics, indent=1)
+        (folder / "metrics.json").write_text(text + "\n", encoding="utf-8")
+
+    write_folder(output, _FILES, "demo", overwrite, fill)
+    _report(metrics, output, report_to or results())
+    return metrics
+
+
+def _measure(folder: Path, test: digits.Split) -> dict:
+    """By what was saved, as a user would; draws it as well."""
+    reloaded = keras.saving.load_model(folder / "model.keras")
     probabilities = reloaded.predict(test.images, batch_size=len(test.labels), verbose=0)
     ranking = np.argsort(-probabilities, axis=1, kind="stable")
     hits = ranking == test.labels[:, None]
     matrix: np.ndarray = np.zeros((10, 10), np.int64)
     np.add.at(matrix, (test.labels, ranking[:, 0]), 1)
-
-    pictures.training_curves(history, output / "training_curves.png")
     pictures.confusion_matrix(
-        matrix, digits.CLASSES, output / "confusion_matrix.png", "digits: the bundled test images"
+        matrix, digits.CLASSES, folder / "confusion_matrix.png", "digits: the bundled test images"
     )
     # All mistakes first: what a person wants to see; then right ones in test order.
     shown = np.argsort(hits[:, 0], kind="stable")[:40]
@@ -143,21 +179,13 @@ def run(output: Path, seed: int = 0, epochs: int = 30, console: Console | None =
         [digits.CLASSES[i] for i in test.labels[shown]],
         [digits.CLASSES[i] for i in ranking[shown, 0]],
         probabilities[shown].max(axis=1),
-        output / "predictions.png",
+        folder / "predictions.png",
     )
-    metrics = {
+    return {
         "test_top1": float(hits[:, 0].mean()),
         "test_top5": float(hits[:, :5].any(axis=1).mean()),
         "test_images": len(test.labels),
-        "parameters": model.count_params(),
-        "epochs": epochs,
-        "seed": seed,
-        "seconds": round(time.perf_counter() - started, 1),
-        "history": history,
     }
-    (output / "metrics.json").write_text(to_json(metrics, indent=1) + "\n", encoding="utf-8")
-    _report(metrics, output, console)
-    return metrics
 
 
 def _report(metrics: dict, output: Path, console: Console) -> None:
@@ -178,4 +206,5 @@ def _report(metrics: dict, output: Path, console: Console) -> None:
         ("metrics.json", "the figures above and the whole history"),
         ("model.keras", "the trained model: keras.saving.load_model(...)"),
     ):
-        console.print(f"  {output / name}  [dim]{what}[/dim]", soft_wrap=True, highlight=False)
+        line = Text.assemble(f"  {printable(output / name)}  ", (what, "dim"))
+        say(console, line)

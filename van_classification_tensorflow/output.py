@@ -49,14 +49,14 @@ def messages() -> Console:
     return _Stream(stderr=True)
 
 
-def say(console: Console, text: str) -> None:
+def say(console: Console, text: str | Text, style: str | None = None) -> None:
     """One line as it is, whatever names are in it; a long one is not cut."""
-    console.print(text, markup=False, highlight=False, soft_wrap=True)
+    console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
 
 
 def say_failures(console: Console, what: str, reasons: Sequence[str]) -> None:
     """`what` failed, in red, then the first reasons and how many more there are."""
-    console.print(what, style="red", markup=False, highlight=False, soft_wrap=True)
+    say(console, what, "red")
     for reason in reasons[:_FAILURES]:
         say(console, f"  {reason}")
     if len(reasons) > _FAILURES:

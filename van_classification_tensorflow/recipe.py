@@ -19,6 +19,7 @@ from .digits import PREPROCESSING as DIGITS_PREPROCESSING
 from .preprocessing import Preprocessing
 
 PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
+_BALANCED = ("balanced", lambda v: v == "balanced")
 
 # Of the authors' training commands; B4-B6 from OpenMixup's.
 _DROP_PATH_RATES = {
@@ -55,6 +56,8 @@ _LIMITS: dict[str, tuple[str, Any]] = {
     "weight_decay": _LEAST_0,
     "layer_decay": ("in (0, 1]", lambda v: 0 < v <= 1),
     "clip_norm": _ABOVE,
+    "class_weights": _BALANCED,
+    "sampling": _BALANCED,
     "label_smoothing": _RATE,
     "mixup": _LEAST_0,
     "cutmix": _LEAST_0,
@@ -145,17 +148,23 @@ class Recipe:
             for RGB. none: the pretrained weights' own, or 0.5.
         std: What each channel is then divided by; none likewise.
         epochs: Passes over the pictures before the cool-down, warm-up included.
-        warmup_epochs: Of these, how many the learning rate rises.
+        warmup_epochs: Of these, how many the learning rate rises. At most half of them where a
+            recipe is made shorter.
         cooldown_epochs: Further passes at the lowest learning rate.
         batch_size: Pictures of one update, over all devices.
         accumulation_steps: Parts that such a batch goes through the model in, one after the
             other, to need less memory; batch norm sees a part at a time.
         learning_rate: At the top of the cosine, for this batch size.
         min_learning_rate: At its end.
-        warmup_learning_rate: At the start of the warm-up.
+        warmup_learning_rate: Of the first epoch of the warm-up; none: one step of equal ones up to
+            the top, so that no epoch goes by almost unused.
         weight_decay: Decoupled, on tensors of two dimensions and more.
         layer_decay: Factor of the learning rate from each block to the one before, in (0, 1].
         clip_norm: Largest norm of the whole gradient; None: as it is.
+        class_weights: balanced: a picture counts n / (k * n_c) in the loss, of n pictures of k
+            classes with n_c of its own, so that each class counts the same; none: each picture.
+        sampling: balanced: each class is shown equally often, pictures of small ones several times
+            an epoch; none: each picture once.
         label_smoothing: In [0, 1).
         mixup: Alpha of mixup's Beta distribution; 0: none.
         cutmix: Alpha of CutMix's Beta distribution; 0: none.
@@ -216,10 +225,13 @@ class Recipe:
     accumulation_steps: int = 1
     learning_rate: float = 1e-3
     min_learning_rate: float = 1e-6
-    warmup_learning_rate: float = 1e-6
+    warmup_learning_rate: float | None = 1e-6
     weight_decay: float = 0.05
     layer_decay: float = 1.0
     clip_norm: float | None = None
+    # Classes of different sizes
+    class_weights: str | None = None
+    sampling: str | None = None
     # Augmentation and regularisation
     label_smoothing: float = 0.1
     mixup: float = 0.8
@@ -268,6 +280,11 @@ class Recipe:
             raise ValueError(
                 "`warmup_epochs` are the first of `epochs`: there cannot be more of them. "
                 f"Received: warmup_epochs={self.warmup_epochs}, epochs={self.epochs}"
+            )
+        if self.class_weights and self.sampling:
+            raise ValueError(
+                "`class_weights` and `sampling` both make up for classes of different sizes; leave "
+                "one of them out"
             )
         if (self.mean is None) != (self.std is None):
             raise ValueError(
@@ -337,7 +354,7 @@ class Recipe:
     # --- As text ---
 
     def with_(self, **changes: Any) -> Recipe:
-        """A copy with other values.
+        """A copy with other values; fewer `epochs` get a shorter warm-up, unless it is given.
 
         Raises:
             ValueError: There is no such field, or the value is not allowed.
@@ -346,6 +363,10 @@ class Recipe:
         for name in changes:
             if name not in known:
                 raise ValueError(_unknown(name, known))
+        if "epochs" in changes and "warmup_epochs" not in changes:
+            epochs = _typed("epochs", changes["epochs"], int)
+            if epochs < self.epochs:
+                changes["warmup_epochs"] = min(self.warmup_epochs, max(epochs, 0) // 2)
         return replace(self, **changes)
 
     def to_dict(self) -> dict[str, Any]:
@@ -392,6 +413,7 @@ RECIPES: dict[str, Recipe] = {
         cooldown_epochs=0,
         batch_size=32,
         learning_rate=5e-4,
+        warmup_learning_rate=None,
         layer_decay=0.8,
         clip_norm=1.0,
         **_NO_MIXING,
@@ -430,6 +452,7 @@ RECIPES: dict[str, Recipe] = {
         cooldown_epochs=0,
         batch_size=64,
         learning_rate=2e-3,
+        warmup_learning_rate=None,
         mixup=0.2,
         cutmix=0.0,
         mix_probability=0.5,

@@ -8,9 +8,10 @@ The same in Python, in Keras's own words:
     model.compile(make_optimizer(recipe, model), make_loss(), metrics=["accuracy"])
     batches = make_batches(recipe, model, pictures)
     model.fit(
-        batches.iterate(),
+        make_dataset(batches, model),
         steps_per_epoch=batches.steps_per_epoch,
         epochs=recipe.total_epochs,
+        shuffle=False,  # they are
         callbacks=[LearningRate(make_schedule(recipe))],
     )
 """
@@ -20,10 +21,11 @@ from __future__ import annotations
 import contextlib
 import os
 import platform
+import shutil
 import signal
 import threading
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -32,18 +34,19 @@ import keras
 import numpy as np
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from . import __version__, evaluate, pictures
 from .augment import BatchTransform, TrainTransform
 from .callbacks import Averaging, Keep, Position, Records, TrainingError, Validation, Watch
 from .classifier import Classifier
-from .data import EvaluationBatches, Pictures, TrainingBatches, open_data
+from .data import EvaluationBatches, Pictures, TrainingBatches, open_data, refusal, unreadable
 from .datasets import Dataset, Example, some
-from .images import printable
+from .images import ImageError, open_image, printable
 from .labels import labels_of
 from .model import VAN
 from .optim import AdamW, CosineSchedule, LearningRate, ModelAverage, layer_scales
-from .output import pictures_bar
+from .output import pictures_bar, say
 from .preprocessing import Preprocessing
 from .pretrained import open_pretrained
 from .progress import FitProgress
@@ -132,13 +135,16 @@ def make_optimizer(recipe: Recipe, model: VAN) -> AdamW:
 
 def make_schedule(recipe: Recipe) -> CosineSchedule:
     """Learning rate of each epoch."""
+    first = recipe.warmup_learning_rate
     return CosineSchedule(
         learning_rate=recipe.learning_rate,
         epochs=recipe.epochs,
         warmup_epochs=recipe.warmup_epochs,
         cooldown_epochs=recipe.cooldown_epochs,
         min_learning_rate=recipe.min_learning_rate,
-        warmup_learning_rate=recipe.warmup_learning_rate,
+        warmup_learning_rate=recipe.learning_rate / (recipe.warmup_epochs + 1)
+        if first is None
+        else first,
     )
 
 
@@ -147,10 +153,24 @@ def make_loss() -> keras.losses.Loss:
     return keras.losses.CategoricalCrossentropy(from_logits=True)
 
 
+def class_weights(recipe: Recipe, found: Pictures) -> tuple[float, ...] | None:
+    """How much a picture of each class counts in the loss; None: all the same."""
+    if recipe.class_weights is None:
+        return None
+    counts = np.bincount(found.labels, minlength=len(found.classes))
+    return tuple((len(found) / (len(counts) * counts)).tolist())
+
+
 def make_transforms(
-    recipe: Recipe, preprocessing: Preprocessing
+    recipe: Recipe, preprocessing: Preprocessing, weights: tuple[float, ...] | None = None
 ) -> tuple[TrainTransform, BatchTransform]:
-    """What a training picture, and then a batch of them, goes through."""
+    """What a training picture, and then a batch of them, goes through.
+
+    Args:
+        recipe: Names augmentation and mixing.
+        preprocessing: The model's.
+        weights: Of `class_weights`.
+    """
     return (
         TrainTransform(
             input_size=preprocessing.input_size,
@@ -171,6 +191,7 @@ def make_transforms(
             erasing=recipe.erasing,
             mean=preprocessing.mean,
             std=preprocessing.std,
+            class_weights=weights,
         ),
     )
 
@@ -188,15 +209,50 @@ def make_batches(
     """
     return TrainingBatches(
         found,
-        *make_transforms(recipe, _preprocessing(model)),
+        *make_transforms(recipe, _preprocessing(model), class_weights(recipe, found)),
         recipe.batch_size // recipe.accumulation_steps,
         parts=recipe.accumulation_steps,
         seed=recipe.seed,
+        balanced=recipe.sampling is not None,
         workers=recipe.workers or None,
         processes=recipe.processes,
         shard=shard,
         max_corrupt=recipe.max_corrupt,
     )
+
+
+def make_dataset(
+    batches: TrainingBatches,
+    model: VAN,
+    start: int = 0,
+    failures: list[Exception] | None = None,
+) -> Any:
+    """The batches from number `start` on as a `tf.data.Dataset`, on every backend.
+
+    For `fit`, which takes `class_weight` with it, and may go through it more than once: where it
+    looks at a batch first, as for several devices and on JAX, a generator would lose that one.
+
+    Args:
+        batches: Of `make_batches`.
+        model: The same as there.
+        start: Number of the first batch.
+        failures: Gets what goes wrong with the batches, which TensorFlow wraps in pages of its own.
+    """
+    import tensorflow as tf
+
+    def made() -> Iterator[tuple[np.ndarray, ...]]:
+        try:
+            yield from batches.iterate(start)
+        except Exception as error:
+            if failures is not None:
+                failures.append(error)
+            raise
+
+    side, rows = _preprocessing(model).input_size, batches.rows
+    shapes = [(rows, side, side, model.in_chans), (rows, len(batches.pictures.classes)), (rows,)]
+    parts = 2 if getattr(batches.mix, "class_weights", None) is None else 3
+    signature = tuple(tf.TensorSpec(shape, tf.float32) for shape in shapes[:parts])
+    return tf.data.Dataset.from_generator(made, output_signature=signature).prefetch(1)
 
 
 def _preprocessing(model: VAN) -> Preprocessing:
@@ -218,6 +274,7 @@ def train(
     strategy: Any = None,
     shard: tuple[int, int] = (0, 1),
     console: Console | None = None,
+    report_to: Console | None = None,
 ) -> dict[str, list[float]]:
     """Trains; leaves a folder with the models, the figures and the pictures of the run.
 
@@ -228,11 +285,13 @@ def train(
         data: "digits" or a folder, as in `data.open_data`.
         output: Folder to make; with `resume` the folder of the run.
         recipe: What to do.
-        resume: Go on from the newest snapshot, bit for bit as if the run had not stopped.
+        resume: Go on from the newest snapshot, bit for bit as if the run had not stopped. Of a
+            finished run nothing is changed; it says how to train longer.
         force: Go on although the recipe or the data are not those of the run.
         strategy: Of `tf.distribute`, instead of the recipe's `devices`.
         shard: (which, of how many) workers this one is: its part of each batch.
-        console: Where to report; by default nowhere.
+        console: Where to show how it goes; by default nowhere.
+        report_to: Where the report at the end goes; by default there as well.
 
     Returns:
         A list for each figure, one entry an epoch: `loss`, `val_accuracy`, ...
@@ -266,12 +325,32 @@ def train(
     run = _Run(folder, data, recipe, found, validation, strategy, shard, console)
     folder.mkdir(parents=True, exist_ok=True)
     with RunLock(folder):
-        if resume:
-            run.go_on(force)
-        run.write_config()
-        run.fit()
-        run.report()
+        before = set(os.listdir(folder))
+        try:
+            if resume:
+                run.go_on(force)
+            if not run.is_complete():
+                run.write_config()
+                run.fit()
+                run.report(report_to or console)
+        except BaseException as error:
+            if not resume and run.is_nothing():
+                _remove_all_but(before, folder)
+            if isinstance(error, ImageError):
+                raise run.all_unreadable(error) from None
+            raise
     return run.records.history
+
+
+def _remove_all_but(names: Collection[str], folder: Path) -> None:
+    """What a run that failed at its start has made, so that it can be started again.
+
+    The lock stays, since removing it would let two in; it is hidden and in nobody's way.
+    """
+    for path in folder.iterdir():
+        if path.name not in names:
+            with contextlib.suppress(OSError):
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def _check_places(folder: Path, data: str) -> None:
@@ -440,23 +519,73 @@ class _Run:
             self.console.print("No snapshot yet: the run starts anew.")
             return
         for note in snapshot.notes:
-            self.console.print(f"[yellow]{note}[/yellow]", highlight=False, soft_wrap=True)
+            say(self.console, note, "yellow")
         now = _environment(self.replicas)
         made_with = {k: v for k, v in snapshot.state["environment"].items() if now.get(k) != v}
         if made_with:
-            self.console.print(
-                "[yellow]Not what the snapshot was made with, so it may not go on bit for bit: "
-                + ", ".join(f"{k} {old} -> {now.get(k)}" for k, old in made_with.items())
-                + "[/yellow]",
-                highlight=False,
-                soft_wrap=True,
+            say(
+                self.console,
+                "Not what the snapshot was made with, so it may not go on bit for bit: "
+                + ", ".join(f"{k} {old} -> {now.get(k)}" for k, old in made_with.items()),
+                "yellow",
             )
         self.keep.restore(snapshot)
         if self.records.best and not (self.folder / "best.keras").exists():
             self.console.print("[yellow]best.keras is gone: the best of what follows.[/yellow]")
             self.records.best = {}
         self.snapshot = snapshot
-        self.records.write_csv()
+
+    def is_complete(self) -> bool:
+        """Whether there is nothing to do; says so, and how to train longer.
+
+        A run that was killed while it wrote its report is not complete.
+        """
+        done, steps = self.position.step, self.batches.steps_per_epoch
+        early = self.records.finished
+        if self.snapshot is None or not (early or done >= self.recipe.total_epochs * steps):
+            return False
+        files = ("best.keras", "last.keras", "metrics.csv", "training_curves.png", "evaluation")
+        missing = [name for name in files if not (self.folder / name).exists()]
+        why = (
+            f"stopped after epoch {done // steps}, as the last {self.recipe.early_stopping} were "
+            "no better"
+            if early
+            else f"all {self.recipe.total_epochs} epochs are done"
+        )
+        longer = (
+            f"--early-stopping {2 * (self.recipe.early_stopping or 0)}"
+            if early
+            else f"--epochs {2 * self.recipe.epochs}"
+        )
+        then = (
+            f"Written again: {', '.join(missing)}."
+            if missing
+            else "Nothing was changed. To train longer, for example: van train --resume "
+            f"{printable(self.folder)} {longer} --force"
+        )
+        say(
+            self.console,
+            f"{printable(self.folder)} is finished: {why}. The best is of epoch "
+            f"{self.records.best['epoch']:.0f}. {then}",
+        )
+        return not missing
+
+    def is_nothing(self) -> bool:
+        """Whether there is neither a snapshot nor an epoch that would be lost."""
+        return not self.records.rows and not self.keep.store.steps()
+
+    def all_unreadable(self, error: ImageError) -> ImageError:
+        """The error about the first unreadable pictures, with all the others of the data."""
+        parts = (self.found, self.validation)
+        with pictures_bar(self.console) as bar:
+            total = sum(map(len, parts))
+            task = bar.add_task("Looking for others", total=total, rate="")
+            there, looked_at = unreadable(
+                parts, lambda: bar.advance(task), workers=self.recipe.workers or None
+            )
+        if not there:
+            return error
+        return refusal(there, self.recipe.max_corrupt, total, looked_at)
 
     def write_config(self) -> None:
         import yaml
@@ -476,11 +605,18 @@ class _Run:
     def fit(self) -> None:
         """`model.fit`; after a stop inside an epoch first for the rest of that one."""
         self._introduce()
+        if self.snapshot is not None:
+            self.records.write_csv()
         if not (self.folder / "augmented.png").exists():
             self._draw_samples()
         epochs, steps = self.recipe.total_epochs, self.batches.steps_per_epoch
-        images = self.recipe.batch_size // self.recipe.accumulation_steps
-        progress = FitProgress(self.console, images, epochs, steps, self.position.step)
+        progress = FitProgress(
+            self.console,
+            lambda: self.records.images_per_second,
+            epochs,
+            steps,
+            self.position.step,
+        )
         with _asking(self.keep, self.console), progress:
             epoch, within = divmod(self.position.step, steps)
             if within:
@@ -493,7 +629,7 @@ class _Run:
         failures: list[Exception] = []
         try:
             self.model.fit(
-                self._dataset(self.position.step, failures),
+                make_dataset(self.batches, self.model, self.position.step, failures),
                 steps_per_epoch=steps,
                 initial_epoch=first,
                 epochs=last,
@@ -507,27 +643,6 @@ class _Run:
             if isinstance(error, TrainingError):
                 raise TrainingError(f"{error}. {self._what_is_kept()}") from None
             raise
-
-    def _dataset(self, start: int, failures: list[Exception]) -> Any:
-        """The batches from `start` on, each time they are gone through.
-
-        Not a generator: where `fit` looks at a batch first, as it does for several devices and on
-        JAX, that one would be missing.
-        """
-        import tensorflow as tf
-
-        def batches() -> Iterator[tuple[np.ndarray, np.ndarray]]:
-            # TensorFlow would wrap what goes wrong here in pages of its own.
-            try:
-                yield from self.batches.iterate(start)
-            except Exception as error:
-                failures.append(error)
-                raise
-
-        side, rows = _preprocessing(self.model).input_size, self.batches.batch_size // self.shard[1]
-        shapes = (rows, side, side, self.model.in_chans), (rows, len(self.found.classes))
-        signature = tuple(tf.TensorSpec(shape, tf.float32) for shape in shapes)
-        return tf.data.Dataset.from_generator(batches, output_signature=signature).prefetch(1)
 
     def _what_is_kept(self) -> str:
         steps = self.keep.store.steps()
@@ -562,7 +677,7 @@ class _Run:
         few = min(_SAMPLES // 4, self.recipe.batch_size // self.recipe.accumulation_steps)
         recipe = self.recipe.with_(batch_size=few, accumulation_steps=1)
         batches = make_batches(recipe, self.model, self.found).iterate()
-        drawn = [next(batches) for _ in range(4)]
+        drawn = [next(batches)[:2] for _ in range(4)]
         batches.close()
         images, targets = (np.concatenate(parts) for parts in zip(*drawn, strict=True))
         seen = make_transforms(recipe, _preprocessing(self.model))[1].to_picture(images)
@@ -585,21 +700,32 @@ class _Run:
             ("Starts from", start),
             (
                 "Pictures",
-                f"{len(self.found):,} + {len(self.validation):,} to validate",
+                f"{len(self.found):,} + {len(self.validation):,} to validate, read in "
+                f"{'grey' if model.in_chans == 1 else 'colour'}",
             ),
             ("Classes", f"{len(self.found.classes):,}: {some(self.found.classes)}"),
-            ("Epochs", f"{recipe.total_epochs} of {self.batches.steps_per_epoch:,} batches"),
+            ("Of each class", self._balance()),
+            ("Epochs", self._epochs()),
             ("An update", f"{per_update}, learning rate up to {recipe.learning_rate:g}"),
             ("Evaluation", str(model.preprocessing)),
             ("Devices", f"{self.replicas}, {keras.backend.backend()}, {recipe.precision}"),
-            ("Folder", str(self.folder)),
+            ("Folder", printable(self.folder)),
         ]
         table = Table(show_header=False, title="Training")
         table.add_column(no_wrap=True)
         table.add_column(overflow="fold")
         for name, value in rows:
-            table.add_row(name, value)
+            table.add_row(name, Text(value))
         self.console.print(table)
+        if model.in_chans == 1 and _in_colour(self.found):
+            why = f"it starts from {recipe.pretrained}, which has one channel"
+            if recipe.mean is not None:
+                why = "`mean` has one number; in colour: --mean 0.5 0.5 0.5 --std 0.5 0.5 0.5"
+            say(
+                self.console,
+                f"The pictures are in colour, and the model is shown them in grey, as {why}",
+                "yellow",
+            )
         if self.snapshot is not None:
             self.console.print(
                 f"Going on after step {self.position.step:,} (epoch "
@@ -607,7 +733,24 @@ class _Run:
                 highlight=False,
             )
 
-    def report(self) -> None:
+    def _epochs(self) -> str:
+        recipe = self.recipe
+        parts = {"to warm up": recipe.warmup_epochs, "to cool down": recipe.cooldown_epochs}
+        within = "".join(f", {count} {what}" for what, count in parts.items() if count)
+        return f"{recipe.total_epochs} of {self.batches.steps_per_epoch:,} batches{within}"
+
+    def _balance(self) -> str:
+        recipe, counts = self.recipe, np.bincount(self.found.labels)
+        text = f"{counts.min():,} to {counts.max():,} pictures"
+        if recipe.sampling:
+            return f"{text}, shown equally often"
+        if weights := class_weights(recipe, self.found):
+            return f"{text}, weighing {max(weights):.3g} to {min(weights):.3g}"
+        if counts.max() > 2 * counts.min():
+            return f"{text}; to even that out: --sampling balanced"
+        return text
+
+    def report(self, console: Console) -> None:
         """The best model on the validation pictures, by what was saved, as a user would."""
         classifier = Classifier(self.folder / "best.keras", engine="keras")
         names = (self.validation.called(i) for i in range(len(self.validation)))
@@ -622,19 +765,19 @@ class _Run:
             task = bar.add_task("best.keras", total=len(examples), rate="")
             found = evaluate.measure(classifier, dataset, lambda: bar.advance(task))
         evaluate.write(found, self.folder / "evaluation", overwrite=True)
-        evaluate.report(found, self.console)
-        if unreadable := self.batches.corrupt(self.position.step):
-            self.console.print(
-                f"[yellow]{len(unreadable):,} training pictures could not be read, and were "
-                f"replaced by others: {some(sorted(unreadable))}[/yellow]",
-                soft_wrap=True,
-                highlight=False,
+        evaluate.report(found, console)
+        if corrupt := self.batches.corrupt(self.position.step):
+            say(
+                console,
+                f"{len(corrupt):,} training pictures could not be read, and were replaced by "
+                f"others: {some(sorted(corrupt))}",
+                "yellow",
             )
         for name, what in (
             (
                 "best.keras",
                 f"the best model (epoch {self.records.best['epoch']:.0f}): "
-                f"van predict PICTURES --weights {self.folder / 'best.keras'}",
+                f"van predict PICTURES --weights {printable(self.folder / 'best.keras')}",
             ),
             ("last.keras", "the weights after the last update"),
             ("evaluation", "best.keras on the validation pictures: each class, confusion matrix"),
@@ -643,8 +786,18 @@ class _Run:
             ("metrics.csv", "each epoch; tensorboard/ holds the same"),
             ("config.yaml", "the recipe, to be used again with --recipe"),
         ):
-            line = f"  {self.folder / name}  [dim]{what}[/dim]"
-            self.console.print(line, soft_wrap=True, highlight=False)
+            line = Text.assemble(f"  {printable(self.folder / name)}  ", (what, "dim"))
+            say(console, line)
+
+
+def _in_colour(found: Pictures, looked_at: int = 8) -> bool:
+    """Whether one of a few pictures, spread over all, is."""
+    for index in np.linspace(0, len(found) - 1, looked_at).astype(int):
+        with contextlib.suppress(ImageError, OSError):
+            pixels = np.asarray(open_image(found.sources[index]))
+            if pixels.ndim == 3 and np.ptp(pixels, axis=2).max() > 8:
+                return True
+    return False
 
 
 # --- Devices ---
