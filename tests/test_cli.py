@@ -45,7 +45,7 @@ def test_mistakes_are_one_line_without_traceback(tmp_path):
     for arguments, says in (
         (["demo", "--epochs", "0", "--output", str(tmp_path / "x")], "--epochs must be at least 1"),
         (["demo", "--epochs", "many"], "many"),
-        (["demo", "--output", str(blocked / "inside")], "Not a directory"),
+        (["demo", "--output", str(blocked / "inside")], "is no folder; make it first"),
         (["dem"], "did you mean demo?"),
         (["demo", "--eposch", "1"], "--eposch; did you mean --epochs?"),
         (["convert", "no.pth", str(tmp_path / "x.safetensors")], "No such file"),

@@ -20,7 +20,9 @@ FILES = {
 
 def test_one_epoch_leaves_everything_and_repeats_itself(tmp_path):
     quiet = Console(quiet=True)
-    metrics = [demo.run(tmp_path / name, seed=3, epochs=1, console=quiet) for name in "ab"]
+    metrics = [
+        demo.run(tmp_path / name, seed=3, epochs=1, console=quiet, report_to=quiet) for name in "ab"
+    ]
     assert {path.name for path in (tmp_path / "a").iterdir()} == FILES
     stored = json.loads((tmp_path / "a" / "metrics.json").read_text())
     assert stored == metrics[0]
@@ -44,6 +46,15 @@ def test_one_epoch_leaves_everything_and_repeats_itself(tmp_path):
         np.testing.assert_allclose(array, to_official(model)[name], atol=1e-5, err_msg=name)
     assert metrics[0]["history"]["loss"] == pytest.approx(metrics[1]["history"]["loss"], rel=1e-4)
 
+    # Nothing is replaced unasked.
+    before = (tmp_path / "a" / "metrics.json").read_bytes()
+    with pytest.raises(FileExistsError, match="already there; to replace it: --overwrite"):
+        demo.run(tmp_path / "a", epochs=1, console=quiet)
+    (tmp_path / "a" / "mine.txt").write_text("mine")
+    with pytest.raises(FileExistsError, match=r"holds what no demo wrote \(mine.txt\)"):
+        demo.run(tmp_path / "a", epochs=1, overwrite=True, console=quiet)
+    assert (tmp_path / "a" / "metrics.json").read_bytes() == before
+
 
 @pytest.mark.parametrize("name", ["seed", "epochs"])
 def test_wrong_numbers_are_refused_before_anything_is_written(tmp_path, name):
@@ -54,6 +65,6 @@ def test_wrong_numbers_are_refused_before_anything_is_written(tmp_path, name):
 
 @pytest.mark.slow
 def test_the_whole_demo_learns(tmp_path):
-    metrics = demo.run(tmp_path, console=Console(quiet=True))
+    metrics = demo.run(tmp_path / "out", console=Console(quiet=True))
     assert metrics["test_top1"] >= 0.975
     assert metrics["test_top5"] >= 0.99

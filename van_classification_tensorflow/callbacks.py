@@ -8,6 +8,7 @@ from __future__ import annotations
 import csv
 import io
 import math
+import os
 import random
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -17,6 +18,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from .images import printable
 from .metrics import score
 from .optim import ModelAverage
 from .snapshots import Snapshot, Snapshots, nonfinite, write_atomically
@@ -265,7 +267,9 @@ class Records(keras.callbacks.Callback):
 
         try:
             if self._writer is None:
-                self._writer = tf.summary.create_file_writer(str(self.folder / "tensorboard"))
+                # Bytes: a name need not be text.
+                folder = os.fsencode(self.folder / "tensorboard")
+                self._writer = tf.summary.create_file_writer(folder)
             with self._writer.as_default(step=int(row["epoch"])):
                 for key, value in row.items():
                     group, _, name = key.rpartition("_") if "_" in key else ("train", "", key)
@@ -274,7 +278,7 @@ class Records(keras.callbacks.Callback):
                         tf.summary.scalar(tag, value)
             self._writer.flush()
         except tf.errors.OpError as error:
-            raise OSError(f"{self.folder / 'tensorboard'}: {error.message}") from error
+            raise OSError(f"{printable(self.folder / 'tensorboard')}: {error.message}") from error
 
     def clock(self) -> dict:
         """How long it took: beside the state, since no two runs agree in it."""

@@ -13,22 +13,21 @@ import keras
 import numpy as np
 from rich.console import Console
 from rich.table import Table
-from rich.text import Text
 
 from . import digits, pictures
 from .folders import check_folder, write_folder
 from .images import printable
 from .model import VAN
-from .output import messages, results, say, to_json
+from .output import messages, results, say_files, to_json
 from .progress import FitProgress
 
-_FILES = (
-    "predictions.png",
-    "confusion_matrix.png",
-    "training_curves.png",
-    "metrics.json",
-    "model.keras",
-)
+_FILES = {
+    "predictions.png": "test images under their predicted label, mistakes first",
+    "confusion_matrix.png": "which digit was taken for which",
+    "training_curves.png": "loss and accuracy over the epochs",
+    "metrics.json": "the figures above and the whole history",
+    "model.keras": "the trained model: keras.saving.load_model(...)",
+}
 _BATCH = 64
 _PEAK_RATE = 2e-3
 
@@ -199,12 +198,4 @@ def _report(metrics: dict, output: Path, console: Console) -> None:
         f"{metrics['seconds']:.1f}",
     )
     console.print(table)
-    for name, what in (
-        ("predictions.png", "test images under their predicted label, mistakes first"),
-        ("confusion_matrix.png", "which digit was taken for which"),
-        ("training_curves.png", "loss and accuracy over the epochs"),
-        ("metrics.json", "the figures above and the whole history"),
-        ("model.keras", "the trained model: keras.saving.load_model(...)"),
-    ):
-        line = Text.assemble(f"  {printable(output / name)}  ", (what, "dim"))
-        say(console, line)
+    say_files(console, printable(output), _FILES)

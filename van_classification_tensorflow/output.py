@@ -11,7 +11,7 @@ import json
 import os
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
@@ -52,6 +52,14 @@ def messages() -> Console:
 def say(console: Console, text: str | Text, style: str | None = None) -> None:
     """One line as it is, whatever names are in it; a long one is not cut."""
     console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
+
+
+def say_files(console: Console, folder: str, files: Mapping[str, str]) -> None:
+    """What a folder holds now: {name: what it is}."""
+    say(console, f"In {folder}:")
+    width = max(map(len, files))
+    for name, what in files.items():
+        say(console, Text.assemble(f"  {name:{width}}  ", (what, "dim")))
 
 
 def say_failures(console: Console, what: str, reasons: Sequence[str]) -> None:

@@ -46,7 +46,7 @@ from .images import ImageError, open_image, printable
 from .labels import labels_of
 from .model import VAN
 from .optim import AdamW, CosineSchedule, LearningRate, ModelAverage, layer_scales
-from .output import pictures_bar, say
+from .output import pictures_bar, say, say_files
 from .preprocessing import Preprocessing
 from .pretrained import open_pretrained
 from .progress import FitProgress
@@ -773,21 +773,21 @@ class _Run:
                 f"others: {some(sorted(corrupt))}",
                 "yellow",
             )
-        for name, what in (
-            (
-                "best.keras",
-                f"the best model (epoch {self.records.best['epoch']:.0f}): "
-                f"van predict PICTURES --weights {printable(self.folder / 'best.keras')}",
-            ),
-            ("last.keras", "the weights after the last update"),
-            ("evaluation", "best.keras on the validation pictures: each class, confusion matrix"),
-            ("training_curves.png", "loss and accuracy over the epochs"),
-            ("augmented.png", "what the model was shown"),
-            ("metrics.csv", "each epoch; tensorboard/ holds the same"),
-            ("config.yaml", "the recipe, to be used again with --recipe"),
-        ):
-            line = Text.assemble(f"  {printable(self.folder / name)}  ", (what, "dim"))
-            say(console, line)
+        best = printable(self.folder / "best.keras")
+        say_files(
+            console,
+            printable(self.folder),
+            {
+                "best.keras": f"the best model (epoch {self.records.best['epoch']:.0f})",
+                "last.keras": "the weights after the last update",
+                "evaluation": "best.keras on the validation pictures, class by class",
+                "training_curves.png": "loss and accuracy over the epochs",
+                "augmented.png": "what the model was shown",
+                "metrics.csv": "each epoch; tensorboard/ holds the same",
+                "config.yaml": "the recipe, to be used again with --recipe",
+            },
+        )
+        say(console, f"To use it: van predict PICTURES --weights {best}")
 
 
 def _in_colour(found: Pictures, looked_at: int = 8) -> bool:
