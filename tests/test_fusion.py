@@ -308,3 +308,141 @@ print(abs(fused.predict_on_batch(golden["x"]) - expected).max() / abs(expected).
     assert done.returncode == 0, done.stderr
     # OpenVINO computes in bfloat16 where the processor has it, and Keras cannot ask for more.
     assert float(done.stdout.split()[-1]) <= 0.02
+
+
+# --- At any depth ---
+
+
+@keras.saving.register_keras_serializable(package="tests")
+class Holding(keras.layers.Layer):
+    """A layer of someone's that holds a model, in an attribute, a list and a dictionary."""
+
+    def __init__(self, model, others=(), **kwargs):
+        super().__init__(**kwargs)
+        self.model, self.scale = model, keras.layers.Dense(4)
+        self.others, self.named = list(others), {"first": model}
+
+    def build(self, input_shape):
+        self.factor = self.add_weight(shape=(), initializer="ones", name="factor")
+        self.built = True
+
+    def call(self, x):
+        total = sum((other(x) for other in self.others), self.named["first"](x))
+        return self.scale(total + self.model(x)) * self.factor
+
+    def get_config(self):
+        return {
+            **super().get_config(),
+            "model": keras.saving.serialize_keras_object(self.model),
+            "others": keras.saving.serialize_keras_object(self.others),
+        }
+
+    @classmethod
+    def from_config(cls, config):
+        inner = {k: keras.saving.deserialize_keras_object(config[k]) for k in ("model", "others")}
+        return cls(**{**config, **inner})
+
+
+@keras.saving.register_keras_serializable(package="tests")
+class Subclassed(keras.Model):
+    def __init__(self, backbone, **kwargs):
+        super().__init__(**kwargs)
+        self.backbone, self.top = backbone, keras.layers.Dense(3)
+
+    def call(self, x, training=None):
+        return self.top(self.backbone(x, training=training))
+
+    def get_config(self):
+        return {"backbone": keras.saving.serialize_keras_object(self.backbone)}
+
+    @classmethod
+    def from_config(cls, config):
+        return cls(keras.saving.deserialize_keras_object(config["backbone"]))
+
+
+def _backbone(seed=0, **options):
+    return load_seeded(VAN(**{**MICRO, "include_top": False}, **options), seed)
+
+
+def _holders():
+    def functional(layer, *shape):
+        inputs = keras.Input(shape)
+        return keras.Model(inputs, layer(inputs))
+
+    def subclassed(*of):
+        model = Subclassed(*of)
+        model(np.zeros((1, 64, 96, 3), "float32"))
+        return model
+
+    yield (
+        "wrapper",
+        lambda: functional(keras.layers.TimeDistributed(_backbone()), 2, 64, 96, 3),
+    )
+    yield "layer", lambda: functional(Holding(_backbone()), 64, 96, 3)
+    yield (
+        "several",
+        lambda: functional(Holding(_backbone(), [_backbone(1), _backbone(2)]), 64, 96, 3),
+    )
+    yield "subclass", lambda: subclassed(_backbone())
+    yield "subclass of a functional", lambda: subclassed(functional(_backbone(), 64, 96, 3))
+    yield (
+        "sequential without a shape",
+        lambda: keras.Sequential([_backbone(), keras.layers.Dense(3)]),
+    )
+
+
+@pytest.mark.parametrize("make", [pytest.param(make, id=name) for name, make in _holders()])
+def test_a_van_at_any_depth(images, make):
+    model = make()
+    x = (
+        images
+        if len(getattr(model, "input_shape", (0,))) < 5
+        else np.stack([images, images[::-1]], 1)
+    )
+    expected = _run(model, x)
+    fused = fuse(model)
+    kinds = {type(layer) for layer in fused._flatten_layers()}
+    assert FusedBlock in kinds
+    assert not kinds & {BatchNorm, LayerScale}
+    assert _difference(_run(fused, x), expected) <= ALLOWED
+    np.testing.assert_array_equal(_run(model, x), expected)
+
+
+def test_what_cannot_be_reached_is_named(images):
+    class Closed(keras.layers.Layer):
+        def __init__(self, **kwargs):
+            super().__init__(**kwargs)
+            self.model = VAN(**{**MICRO, "include_top": False})
+
+        def call(self, x):
+            return self.model(x)
+
+        def get_config(self):
+            raise NotImplementedError("no config")
+
+    inputs = keras.Input(images.shape[1:])
+    with pytest.raises(ValueError, match=r"cannot be made again: closed \(Closed\) needs"):
+        fuse(keras.Model(inputs, Closed(name="closed")(inputs)))
+    loose = keras.Model(inputs, BatchNorm(name="loose")(_backbone(pooling=None)(inputs)))
+    with pytest.raises(ValueError, match="batch norm that cannot be reached: loose"):
+        fuse(loose)
+
+
+def test_other_numbers_than_it_folds_are_refused(micro):
+    micro.get_layer("block2_0").norm2.epsilon = 1e-3
+    with pytest.raises(ValueError, match=r"epsilon 1e-5\. Received: block2_0/norm2 has 0\.001"):
+        fuse(micro)
+    with pytest.raises(ValueError, match=r"epsilon 1e-5"):
+        to_official(micro)
+
+
+def test_what_was_set_on_layers_is_kept(micro, images):
+    micro.get_layer("block1_0").trainable = False
+    for layer in micro.get_layer("block1_0")._flatten_layers():
+        layer.dtype_policy = "mixed_bfloat16"
+    micro.get_layer("block1_0").mlp.fc1.kernel_regularizer = "l2"
+    micro.get_layer("norm4").epsilon = 0.1
+    fused = fuse(micro)
+    assert fused.get_layer("block1_0").attn.dtype_policy.name == "mixed_bfloat16"
+    assert fused.get_layer("norm4").epsilon == 0.1
+    assert _difference(_run(fused, images), _run(micro, images)) <= 1e-2

@@ -1,5 +1,6 @@
 """One contract for the model class: what a Keras user does with it works as written."""
 
+import random
 import re
 import subprocess
 import sys
@@ -9,8 +10,9 @@ import numpy as np
 import pytest
 from keras import ops
 
-from van_classification_tensorflow import VAN
+from van_classification_tensorflow import VAN, Preprocessing
 from van_classification_tensorflow.layers import DepthwiseConv, tf
+from van_classification_tensorflow.model import Block
 
 from .parity import MICRO, load_seeded
 
@@ -271,6 +273,161 @@ def test_saving_keeps_frozen_layers(tmp_path, micro):
     assert [w.path for w in again.trainable_weights] == trainable
 
 
+# --- What was set on single layers ---
+
+
+def _saved(model, tmp_path):
+    model.save(tmp_path / "m.keras")
+    return keras.saving.load_model(tmp_path / "m.keras")
+
+
+def _copies(model, tmp_path):
+    """Each way to a second model: saved and loaded, cloned, and as a layer of another."""
+    yield _saved(model, tmp_path)
+    clone = keras.models.clone_model(model)
+    clone.set_weights(model.get_weights())
+    yield clone
+    inputs = keras.Input((64, 64, 3))
+    yield _saved(keras.Model(inputs, model(inputs)), tmp_path)
+
+
+def test_frozen_layers_stay_frozen(tmp_path, micro):
+    micro.get_layer("patch_embed1").trainable = False
+    micro.get_layer("block2_0").trainable = False
+    micro.get_layer("block2_0").mlp.fc1.trainable = True
+    micro.get_layer("block3_0").attn.trainable = False
+    shapes = [w.shape for w in micro.trainable_variables]
+    assert 2 < len(shapes) < len(VAN(**MICRO).trainable_variables) - 4
+    for copy in _copies(micro, tmp_path):
+        assert [w.shape for w in copy.trainable_variables] == shapes
+    block = Block(8, 16, trainable=False)
+    inputs = keras.Input((8, 8, 8))
+    assert not keras.Model(inputs, block(inputs)).trainable_variables
+
+
+def test_a_layer_trained_in_a_frozen_model(tmp_path, micro):
+    micro.trainable = False
+    micro.get_layer("norm1").trainable = True
+    inputs = keras.Input((64, 64, 3))
+    for model in (micro, _saved(micro, tmp_path)):
+        assert not model.trainable
+        assert len(keras.Model(inputs, model(inputs)).trainable_variables) == 2
+
+
+@pytest.mark.parametrize("mode", ["int8", "int4", "float8"])
+def test_quantised_layers_stay_quantised(tmp_path, micro, mode):
+    x = _images(2, 64, 64, 3)
+    before = _numpy(micro(x))
+    micro.quantize(mode, type_check=False)  # also the 1 x 1 convolutions
+    expected = _numpy(micro(x))
+    assert np.abs(expected - before).max() > 1e-4
+    again = _saved(micro, tmp_path)
+    assert again.get_layer("block1_0").mlp.fc1.quantization_mode == mode
+    np.testing.assert_array_equal(_numpy(again(x)), expected)
+
+
+def test_low_rank_adaptation_is_saved(tmp_path, micro):
+    x = _images(1, 64, 64, 3)
+    for layer in (micro.get_layer("block1_0").mlp.fc1, micro.get_layer("head")):
+        layer.enable_lora(2)
+        layer.lora_kernel_b.assign(np.ones(layer.lora_kernel_b.shape))
+    expected, shapes = _numpy(micro(x)), [w.shape for w in micro.trainable_variables]
+    again = _saved(micro, tmp_path)
+    assert [w.shape for w in again.trainable_variables] == shapes
+    np.testing.assert_allclose(_numpy(again(x)), expected, atol=1e-6)
+
+
+def test_regularisers_constraints_and_numbers_are_kept(tmp_path, micro):
+    for layer in micro._flatten_layers():
+        for name in ("kernel_regularizer", "depthwise_regularizer", "gamma_regularizer"):
+            if hasattr(layer, name):
+                setattr(layer, name, keras.regularizers.L2(1e-3))
+        if isinstance(layer, keras.layers.BatchNormalization):
+            layer.momentum = 0.5
+    micro.get_layer("block1_0").attn.proj_1.kernel_constraint = keras.constraints.MaxNorm(2)
+    count = len([w for w in micro.trainable_variables if w.path.endswith(("kernel", "gamma"))])
+    scales = 2 * sum(MICRO["depths"])  # have no regulariser
+    for again in (*_copies(micro, tmp_path), VAN.from_config(micro.get_config())):
+        assert len(again.losses) == count - scales
+    assert again.get_layer("block1_0").attn.proj_1.kernel_constraint.max_value == 2
+    assert again.get_layer("patch_embed1").norm.momentum == 0.5
+
+
+def test_dtype_policies_of_single_layers_are_kept(tmp_path, micro):
+    for layer in micro.get_layer("block3_0")._flatten_layers():
+        layer.dtype_policy = "mixed_bfloat16"
+    x = _images(1, 64, 64, 3)
+    for again in _copies(micro, tmp_path):
+        inner = next(one for one in again._flatten_layers() if one.name == "block3_0")
+        assert inner.mlp.fc1.compute_dtype == "bfloat16"
+        np.testing.assert_array_equal(_numpy(again(x)), _numpy(micro(x)))
+
+
+def test_saving_draws_nothing_and_says_nothing_of_defaults():
+    model = VAN(**MICRO, drop_rate=0.1, drop_path_rate=0.2)
+    state = random.getstate()
+    assert "parts" not in model.get_config()
+    assert "parts" not in model.get_layer("block1_0").get_config()
+    assert random.getstate() == state
+
+
+def test_files_with_numbered_frozen_layers_are_still_read(micro):
+    """As they were written before `parts`."""
+    flat = list(micro._flatten_layers(include_self=False))
+    numbers = [i for i, layer in enumerate(flat) if layer.name in ("patch_embed1", "head")]
+    again = VAN.from_config({**micro.get_config(), "frozen_layers": numbers})
+    frozen = [layer.name for layer in again.layers if not layer.trainable]
+    assert frozen == ["patch_embed1", "head"]
+
+
+# --- Labels and preprocessing ---
+
+
+def test_labels_and_preprocessing_go_with_every_copy(tmp_path, micro):
+    micro.labels, micro.preprocessing = list("abcdefghij"), Preprocessing(64)
+    whole = _saved(micro, tmp_path)
+    assert (whole.labels, whole.preprocessing) == (tuple("abcdefghij"), Preprocessing(64))
+    for again in (whole, *_copies(micro, tmp_path)):
+        first = next(one for one in again._flatten_layers() if one.name == "patch_embed1")
+        assert first.labels == tuple("abcdefghij")
+        assert first.preprocessing == Preprocessing(64)
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [
+        np.array(list("abcdefghij")),
+        (letter for letter in "abcdefghij"),
+        {str(9 - i): "jihgfedcba"[i] for i in range(10)},
+        dict(enumerate("abcdefghij")),
+        dict(enumerate("abcdefghij")).values(),
+    ],
+    ids=["numpy", "generator", "json", "dict", "values"],
+)
+def test_labels_in_any_order_that_is_one(tmp_path, micro, labels):
+    micro.labels = labels
+    assert micro.labels == tuple("abcdefghij")
+    assert _saved(micro, tmp_path).labels == micro.labels
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "says"),
+    [
+        ("labels", list("abc"), "`labels` must name each of 10 classes. Received: 3 names"),
+        ("labels", dict.fromkeys("abcdefghij"), "{0: name, 1: name, ...}.*keys: 'a', 'b'"),
+        ("labels", set("abcdefghij"), "in the order of the classes. Received: .*[sS]et"),
+        ("labels", [*"abcdefghi", None], "must be texts. Received for class 9: NoneType"),
+        ("labels", 10, "Received: int"),
+        ("preprocessing", "imagenet", "`preprocessing` must be a `Preprocessing`"),
+        ("preprocessing", Preprocessing(32, mean=[0], std=[1]), "make in_chans=3 channels"),
+    ],
+)
+def test_wrong_ones_are_refused_when_set(micro, name, value, says):
+    with pytest.raises(ValueError, match=says):
+        setattr(micro, name, value)
+    assert getattr(micro, name) is None
+
+
 def test_numbers_from_numpy_are_numbers(tmp_path):
     model = VAN(
         embed_dims=np.array([8, 16]),
@@ -440,7 +597,7 @@ def test_remat_refuses_what_it_would_get_wrong(micro, monkeypatch):
 _PEAK = """
 import resource, sys
 import keras, numpy as np
-from van_classification_tensorflow import VAN
+from van_classification_tensorflow import VAN, Preprocessing
 
 def used():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -80,6 +80,9 @@ def _application(configuration: str) -> Callable[..., keras.Model]:
             load_checkpoint(model, source, adapt=not isinstance(weights, Mapping))
         if opened is not None:
             opened.describe(model, classes if include_top else None, channels)
+        if input_tensor is not None:  # saved with that layer; what is set on `model` is not
+            first = model.get_layer("patch_embed1")
+            first.labels, first.preprocessing = model.labels, model.preprocessing
         return model
 
     number = configuration.removeprefix("van_").upper()

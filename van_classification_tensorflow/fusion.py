@@ -6,13 +6,14 @@ What is folded into what, and why it is exact, is said in `fold.py`.
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
 import keras
 from keras import ops
 
 from .fold import fold
-from .layers import PointwiseConv, gelu, register
-from .load import variable
+from .layers import BatchNorm, PointwiseConv, gelu, register
+from .load import check_unchanged, variable
 from .model import VAN, Attention, Block, Mlp, OverlapPatchEmbed, _Part
 from .names import Architecture
 
@@ -48,12 +49,14 @@ class FusedBlock(_Part):
         hidden_dim: Channels inside the MLP.
     """
 
+    arguments = ("dim", "hidden_dim")
+
     def __init__(self, dim: int, hidden_dim: int, **kwargs):
         super().__init__(**kwargs)
         self.dim = dim
         self.hidden_dim = hidden_dim
-        self.attn = FusedAttention(dim, name="attn", dtype=self.dtype_policy)
-        self.mlp = Mlp(dim, hidden_dim, name="mlp", dtype=self.dtype_policy)
+        self.attn = self._part(FusedAttention, dim, name="attn")
+        self.mlp = self._part(Mlp, dim, hidden_dim, name="mlp")
 
     def build(self, input_shape):
         self.attn.build(input_shape)
@@ -93,9 +96,6 @@ class FusedBlock(_Part):
         x = x + conv(mlp.fc2, conv(mlp.dwconv, conv(mlp.fc1, x)))
         return ops.transpose(x, (0, 2, 3, 1))
 
-    def get_config(self) -> dict:
-        return {**super().get_config(), "dim": self.dim, "hidden_dim": self.hidden_dim}
-
 
 @register
 class FusedVAN(VAN):
@@ -113,18 +113,19 @@ def fuse(model: keras.Model) -> keras.Model:
     """An inference model with no batch norm and no layer scale, equal to `model`'s inference.
 
     Args:
-        model: A `VAN`, or a model built by Keras's functional API on the layers of one, or with
-            one as a layer, such as a backbone with a head of your own. It is left as it is, and
-            shares no variable with what is returned.
+        model: A `VAN`, or a model that holds one at any depth: built on its layers by Keras's
+            functional API, or with it inside other models, wrappers such as `TimeDistributed`, or
+            layers and subclassed models that Keras can make again from their `get_config`. It is
+            left as it is, and shares no variable with what is returned.
 
     Returns:
         A model with the same inputs, outputs, layer names, labels and preprocessing. Logits agree
         to 1e-5 of the largest (float32). It saves, loads and is exported by Keras as any model, and
-        refuses to be trained. (`van export` and `Classifier` take the model it was made from.)
+        refuses to be trained. (`van export` takes the model it was made from.)
 
     Raises:
         ValueError: `model` holds no VAN that can be fused: another model, one that is fused
-            already, or a quantised one.
+            already, a quantised one, or one where a VAN cannot be reached; names the layer.
     """
     if not isinstance(model, keras.Model):
         raise ValueError(f"`model` must be a Keras model. Received: {type(model).__name__}")
@@ -132,45 +133,133 @@ def fuse(model: keras.Model) -> keras.Model:
         raise ValueError(f"`model` must not be fused already. Received: {model.name!r}")
     if not _has_blocks(model):
         raise ValueError(
-            "`model` must be a VAN, or be made of one by Keras's functional API. "
+            "`model` must be a VAN, or be made of one. "
             f"Received: {type(model).__name__} {model.name!r}"
         )
+    check_unchanged(model)
     for layer in model._flatten_layers():
         if getattr(layer, "quantization_mode", None) is not None:
             raise ValueError(f"`model` must not be quantised. Received: {layer.path} is")
-    if isinstance(model, VAN):
-        config = {**model.get_config(), "drop_rate": 0.0, "drop_path_rate": 0.0}
-        config.pop("frozen_layers", None)
-        fused = FusedVAN.from_config(config)
-    else:
-        fused = keras.models.clone_model(model, clone_function=_fused_layer)
-    for layer, twin in zip(model.layers, fused.layers, strict=True):
-        if isinstance(layer, (Block, OverlapPatchEmbed)):
-            _fold_into(twin, layer)
-        elif isinstance(layer, keras.layers.Layer) and not _has_blocks(layer):
-            twin.set_weights(layer.get_weights())
-            if isinstance(twin, keras.layers.Normalization):
-                twin.finalize_state()  # it computes with what it derives from its weights
+    pairs: list[tuple[keras.layers.Layer, keras.layers.Layer]] = []
+    fused = _twin(model, pairs)
+    if model.built and not fused.built:
+        fused.build_from_config(model.get_build_config())
+    for layer, twin in pairs:
+        _fill(twin, layer)
+    for layer in fused._flatten_layers():
+        if isinstance(layer, BatchNorm):
+            raise ValueError(f"`model` holds a batch norm that cannot be reached: {layer.path}")
+    for name in ("labels", "preprocessing"):  # of `VANB0(input_tensor=...)`
+        if name in vars(model):
+            setattr(fused, name, getattr(model, name))
     return fused
 
 
-def _has_blocks(layer: keras.layers.Layer) -> bool:
-    return isinstance(layer, keras.Model) and any(
-        isinstance(one, Block) for one in layer._flatten_layers(include_self=False)
+def _has_blocks(layer: keras.Operation) -> bool:
+    return isinstance(layer, keras.layers.Layer) and any(
+        isinstance(one, (Block, OverlapPatchEmbed)) for one in layer._flatten_layers()
     )
 
 
-def _fused_layer(layer: keras.layers.Layer) -> keras.layers.Layer:
-    if _has_blocks(layer):
-        return fuse(layer)
-    config = layer.get_config()
+def _twin(layer: keras.layers.Layer, pairs: list) -> keras.layers.Layer:
+    """What takes the place of `layer`.
+
+    `pairs` is given each layer with its twin, to be filled when all are built.
+    """
+    twin: Any
+    if isinstance(layer, VAN):
+        config = {**_for_inference(layer.get_config()), "drop_rate": 0.0, "drop_path_rate": 0.0}
+        twin = FusedVAN.from_config(config)
+        pairs += zip(layer.layers, twin.layers, strict=True)
+        return twin
     if isinstance(layer, Block):
-        for rate in ("drop_rate", "drop_path_rate"):
-            del config[rate]
-        return FusedBlock.from_config(config)
-    if isinstance(layer, OverlapPatchEmbed):
-        config["batch_norm"] = False
-    return layer.__class__.from_config(config)
+        config = _for_inference(layer.get_config())
+        del config["drop_rate"], config["drop_path_rate"]
+        twin = FusedBlock.from_config(config)
+    elif isinstance(layer, OverlapPatchEmbed):
+        config = {**_for_inference(layer.get_config()), "batch_norm": False}
+        twin = OverlapPatchEmbed.from_config(config)
+    elif not _has_blocks(layer):
+        twin = type(layer).from_config(layer.get_config())
+    elif isinstance(layer, (keras.Sequential, keras.Function)):
+        twin = keras.models.clone_model(layer, clone_function=lambda one: _twin(one, pairs))
+        if layer.built and not twin.built:
+            twin.build(layer.input_shape)
+        return twin
+    else:
+        twin = _holder(layer, pairs)
+    pairs.append((layer, twin))
+    return twin
+
+
+def _for_inference(config: dict[str, Any]) -> dict[str, Any]:
+    """`config` without what was set on its parts for training; LoRA is in the kernels."""
+    parts = {
+        name: {
+            key: value
+            for key, value in _for_inference(changes).items()
+            if key != "trainable"
+            and not key.startswith("lora_")
+            and not key.endswith(("_regularizer", "_constraint"))
+        }
+        for name, changes in config.get("parts", {}).items()
+    }
+    return {**config, "parts": parts} if parts else config
+
+
+def _holder(layer: keras.layers.Layer, pairs: list) -> keras.layers.Layer:
+    """A twin of a layer of any class that holds a VAN, with twins of the layers in it."""
+    try:
+        twin = type(layer).from_config(layer.get_config())
+        children = list(zip(layer._layers, list(twin._layers), strict=True))
+    except (NotImplementedError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"`model` has a layer that holds a VAN and cannot be made again: {layer.path} "
+            f"({type(layer).__name__}) needs a `get_config` from which `from_config` makes all its "
+            f"layers. {error}"
+        ) from error
+    for child, made in children:
+        if _has_blocks(child):
+            _replace(twin, made, _twin(child, pairs))
+        else:
+            pairs.append((child, made))
+    return twin
+
+
+def _replace(holder: keras.layers.Layer, old: keras.layers.Layer, new: keras.layers.Layer) -> None:
+    """Puts `new` where `old` is in `holder`: an attribute, or in a list or dictionary."""
+
+    def swapped(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: swapped(one) for key, one in value.items()}
+        if isinstance(value, (list, tuple)):
+            return (tuple if isinstance(value, tuple) else list)(map(swapped, value))
+        return new if value is old else value
+
+    # PyTorch keeps layers among its modules. `_layers` and TensorFlow's `_self_...` follow.
+    attributes = {**vars(holder), **vars(holder).get("_modules", {})}
+    holder._tracker.unlock()
+    for name, value in attributes.items():
+        inside = list(value.values()) if isinstance(value, dict) else value
+        inside = inside if isinstance(inside, (list, tuple)) else [value]
+        kept = name in ("_layers", "_modules") or name.startswith("_self_")
+        if not kept and any(one is old for one in inside):
+            setattr(holder, name, swapped(value))
+    holder._tracker.untrack(old)
+
+
+def _fill(twin: keras.layers.Layer, layer: keras.layers.Layer) -> None:
+    """Gives `twin` what `layer` holds; not what layers in it hold, where they have twins."""
+    if isinstance(layer, (Block, OverlapPatchEmbed)):
+        _fold_into(twin, layer)
+    elif _has_blocks(layer):
+        for name in ("_trainable_variables", "_non_trainable_variables"):
+            for theirs, own in zip(getattr(layer, name), getattr(twin, name), strict=True):
+                own.assign(theirs)
+    elif isinstance(layer, keras.layers.Layer):
+        twin.set_weights(layer.get_weights())
+        if isinstance(twin, keras.layers.Normalization):
+            twin.finalize_state()  # it computes with what it derives from its weights
 
 
 def _fold_into(twin: keras.layers.Layer, layer: Block | OverlapPatchEmbed) -> None:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import csv
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Set
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
+from numbers import Integral
+from typing import Any
 
 DIGITS = tuple("0123456789")
 
@@ -68,31 +70,78 @@ def _read(file: str) -> tuple[ImageNetClass, ...]:
     )
 
 
-def labels_of(labels: str | Sequence[str] | None, num_classes: int) -> tuple[Label, ...]:
+_KEYS = ("imagenet1k", "imagenet22k", "digits")
+
+
+def texts_of(labels: Any) -> tuple[str, ...] | None:
+    """The texts of labels as anyone may give them, in the order of the classes.
+
+    Args:
+        labels: A key of `labels_of`; one text (or whole number) per class, in anything that has an
+            order, such as a list, a NumPy array or a generator; {index: text}; or None.
+
+    Raises:
+        ValueError: They are something else; names what.
+    """
+    if labels is None:
+        return None
+    if isinstance(labels, str):
+        if labels not in _KEYS:
+            raise ValueError(
+                f"`labels` must be {', '.join(_KEYS)} or a list of names. Received: {labels!r}"
+            )
+        if labels == "digits":
+            return DIGITS
+        classes = imagenet_classes() if labels == "imagenet1k" else imagenet22k_classes()
+        return tuple(Label(c.name, c.wnid).text for c in classes)
+    if isinstance(labels, Mapping):
+        labels = _in_order(labels)
+    if isinstance(labels, (bytes, Set)) or not isinstance(labels, Iterable):
+        raise ValueError(
+            "`labels` must be one name per class, in the order of the classes. "
+            f"Received: {type(labels).__name__}"
+        )
+    texts = []
+    for i, one in enumerate(labels):
+        if isinstance(one, Label):
+            one = one.text
+        if not isinstance(one, (str, Integral)) or isinstance(one, bool):
+            raise ValueError(
+                f"`labels` must be texts. Received for class {i}: {type(one).__name__} {one!r:.60}"
+            )
+        texts.append(str(one))
+    return tuple(texts)
+
+
+def _in_order(labels: Mapping[Any, Any]) -> list[Any]:
+    """{index: name} -> names; the indices may be texts, as in JSON."""
+    try:
+        indexed = {int(index): name for index, name in labels.items()}
+    except (TypeError, ValueError):
+        indexed = {}
+    if len(indexed) != len(labels) or sorted(indexed) != list(range(len(labels))):
+        raise ValueError(
+            "`labels` as a dictionary must be {0: name, 1: name, ...}, without a gap. "
+            f"Received the keys: {', '.join(map(repr, list(labels)[:5]))}"
+        )
+    return [indexed[i] for i in range(len(indexed))]
+
+
+def labels_of(labels: Any, num_classes: int) -> tuple[Label, ...]:
     """The labels of a head.
 
     Args:
         labels: A key ("imagenet1k", "imagenet22k", "digits"); one text per class, a name or a
-            wnid and a name ("n02123045 tabby"); or None: "class 0", "class 1", ...
+            wnid and a name ("n02123045 tabby"), as `texts_of` takes them; or None: "class 0", ...
         num_classes: How many there must be.
 
     Raises:
         ValueError: Their number is another one, or the key is unknown.
     """
-    if labels is None:
-        found = tuple(Label(f"class {i}") for i in range(num_classes))
-    elif labels in ("imagenet1k", "imagenet22k"):
-        classes = imagenet_classes() if labels == "imagenet1k" else imagenet22k_classes()
-        found = tuple(Label(c.name, c.wnid) for c in classes)
-    elif labels == "digits":
-        found = tuple(Label(digit) for digit in DIGITS)
-    elif isinstance(labels, str):
-        raise ValueError(
-            "`labels` must be imagenet1k, imagenet22k, digits or a list of names. "
-            f"Received: {labels!r}"
-        )
-    else:
-        found = tuple(Label.of_text(str(text)) for text in labels)
+    texts = texts_of(labels)
+    if texts is None:
+        texts = tuple(f"class {i}" for i in range(num_classes))
+    found = tuple(map(Label.of_text, texts))
     if len(found) != num_classes:
         raise ValueError(
             f"`labels` must name each of {num_classes:,} classes. Received: {len(found):,} names"

@@ -8,6 +8,9 @@ Keras picks, it is used here and nowhere else.
 from __future__ import annotations
 
 import math
+import random
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 import keras
 from keras import ops
@@ -19,6 +22,73 @@ if keras.backend.backend() == "tensorflow":
     import tensorflow as tf
 else:
     tf = None
+
+
+def changed(layer: keras.layers.Layer, changes: Mapping[str, Any] | None) -> keras.layers.Layer:
+    """`layer`, or one of its kind with some entries of its configuration replaced."""
+    if not changes:
+        return layer
+    return type(layer).from_config({**layer.get_config(), **changes})
+
+
+def differences(
+    layers: Iterable[keras.layers.Layer], defaults: Iterable[keras.layers.Layer]
+) -> dict[str, dict[str, Any]]:
+    """{name: what the configuration of a layer says otherwise than that of its default}.
+
+    Args:
+        layers: As they are now.
+        defaults: As their maker makes them, in the same order.
+    """
+    found = {}
+    for layer, default in zip(layers, defaults, strict=True):
+        # A default has no changed parts, which would be looked for.
+        plain = default.plain_config() if isinstance(default, Composite) else default.get_config()
+        # Keras makes [-1] of an axis of -1 once a layer is built.
+        other = {
+            key: value
+            for key, value in layer.get_config().items()
+            if key not in plain or value not in (plain[key], [plain[key]])
+        }
+        if other:
+            found[layer.name] = other
+    return found
+
+
+class Composite(keras.layers.Layer):
+    """A layer made of named sub-layers (its parts), each of which keeps what was set on it.
+
+    Keras saves a layer as the arguments of its constructor, which say nothing of the parts. What
+    was set on a part (frozen, another dtype policy, quantised, LoRA, a regulariser) is saved as
+    well, where it differs from what the constructor makes.
+
+    Args:
+        parts: {name of a part: {entry of its configuration: value}}, as `get_config` gives it.
+    """
+
+    arguments: tuple[str, ...] = ()  # of the constructor, and attributes
+
+    def __init__(self, parts: Mapping[str, Mapping[str, Any]] | None = None, **kwargs):
+        super().__init__(**kwargs)
+        self._parts = dict(parts or {})
+
+    def _part(self, kind: Any, *args, **kwargs) -> Any:
+        """A sub-layer, with the dtype policy of this layer and frozen with it."""
+        layer = kind(*args, dtype=self.dtype_policy, trainable=self.trainable, **kwargs)
+        return changed(layer, self._parts.get(layer.name))
+
+    def plain_config(self) -> dict:
+        """The configuration without what was set on the parts."""
+        return {**super().get_config(), **{name: getattr(self, name) for name in self.arguments}}
+
+    def get_config(self) -> dict:
+        config = self.plain_config()
+        drawn = random.getstate()  # initialisers draw a seed when they are made
+        default = type(self).from_config(config)
+        random.setstate(drawn)
+        both = (layer._flatten_layers(False, False) for layer in (self, default))
+        parts = differences(*both)
+        return {**config, "parts": parts} if parts else config
 
 
 # A compiled kernel costs about 0.2 ms to launch on a CPU; below this many elements TensorFlow's
@@ -143,9 +213,15 @@ class BatchNorm(keras.layers.BatchNormalization):
         name: str | None = None,
         dtype=None,
         trainable: bool = True,
+        **kwargs,
     ):
         super().__init__(
-            epsilon=epsilon, momentum=momentum, name=name, dtype=dtype, trainable=trainable
+            epsilon=epsilon,
+            momentum=momentum,
+            name=name,
+            dtype=dtype,
+            trainable=trainable,
+            **kwargs,
         )
 
     def call(self, inputs, training=None):
@@ -191,8 +267,10 @@ class BatchNorm(keras.layers.BatchNormalization):
         return ops.cast(outputs, self.compute_dtype), mean, variance
 
     def get_config(self) -> dict:
-        own = {"epsilon": self.epsilon, "momentum": self.momentum}
-        return {**keras.layers.Layer.get_config(self), **own}
+        config = super().get_config()
+        for fixed in ("axis", "center", "scale", "synchronized"):
+            del config[fixed]
+        return config
 
 
 @register
@@ -241,6 +319,7 @@ class DepthwiseConv(keras.layers.DepthwiseConv2D):
         name: str | None = None,
         dtype=None,
         trainable: bool = True,
+        **kwargs,
     ):
         if kernel_size % 2 == 0:
             raise ValueError(f"`kernel_size` must be odd. Received: kernel_size={kernel_size}")
@@ -254,6 +333,7 @@ class DepthwiseConv(keras.layers.DepthwiseConv2D):
             name=name,
             dtype=dtype,
             trainable=trainable,
+            **kwargs,
         )
         self.dilation = dilation
         self.gelu = gelu
@@ -296,13 +376,15 @@ class DepthwiseConv(keras.layers.DepthwiseConv2D):
         return slice(half - reach, half + reach + 1)
 
     def get_config(self) -> dict:
-        config = keras.layers.Layer.get_config(self)
+        inherited = super().get_config()
+        kept = [key for key in inherited if key.endswith(("_regularizer", "_constraint"))]
         own = {
             "kernel_size": self.kernel_size[0],
             "dilation": self.dilation,
             "gelu": self.gelu,
         }
-        return {**config, **own}
+        config = keras.layers.Layer.get_config(self)
+        return {**config, **{key: inherited[key] for key in kept}, **own}
 
 
 @register

@@ -15,6 +15,7 @@ import keras
 import numpy as np
 
 from .checkpoint import read_checkpoint
+from .layers import BatchNorm
 from .names import Architecture, TensorSpec, check, translate
 
 _LEAVES = {
@@ -58,6 +59,16 @@ def _layers(model: keras.Model) -> dict[str, Any]:
     return by_name
 
 
+def check_unchanged(model: keras.Model) -> None:
+    """Raises `ValueError` where a norm has another epsilon than the authors' tensors are for."""
+    for layer in model._flatten_layers():
+        if isinstance(layer, BatchNorm) and layer.epsilon != 1e-5:
+            raise ValueError(
+                f"`model` must have batch norms with epsilon 1e-5. Received: {layer.path} has "
+                f"{layer.epsilon}"
+            )
+
+
 def official_variables(model: keras.Model) -> dict[str, Any]:
     """The Keras variable behind every official tensor name, in the authors' order."""
     if _layers(model)["patch_embed1"].norm is None:
@@ -65,6 +76,7 @@ def official_variables(model: keras.Model) -> dict[str, Any]:
             f"`model` must not be fused, as the tensors have other values then: {model.name!r}. "
             "Take the model it was made from"
         )
+    check_unchanged(model)
     by_name = _layers(model)
     return {name: variable(by_name, name) for name in architecture(model).tensors()}
 

@@ -8,7 +8,8 @@ published checkpoint is `model.get_layer("block1_0").attn.proj_1.kernel` here.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+import random
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from numbers import Integral, Real
 from typing import Any
 
@@ -24,14 +25,17 @@ from .config import (
     resolve,
     stage_kernel_stride,
 )
-from .labels import labels_of
+from .labels import labels_of, texts_of
 from .layers import (
     BatchNorm,
+    Composite,
     DepthwiseConv,
     DropPath,
     FanOutNormal,
     LayerScale,
     PointwiseConv,
+    changed,
+    differences,
     gelu,
     register,
 )
@@ -40,7 +44,7 @@ from .preprocessing import Preprocessing
 from .pretrained import Pretrained, open_pretrained
 
 
-class _Part(layers.Layer):
+class _Part(Composite):
     """A layer made of named sub-layers that keeps the shape (B, H, W, C) of its input."""
 
     def compute_output_shape(self, input_shape):
@@ -55,14 +59,14 @@ class LKA(_Part):
     decomposed into a 5 x 5 depthwise, a 7 x 7 depthwise dilated by 3, and a 1 x 1 convolution.
     """
 
+    arguments = ("dim",)
+
     def __init__(self, dim: int, **kwargs):
         super().__init__(**kwargs)
         self.dim = dim
-        self.conv0 = DepthwiseConv(5, name="conv0", dtype=self.dtype_policy)
-        self.conv_spatial = DepthwiseConv(
-            7, dilation=3, name="conv_spatial", dtype=self.dtype_policy
-        )
-        self.conv1 = PointwiseConv(dim, name="conv1", dtype=self.dtype_policy)
+        self.conv0 = self._part(DepthwiseConv, 5, name="conv0")
+        self.conv_spatial = self._part(DepthwiseConv, 7, dilation=3, name="conv_spatial")
+        self.conv1 = self._part(PointwiseConv, dim, name="conv1")
 
     def build(self, input_shape):
         for layer in (self.conv0, self.conv_spatial, self.conv1):
@@ -73,20 +77,19 @@ class LKA(_Part):
         attention = self.conv1(self.conv_spatial(self.conv0(x)), training=training)  # (B, H, W, C)
         return attention * x
 
-    def get_config(self) -> dict:
-        return {**super().get_config(), "dim": self.dim}
-
 
 @register
 class Attention(_Part):
     """proj_2(LKA(GELU(proj_1(x)))) + x (paper, Figure 2d)."""
 
+    arguments = ("dim",)
+
     def __init__(self, dim: int, **kwargs):
         super().__init__(**kwargs)
         self.dim = dim
-        self.proj_1 = PointwiseConv(dim, gelu, name="proj_1", dtype=self.dtype_policy)
-        self.spatial_gating_unit = LKA(dim, name="spatial_gating_unit", dtype=self.dtype_policy)
-        self.proj_2 = PointwiseConv(dim, name="proj_2", dtype=self.dtype_policy)
+        self.proj_1 = self._part(PointwiseConv, dim, gelu, name="proj_1")
+        self.spatial_gating_unit = self._part(LKA, dim, name="spatial_gating_unit")
+        self.proj_2 = self._part(PointwiseConv, dim, name="proj_2")
 
     def build(self, input_shape):
         for layer in (self.proj_1, self.spatial_gating_unit, self.proj_2):
@@ -97,24 +100,23 @@ class Attention(_Part):
         u = self.spatial_gating_unit(self.proj_1(x, training=training), training=training)
         return self.proj_2(u, training=training) + x
 
-    def get_config(self) -> dict:
-        return {**super().get_config(), "dim": self.dim}
-
 
 @register
 class Mlp(_Part):
     """Convolutional feed-forward: 1 x 1, 3 x 3 depthwise, GELU, 1 x 1 (paper, Figure 2a)."""
+
+    arguments = ("dim", "hidden_dim", "drop_rate")
 
     def __init__(self, dim: int, hidden_dim: int, drop_rate: float = 0.0, **kwargs):
         super().__init__(**kwargs)
         self.dim = dim
         self.hidden_dim = hidden_dim
         self.drop_rate = drop_rate
-        self.fc1 = PointwiseConv(hidden_dim, name="fc1", dtype=self.dtype_policy)
-        self.dwconv = DepthwiseConv(3, gelu=True, name="dwconv", dtype=self.dtype_policy)
-        self.fc2 = PointwiseConv(dim, name="fc2", dtype=self.dtype_policy)
-        self.drop1 = layers.Dropout(drop_rate, name="drop1", dtype=self.dtype_policy)
-        self.drop2 = layers.Dropout(drop_rate, name="drop2", dtype=self.dtype_policy)
+        self.fc1 = self._part(PointwiseConv, hidden_dim, name="fc1")
+        self.dwconv = self._part(DepthwiseConv, 3, gelu=True, name="dwconv")
+        self.fc2 = self._part(PointwiseConv, dim, name="fc2")
+        self.drop1 = self._part(layers.Dropout, drop_rate, name="drop1")
+        self.drop2 = self._part(layers.Dropout, drop_rate, name="drop2")
 
     def build(self, input_shape):
         hidden_shape = (*input_shape[:-1], self.hidden_dim)
@@ -129,14 +131,6 @@ class Mlp(_Part):
         x = self.dwconv(self.fc1(x))  # (B, H, W, hidden)
         x = self.drop1(x, training=training)
         return self.drop2(self.fc2(x), training=training)  # (B, H, W, C)
-
-    def get_config(self) -> dict:
-        own = {
-            "dim": self.dim,
-            "hidden_dim": self.hidden_dim,
-            "drop_rate": self.drop_rate,
-        }
-        return {**super().get_config(), **own}
 
 
 @register
@@ -153,6 +147,7 @@ class Block(_Part):
         drop_path_rate: Probability in [0, 1) of dropping either branch for a sample.
     """
 
+    arguments = ("dim", "hidden_dim", "drop_rate", "drop_path_rate")
     remat = False  # see `VAN.remat`
 
     def __init__(
@@ -168,14 +163,13 @@ class Block(_Part):
         self.hidden_dim = hidden_dim
         self.drop_rate = drop_rate
         self.drop_path_rate = drop_path_rate
-        dtype = self.dtype_policy
-        self.norm1 = BatchNorm(name="norm1", dtype=dtype)
-        self.attn = Attention(dim, name="attn", dtype=dtype)
-        self.layer_scale_1 = LayerScale(name="layer_scale_1", dtype=dtype)
-        self.norm2 = BatchNorm(name="norm2", dtype=dtype)
-        self.mlp = Mlp(dim, hidden_dim, drop_rate, name="mlp", dtype=dtype)
-        self.layer_scale_2 = LayerScale(name="layer_scale_2", dtype=dtype)
-        self.drop_path = DropPath(drop_path_rate, name="drop_path", dtype=dtype)
+        self.norm1 = self._part(BatchNorm, name="norm1")
+        self.attn = self._part(Attention, dim, name="attn")
+        self.layer_scale_1 = self._part(LayerScale, name="layer_scale_1")
+        self.norm2 = self._part(BatchNorm, name="norm2")
+        self.mlp = self._part(Mlp, dim, hidden_dim, drop_rate, name="mlp")
+        self.layer_scale_2 = self._part(LayerScale, name="layer_scale_2")
+        self.drop_path = self._part(DropPath, drop_path_rate, name="drop_path")
 
     def build(self, input_shape):
         for layer in (self.norm1, self.attn, self.layer_scale_1, self.drop_path):
@@ -200,18 +194,9 @@ class Block(_Part):
         x = x + self.drop_path(attention(self.norm1(x, training=training)), training=training)
         return x + self.drop_path(mlp(self.norm2(x, training=training)), training=training)
 
-    def get_config(self) -> dict:
-        own = {
-            "dim": self.dim,
-            "hidden_dim": self.hidden_dim,
-            "drop_rate": self.drop_rate,
-            "drop_path_rate": self.drop_path_rate,
-        }
-        return {**super().get_config(), **own}
-
 
 @register
-class OverlapPatchEmbed(layers.Layer):
+class OverlapPatchEmbed(Composite):
     """Overlapping patch embedding: strided convolution, then batch norm (paper, Section 3.2).
 
     (B, H, W, C_in) -> (B, ceil(H / stride), ceil(W / stride), dim). Zeros are added on each
@@ -222,29 +207,43 @@ class OverlapPatchEmbed(layers.Layer):
         kernel_size: Side of the kernel.
         stride: Distance between its positions.
         batch_norm: False where it is folded into the convolution (`fuse`).
+        labels: Of the first one of a `VAN`, the model's. Here they are saved with every model
+            that is made around it, and copied with it.
+        preprocessing: The same: how pictures become the model's input, or its `to_dict`.
     """
 
+    arguments = ("dim", "kernel_size", "stride", "batch_norm")
+
     def __init__(
-        self, dim: int, kernel_size: int = 7, stride: int = 4, batch_norm: bool = True, **kwargs
+        self,
+        dim: int,
+        kernel_size: int = 7,
+        stride: int = 4,
+        batch_norm: bool = True,
+        labels: Sequence[str] | None = None,
+        preprocessing: Preprocessing | Mapping[str, Any] | None = None,
+        **kwargs,
     ):
         super().__init__(**kwargs)
         self.dim = dim
         self.kernel_size = kernel_size
         self.stride = stride
-        dtype = self.dtype_policy
-        self.pad = layers.ZeroPadding2D(
-            kernel_size // 2, data_format="channels_last", name="pad", dtype=dtype
+        self.batch_norm = batch_norm
+        self.labels = texts_of(labels)
+        self.preprocessing = Preprocessing.of(preprocessing)
+        self.pad = self._part(
+            layers.ZeroPadding2D, kernel_size // 2, data_format="channels_last", name="pad"
         )
-        self.proj = layers.Conv2D(
+        self.proj = self._part(
+            layers.Conv2D,
             dim,
             kernel_size,
             stride,
             data_format="channels_last",
             kernel_initializer=FanOutNormal(kernel_size * kernel_size * dim),
             name="proj",
-            dtype=dtype,
         )
-        self.norm = BatchNorm(name="norm", dtype=dtype) if batch_norm else None
+        self.norm = self._part(BatchNorm, name="norm") if batch_norm else None
 
     def build(self, input_shape):
         self.pad.build(input_shape)
@@ -265,14 +264,63 @@ class OverlapPatchEmbed(layers.Layer):
         batch, height, width, _ = input_shape
         return batch, strided(height), strided(width), self.dim
 
-    def get_config(self) -> dict:
-        own = {
-            "dim": self.dim,
-            "kernel_size": self.kernel_size,
-            "stride": self.stride,
-            "batch_norm": self.norm is not None,
-        }
-        return {**super().get_config(), **own}
+    def plain_config(self) -> dict:
+        config = super().plain_config()
+        if self.labels is not None:
+            config["labels"] = list(self.labels)
+        if self.preprocessing is not None:
+            config["preprocessing"] = self.preprocessing.to_dict()
+        return config
+
+
+def van_layers(
+    config: VANConfig,
+    num_classes: int,
+    drop_rate: float,
+    drop_path_rate: float,
+    include_top: bool,
+    classifier_activation: Any,
+    channels_first: bool,
+    pooling: str | None,
+    dtype: Any,
+    trainable: bool = True,
+    block: Callable[..., layers.Layer] = Block,
+    patch_embed: Callable[..., layers.Layer] = OverlapPatchEmbed,
+) -> Iterator[layers.Layer]:
+    """The layers of a network, each of which takes what the one before gives.
+
+    Arguments as in `VAN`; `block` and `patch_embed` make the layers, other ones where the model
+    is fused. Table 2 of the paper, read downwards.
+    """
+    # Scores and losses stay in float32 when the model computes in half precision.
+    head_dtype = "float32" if dtype.compute_dtype in ("float16", "bfloat16") else dtype
+    every: dict[str, Any] = {"dtype": dtype, "trainable": trainable}
+
+    if channels_first:
+        yield layers.Permute((2, 3, 1), name="to_channels_last", **every)
+    # Stochastic depth grows linearly over all blocks, from 0 to drop_path_rate.
+    rate_step = drop_path_rate / max(sum(config.depths) - 1, 1)
+    block_index = 0
+    stages = zip(config.embed_dims, config.hidden_dims, config.depths, strict=True)
+    for i, (dim, hidden_dim, depth) in enumerate(stages, start=1):
+        kernel_size, stride = stage_kernel_stride(i)
+        yield patch_embed(dim, kernel_size, stride, name=f"patch_embed{i}", **every)
+        for j in range(depth):
+            rate = rate_step * block_index
+            yield block(dim, hidden_dim, drop_rate, rate, name=f"block{i}_{j}", **every)
+            block_index += 1
+        yield layers.LayerNormalization(epsilon=1e-6, name=f"norm{i}", **every)
+
+    if include_top or pooling == "avg":
+        yield layers.GlobalAveragePooling2D("channels_last", name="pool", **every)  # (B, C)
+    elif pooling == "max":
+        yield layers.GlobalMaxPooling2D("channels_last", name="pool", **every)
+    if include_top:
+        every["dtype"] = head_dtype
+        # timm's trunc_normal_(std=.02) cuts at +-2 absolute: at 100 sigma, never.
+        init = keras.initializers.RandomNormal(stddev=0.02)
+        yield layers.Dense(num_classes, kernel_initializer=init, name="head", **every)
+        yield layers.Activation(keras.activations.get(classifier_activation), name="pred", **every)
 
 
 def van(
@@ -286,49 +334,34 @@ def van(
     channels_first: bool = False,
     pooling: str | None = "avg",
     dtype: Any = None,
-    block: Callable[..., layers.Layer] = Block,
-    patch_embed: Callable[..., layers.Layer] = OverlapPatchEmbed,
+    parts: Mapping[str, Mapping[str, Any]] | None = None,
+    **options,
 ):
     """The functional graph: images -> (outputs, {"P2": stage 1, ..., "P5": stage 4}).
 
-    Arguments as in `VAN`; `block` and `patch_embed` make the layers, other ones where the model
-    is fused. Table 2 of the paper, read downwards.
+    Arguments as in `VAN` and `van_layers`; `parts`: what else is in the layers' configurations.
     """
     _check_rate("drop_rate", drop_rate)
     _check_rate("drop_path_rate", drop_path_rate)
     check_choice("pooling", pooling, POOLINGS)
-    activation = _activation(classifier_activation)
-    dtype = keras.dtype_policies.get(dtype or keras.config.dtype_policy())
-    # Scores and losses stay in float32 when the model computes in half precision.
-    head_dtype = "float32" if dtype.compute_dtype in ("float16", "bfloat16") else dtype
-
+    network = van_layers(
+        config,
+        num_classes,
+        drop_rate,
+        drop_path_rate,
+        include_top,
+        _activation(classifier_activation),
+        channels_first,
+        pooling,
+        keras.dtype_policies.get(dtype or keras.config.dtype_policy()),
+        **options,
+    )
     x = images
-    if channels_first:
-        x = layers.Permute((2, 3, 1), name="to_channels_last", dtype=dtype)(x)
-    # Stochastic depth grows linearly over all blocks, from 0 to drop_path_rate.
-    rate_step = drop_path_rate / max(sum(config.depths) - 1, 1)
-    block_index = 0
-    pyramid_outputs = {}
-    stages = zip(config.embed_dims, config.hidden_dims, config.depths, strict=True)
-    for i, (dim, hidden_dim, depth) in enumerate(stages, start=1):
-        kernel_size, stride = stage_kernel_stride(i)
-        x = patch_embed(dim, kernel_size, stride, name=f"patch_embed{i}", dtype=dtype)(x)
-        for j in range(depth):
-            rate = rate_step * block_index
-            x = block(dim, hidden_dim, drop_rate, rate, name=f"block{i}_{j}", dtype=dtype)(x)
-            block_index += 1
-        x = layers.LayerNormalization(epsilon=1e-6, name=f"norm{i}", dtype=dtype)(x)
-        pyramid_outputs[f"P{i + 1}"] = x  # (B, H / 2^(i+1), W / 2^(i+1), C_i)
-
-    if include_top or pooling == "avg":
-        x = layers.GlobalAveragePooling2D("channels_last", name="pool", dtype=dtype)(x)  # (B, C)
-    elif pooling == "max":
-        x = layers.GlobalMaxPooling2D("channels_last", name="pool", dtype=dtype)(x)
-    if include_top:
-        # timm's trunc_normal_(std=.02) cuts at +-2 absolute: at 100 sigma, never.
-        init = keras.initializers.RandomNormal(stddev=0.02)
-        head = layers.Dense(num_classes, kernel_initializer=init, name="head", dtype=head_dtype)
-        x = layers.Activation(activation, name="pred", dtype=head_dtype)(head(x))
+    pyramid_outputs: dict[str, Any] = {}
+    for layer in network:
+        x = changed(layer, (parts or {}).get(layer.name))(x)
+        if layer.name.startswith("norm"):
+            pyramid_outputs[f"P{len(pyramid_outputs) + 2}"] = x  # (B, H / 2^(i+1), W / .., C_i)
     return x, pyramid_outputs
 
 
@@ -367,6 +400,8 @@ class VAN(keras.Model):
             format. Downloaded once, verified on every load. Another `num_classes` starts with
             a fresh head, another `in_chans` with a fitted first convolution; both are said in
             a warning. Without a configuration and lists, the model takes the weights' sizes.
+        parts: What was set on single layers (frozen, dtype policy, quantised, LoRA, regularisers),
+            as `get_config` gives it: {name of a layer: {entry of its configuration: value}}.
 
     Attributes that are saved with the model and that `Classifier` and `van predict` use: `labels`
     (a name for each class) and `preprocessing` (a `Preprocessing`); pretrained weights set them.
@@ -402,6 +437,7 @@ class VAN(keras.Model):
         dtype: Any = None,
         trainable: bool = True,
         pretrained: bool | str | os.PathLike | Pretrained = False,
+        parts: Mapping[str, Mapping[str, Any]] | None = None,
     ):
         # What can be told at once is told before anything is downloaded.
         if in_chans is not None:
@@ -443,10 +479,13 @@ class VAN(keras.Model):
             channels_first=channels_first,
             pooling=pooling,
             dtype=policy,
+            parts=parts,
+            trainable=trainable,
             block=self._block,
             patch_embed=self._patch_embed,
         )
-        super().__init__(images, outputs, name=name or configuration or "van", trainable=trainable)
+        super().__init__(images, outputs, name=name or configuration or "van")
+        self._trainable = bool(trainable)  # the property would set every layer, against `parts`
 
         # --- Config ---
         self.dtype_policy = policy
@@ -466,12 +505,46 @@ class VAN(keras.Model):
         self.pooling = pooling
         self.pyramid_outputs = pyramid_outputs
 
-        # What `van predict` and others need to know; saved and loaded with the model.
-        self.labels: tuple[str, ...] | None = None
-        self.preprocessing: Preprocessing | None = None
         if source is not None:
             load_checkpoint(self, source.weights.tensors, adapt=True)
             source.describe(self, num_classes if include_top else None, in_chans)
+
+    @property
+    def labels(self) -> tuple[str, ...] | None:
+        """A name for each class, saved with the model and whatever is made around its layers.
+
+        Set them as a list, or {index: name}, or a key such as "imagenet1k". Without a head they
+        are those of the head of one's own.
+
+        Raises:
+            ValueError: When set, if their number is not that of the head's classes.
+        """
+        return self.get_layer("patch_embed1").labels
+
+    @labels.setter
+    def labels(self, labels) -> None:
+        if labels is not None and self.include_top:
+            labels = [label.text for label in labels_of(labels, self.num_classes)]
+        self.get_layer("patch_embed1").labels = texts_of(labels)
+
+    @property
+    def preprocessing(self) -> Preprocessing | None:
+        """How pictures become the model's input; saved as the labels are.
+
+        Raises:
+            ValueError: When set, if it is none or makes other channels than the model takes.
+        """
+        return self.get_layer("patch_embed1").preprocessing
+
+    @preprocessing.setter
+    def preprocessing(self, preprocessing) -> None:
+        preprocessing = Preprocessing.of(preprocessing)
+        if preprocessing is not None and preprocessing.channels != self.in_chans:
+            raise ValueError(
+                f"`preprocessing` must make in_chans={self.in_chans} channels. "
+                f"Received: {preprocessing.channels} channels"
+            )
+        self.get_layer("patch_embed1").preprocessing = preprocessing
 
     @property
     def remat(self) -> bool:
@@ -558,17 +631,15 @@ class VAN(keras.Model):
                 del layer._outbound_nodes[n_out:]
 
     def get_config(self) -> dict:
-        """The constructor's arguments; labels, preprocessing and frozen layers where there are."""
-        parts = self._flatten_layers(include_self=False)
-        frozen = [i for i, layer in enumerate(parts) if not layer.trainable]
+        """The constructor's arguments; labels and preprocessing, and `parts`, where there are."""
         about: dict[str, Any] = {}
         if self.labels is not None:
-            labels_of(self.labels, self.num_classes)  # or the file could not be used
             about["labels"] = list(self.labels)
         if self.preprocessing is not None:
             about["preprocessing"] = self.preprocessing.to_dict()
+        parts = self._changed_parts()
         return {
-            **({"frozen_layers": frozen} if frozen and self.trainable else {}),
+            **({"parts": parts} if parts else {}),
             **about,
             "configuration": self.configuration,
             "in_chans": self.in_chans,
@@ -597,13 +668,38 @@ class VAN(keras.Model):
         frozen = config.pop("frozen_layers", ())
         labels, preprocessing = config.pop("labels", None), config.pop("preprocessing", None)
         model = cls(**config)
-        model.labels = None if labels is None else tuple(labels)
-        if preprocessing is not None:
-            model.preprocessing = Preprocessing.from_dict(preprocessing)
+        model.labels, model.preprocessing = labels, preprocessing
+        # Of files before `parts`.
         for i, layer in enumerate(model._flatten_layers(include_self=False)):
             if i in frozen:
                 layer.trainable = False
         return model
+
+    def _changed_parts(self) -> dict[str, dict[str, Any]]:
+        drawn = random.getstate()  # initialisers draw a seed when they are made
+        defaults = {
+            layer.name: layer
+            for layer in van_layers(
+                VANConfig(self.embed_dims, self.mlp_ratios, self.depths),
+                self.num_classes,
+                self.drop_rate,
+                self.drop_path_rate,
+                self.include_top,
+                self.classifier_activation,
+                self.data_format == "channels_first",
+                self.pooling,
+                self.dtype_policy,
+                self.trainable,
+                self._block,
+                self._patch_embed,
+            )
+        }
+        random.setstate(drawn)
+        parts = differences((self.get_layer(name) for name in defaults), defaults.values())
+        first = parts.get("patch_embed1", {})
+        for said in ("labels", "preprocessing"):  # of the model
+            first.pop(said, None)
+        return {name: changes for name, changes in parts.items() if changes}
 
     def _check_images(self, shape, argument: str = "inputs") -> None:
         if shape is not None and hasattr(self, "in_chans"):  # not yet while Keras builds it

@@ -199,6 +199,22 @@ class Preprocessing:
         return asdict(self) | {"mean": list(self.mean), "std": list(self.std)}
 
     @classmethod
+    def of(cls, record: Any, argument: str = "preprocessing") -> Preprocessing | None:
+        """`record` itself, what its `to_dict` gave, or None.
+
+        Raises:
+            ValueError: It is something else, or a value is out of its range.
+        """
+        if record is None or isinstance(record, cls):
+            return record
+        if isinstance(record, Mapping):
+            return cls.from_dict(record)
+        raise ValueError(
+            f"`{argument}` must be a `Preprocessing`, what its `to_dict` gives, or None. "
+            f"Received: {type(record).__name__} {record!r:.60}"
+        )
+
+    @classmethod
     def from_dict(cls, record: Mapping[str, Any]) -> Preprocessing:
         """The inverse of `to_dict`; what is left out has its default.
 
