@@ -511,12 +511,27 @@ def test_an_output_inside_of_the_data_is_refused(tmp_path):
     ("target", "caption"),
     [
         ([0.95, 0.05], "a"),
-        ([0.5, 0.5], "a 50%\n+ b 50%"),
-        ([0.05 + 0.9 * 0.35, 0.05 + 0.9 * 0.65], "b 65%\n+ a 35%"),
+        ([0.5, 0.5], "a 50% + b 50%"),
+        ([0.05 + 0.9 * 0.35, 0.05 + 0.9 * 0.65], "b 65% + a 35%"),
     ],
 )
 def test_captions(target, caption):
     assert train._caption(np.array(target), 0.1, ("a", "b")) == caption
+    long = train._caption(np.array(target), 0.1, ("a" * 20, "b" * 20))
+    assert all(len(line) < 28 for line in long.split("\n"))
+
+
+def test_no_epoch_of_a_fine_tuning_run_is_lost_to_the_warm_up():
+    for epochs, rates in ((30, (1, 2, 3)), (4, (1, 2)), (2, (1,)), (1, ())):
+        recipe = RECIPES["finetune"].with_(epochs=epochs)
+        schedule = train.make_schedule(recipe)
+        found = [schedule(epoch) for epoch in range(recipe.warmup_epochs)]
+        assert found == pytest.approx([5e-4 * i / (len(rates) + 1) for i in rates])
+        assert schedule(recipe.warmup_epochs) > max(found, default=0) * 0.99
+    # Whatever the rate that is asked for; the authors' start stays theirs.
+    low = train.make_schedule(RECIPES["finetune"].with_(learning_rate=1e-5))
+    assert low(0) < low(1) < low(2) < 1e-5
+    assert train.make_schedule(RECIPES["imagenet"])(0) == 1e-6
 
 
 @pytest.mark.slow

@@ -97,9 +97,11 @@ _Cell = tuple[str, str, int, str]  # group, name, width, text
 def _cells(epoch: str, logs: Mapping[str, Any], speed: float | None) -> list[_Cell]:
     cells = [("", "epoch", 9, epoch)]
     for prefix, group in _GROUPS.items():
-        if (loss := logs.get(f"{prefix}loss")) is not None:
-            cells.append((group, "loss", 9, f"{float(loss):.4f}"))
-        if (accuracy := logs.get(f"{prefix}accuracy")) is not None:
+        loss, accuracy = logs.get(f"{prefix}loss"), logs.get(f"{prefix}accuracy")
+        if loss is not None:
+            alone = 18 if accuracy is None else 9  # the group's name above it needs the room
+            cells.append((group, "loss", alone, f"{float(loss):.4f}"))
+        if accuracy is not None:
             cells.append((group, "top-1", 8, f"{float(accuracy):.2%}"))
     if "learning_rate" in logs:
         cells.append(("", "lr", 9, f"{float(logs['learning_rate']):.1e}"))

@@ -897,4 +897,5 @@ def _caption(target: np.ndarray, smoothing: float, classes: Sequence[str]) -> st
     first, second = np.argsort(-shares, kind="stable")[:2]
     if shares[second] < 0.005:
         return classes[first]
-    return f"{classes[first]} {shares[first]:.0%}\n+ {classes[second]} {shares[second]:.0%}"
+    parts = [f"{classes[i]} {shares[i]:.0%}" for i in (first, second)]
+    return (" + " if sum(map(len, parts)) < 24 else "\n+ ").join(parts)
