@@ -151,7 +151,7 @@ def test_what_a_command_line_means():
 
 
 def test_fewer_epochs_get_a_shorter_warm_up():
-    for epochs, warmup in ((1, 0), (2, 1), (3, 1), (5, 2), (6, 3), (29, 3), (30, 3), (60, 3)):
+    for epochs, warmup in ((1, 0), (2, 1), (3, 1), (4, 1), (8, 2), (11, 2), (12, 3), (60, 3)):
         assert RECIPES["finetune"].with_(epochs=epochs).warmup_epochs == warmup
     assert choose_recipe("finetune", "folder", {"epochs": "2"}).warmup_epochs == 1
     assert RECIPES["imagenet"].with_(epochs=100).warmup_epochs == 5

@@ -522,12 +522,12 @@ def test_captions(target, caption):
 
 
 def test_no_epoch_of_a_fine_tuning_run_is_lost_to_the_warm_up():
-    for epochs, rates in ((30, (1, 2, 3)), (4, (1, 2)), (2, (1,)), (1, ())):
+    for epochs, rates in ((30, (1, 2, 3)), (8, (1, 2)), (2, (1,)), (1, ())):
         recipe = RECIPES["finetune"].with_(epochs=epochs)
         schedule = train.make_schedule(recipe)
         found = [schedule(epoch) for epoch in range(recipe.warmup_epochs)]
         assert found == pytest.approx([5e-4 * i / (len(rates) + 1) for i in rates])
-        assert schedule(recipe.warmup_epochs) > max(found, default=0) * 0.99
+        assert schedule(recipe.warmup_epochs) > max(found, default=0)
     # Whatever the rate that is asked for; the authors' start stays theirs.
     low = train.make_schedule(RECIPES["finetune"].with_(learning_rate=1e-5))
     assert low(0) < low(1) < low(2) < 1e-5

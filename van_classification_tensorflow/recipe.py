@@ -148,8 +148,8 @@ class Recipe:
             for RGB. none: the pretrained weights' own, or 0.5.
         std: What each channel is then divided by; none likewise.
         epochs: Passes over the pictures before the cool-down, warm-up included.
-        warmup_epochs: Of these, how many the learning rate rises. At most half of them where a
-            recipe is made shorter.
+        warmup_epochs: Of these, how many the learning rate rises. Where a recipe is made shorter,
+            at most a quarter of them, or one of two or three.
         cooldown_epochs: Further passes at the lowest learning rate.
         batch_size: Pictures of one update, over all devices.
         accumulation_steps: Parts that such a batch goes through the model in, one after the
@@ -366,7 +366,8 @@ class Recipe:
         if "epochs" in changes and "warmup_epochs" not in changes:
             epochs = _typed("epochs", changes["epochs"], int)
             if epochs < self.epochs:
-                changes["warmup_epochs"] = min(self.warmup_epochs, max(epochs, 0) // 2)
+                most = epochs // 4 if epochs >= 4 else int(epochs > 1)
+                changes["warmup_epochs"] = min(self.warmup_epochs, most)
         return replace(self, **changes)
 
     def to_dict(self) -> dict[str, Any]:
