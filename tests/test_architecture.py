@@ -10,6 +10,7 @@ PACKAGE = Path(van_classification_tensorflow.__file__).parent
 ORDER = [
     "config",
     "labels",
+    "scores",
     "preprocessing",
     "digits",
     "png_file",

@@ -267,7 +267,12 @@ def test_launches_that_disagree_are_refused():
     assert "wild.onnx (onnx), batch 4 at 8 x 16: medians of 13.00, 10.00 ms" in text
     assert "slowest over best 1.30" in text
     assert "--seconds" in text
+    assert "no figures of these: " in text
     assert "steady" not in text
+    assert error.value.steady == (steady,)
+    with pytest.raises(UnsteadyError, match=r"^no figures: ") as error:
+        check_steady([wild], 1.29)
+    assert error.value.steady == ()
 
 
 # --- Who runs at which size ---
@@ -597,6 +602,16 @@ def test_disagreeing_launches_write_nothing(tmp_path, fixed, capsys):
     assert "no figures: wild" in printed.err
     assert not printed.out
     assert not list(tmp_path.iterdir())
+
+
+def test_figures_of_the_others_are_shown_and_written(tmp_path, fixed, capsys):
+    steady = summarise(contender("steady.onnx"), (1, (8, 8)), None, [said(1.0), said(1.2)])
+    fixed["raises"] = UnsteadyError("no figures of these: wild", [steady])
+    assert benchmark_report.run(["a.onnx"], output=tmp_path / "out") == 1
+    printed = capsys.readouterr()
+    assert "no figures of these: wild" in printed.err
+    assert "steady.onnx" in printed.out
+    assert "steady.onnx" in (tmp_path / "out" / "benchmark.csv").read_text()
 
 
 def test_an_output_that_is_in_the_way_is_found_before_the_work(tmp_path, fixed):

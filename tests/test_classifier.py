@@ -196,12 +196,6 @@ def test_a_backbone_gives_features_only(tmp_path, scans):
         backbone(scans[0][0])
 
 
-def test_an_activation_that_gives_no_shares_is_refused(tmp_path):
-    VAN(pretrained="digits", classifier_activation="sigmoid").save(tmp_path / "m.keras")
-    with pytest.raises(ValueError, match="classifier_activation='sigmoid'"):
-        Classifier(tmp_path / "m.keras")
-
-
 def test_the_global_precision_changes_nothing(scans):
     import keras
 

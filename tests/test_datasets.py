@@ -105,7 +105,7 @@ def test_pictures_at_any_depth_and_what_is_no_picture(folders):
         (WNIDS, PETS, "no WordNet ids"),
         (["1", "01"], PETS, "several mean the same class: 01, 1"),
         (["crane"], IMAGENET, "several classes are called so; use WordNet ids"),
-        (["1", "2"], (Label("2"), Label("1"), Label("0")), "with different classes"),
+        (["1", "0"], (Label("2"), Label("1"), Label("3")), "1 could be labels .* or, as 0 must"),
         (["5"], labels_of("imagenet22k", 21_841), "ImageNet-1k's indices would mean others"),
         (["-1"], PETS, "matches no class"),
         (["²"], PETS, "matches no class"),
@@ -119,6 +119,37 @@ def test_names_that_do_not_fit(names, labels, says):
 def test_names_that_are_indices_too():
     digits = tuple(Label(str(i)) for i in range(10))
     assert match_classes(["7", "3"], digits, "x")[0] == {"7": 7, "3": 3}
+
+
+def test_names_that_are_the_labels_of_the_weights_mean_these(folders):
+    """`van train` orders folders as text: 0, 1, 10, 11, 2, ..., which is no order of indices."""
+    names = [str(i) for i in range(12)]
+    labels = tuple(map(Label, sorted(names)))
+    data = folders(dict.fromkeys(names, 1))
+    dataset = open_dataset(data, labels)
+    assert "by class name" in dataset.notes[0]
+    assert found(dataset) == [(label.name, (i,)) for i, label in enumerate(labels)]
+    some_of_them = ["11", "2", "0"]
+    assert match_classes(some_of_them, labels, "x")[0] == {"11": 3, "2": 4, "0": 0}
+
+
+def test_names_are_compared_in_one_form_of_unicode(folders):
+    composed, decomposed = "caf\u00e9", "cafe\u0301"
+    for folder, label in ((composed, decomposed), (decomposed, composed)):
+        both = (Label(label), Label("tea"))
+        assert match_classes(["tea", folder], both, "x")[0] == {folder: 0, "tea": 1}
+    with pytest.raises(ValueError, match="several mean the same class"):
+        match_classes([composed, decomposed], (Label(composed), Label("tea")), "x")
+    # As a label keeps what a terminal would obey.
+    assert match_classes(["a\x1b"], labels_of(["a\x1b", "b"], 2), "x")[0] == {"a\x1b": 0}
+
+
+def test_a_binary_model_that_names_its_positive_class_only():
+    both = (Label("not cat"), Label("cat"))
+    assert match_classes(["cat", "dog"], both, "x")[0] == {"cat": 1, "dog": 0}
+    assert match_classes(["0", "1"], both, "x")[0] == {"0": 0, "1": 1}
+    with pytest.raises(ValueError, match="dog of the x matches no class"):
+        match_classes(["not cat", "dog"], both, "x")
 
 
 def test_pictures_without_a_class_folder(folders):

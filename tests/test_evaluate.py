@@ -165,11 +165,12 @@ class Given:
     """In a classifier's place: the "picture" of an example is its logits, or its error."""
 
     name, notes, crops, flip, engine = "given", "a remark", 1, False, "keras"
+    activation = "softmax"
     runtime = None
     preprocessing = Preprocessing()
 
     def __init__(self, names):
-        self.labels = tuple(Label(name) for name in names)
+        self.labels = self.classes = tuple(Label(name) for name in names)
         self.model = VAN(**MICRO)
 
     def stream(self, sources):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 
@@ -169,7 +170,7 @@ def test_agreement_is_asked_for_in_every_precision(tmp_path, monkeypatch):
         write(module.replace(job, source=source), path)
 
     monkeypatch.setitem(module._WRITERS, "onnx", wrong)
-    with pytest.raises(ExportError, match=r"best class is the same for .* \(asked: 99.00%\)"):
+    with pytest.raises(ExportError, match=r"same for .* of 40 .*`agreement` asks"):
         export("digits", tmp_path / "d.onnx", precision="int8", data="digits")
     assert not list(tmp_path.iterdir())
     made = export("digits", tmp_path / "d.onnx", precision="int8", data="digits", agreement=0)
@@ -181,6 +182,8 @@ def test_int8_without_classes_is_compared_all_the_same(tmp_path, monkeypatch, wh
     model = load_seeded(VAN(**{**MICRO, "num_classes": 1 if what == "one class" else 10}))
     model.preprocessing = Preprocessing(64)
     options = {"precision": "int8", "data": "digits", "features": what == "features"}
+    if what == "one class":  # logits of about 0, so decisions that say little
+        options["agreement"] = 0
     made = export(model, tmp_path / "m.onnx", **options)
     assert 0 < made.difference <= 0.3 * max(made.largest, 1)
     write = module._WRITERS["onnx"]
@@ -401,7 +404,7 @@ def test_wrong_arguments(tmp_path, micro, path, options, error):
 @pytest.mark.parametrize(
     ("options", "error"),
     [
-        ({"classifier_activation": "sigmoid"}, "classifier_activation='sigmoid'"),
+        ({"classifier_activation": "tanh"}, "classifier_activation='tanh'"),
         ({"include_top": False, "pooling": None}, "pool its features"),
         ({"in_chans": 5}, "takes 5 channels and does not say"),
     ],
@@ -442,3 +445,45 @@ def test_command(tmp_path):
     assert done.returncode == 1
     assert done.stderr.strip().splitlines()[-1].startswith("van: error: onnx in float32 does not")
     assert not (tmp_path / "e.onnx").exists()
+
+
+def class_folders(folder, names):
+    """Two pictures in each."""
+    rng = np.random.default_rng(0)
+    for name in names:
+        (folder / name).mkdir(parents=True)
+        for i in range(2):
+            pixels = rng.integers(0, 256, (40, 40, 3), np.uint8)
+            Image.fromarray(pixels).save(folder / name / f"{i}.png")
+    return folder
+
+
+def test_accuracy_is_measured_or_why_not_is_said(tmp_path, micro):
+    """Folders 0 ... 10 of a model whose labels are these, in the order of text."""
+    model = load_seeded(VAN(embed_dims=[8], mlp_ratios=[2], depths=[1], num_classes=11))
+    model.preprocessing = Preprocessing(32)
+    model.labels = tuple(sorted(map(str, range(11))))
+    data = class_folders(tmp_path / "data", model.labels)
+    made = export(model, tmp_path / "m.onnx", data=data)
+    files = [data / name / f"{i}.png" for name in model.labels for i in (0, 1)]
+    inputs = np.stack([model.preprocessing(Image.open(file)) for file in files])
+    right = (model.predict_on_batch(inputs).argmax(1) == np.arange(22) // 2).mean()
+    assert made.accuracy == (right, right)
+    text = "\n".join(made.lines())
+    assert f"compared  22 pictures of {data}: " in text
+    assert f"accuracy  {right:.2%} before, {right:.2%} after" in text
+    unknown = module.replace(made, accuracy=None, no_accuracy="of others")
+    assert "accuracy  not measured: of others" in unknown.lines()
+
+    others = class_folders(tmp_path / "others", ["cat", "dog"])
+    for given, features, why in (
+        (others, False, "cat, dog of the folders of .*`van evaluate` takes one, and the exported"),
+        (others / "cat", False, "2 pictures lie in no class folder"),
+        (others, True, "^features have no classes$"),
+        ("digits", False, "needs weights whose classes are the digits"),
+        (None, False, "^$"),
+    ):
+        sources, classes, why_not = module._listed(given, module._source(micro, features))
+        assert sources
+        assert classes is None
+        assert re.search(why, why_not)

@@ -77,7 +77,7 @@ def test_pixels_are_normalised_inside():
 def test_probabilities(golden):
     logits = golden["eval_logits"].astype(np.float64)
     expected = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
-    model = onnx_model(FOLDED, SIZES, **SIZE, softmax=True)
+    model = onnx_model(FOLDED, SIZES, **SIZE, activation="softmax")
     assert model.graph.output[0].name == "probabilities"
     assert abs(_run(model, golden["x"]) - expected).max() <= 1e-6
 

@@ -381,6 +381,7 @@ RECORD = About(
     "int8",
     "uint8",
     "probabilities",
+    "sigmoid",
     Preprocessing(),
     None,
     Architecture((32, 64), (64, 128), (3, 3), 3, 1000),
@@ -397,6 +398,7 @@ def test_metadata_there_and_back():
         "precision": "int8",
         "input": "uint8",
         "output": "probabilities",
+        "activation": "sigmoid",
         "preprocessing": Preprocessing().to_dict(),
         "labels": None,
         "architecture": {
@@ -412,7 +414,7 @@ def test_metadata_there_and_back():
     for record in (
         RECORD,
         replace(RECORD, labels=("a",) * 1000, preprocessing=None),
-        replace(RECORD, output="features", architecture=backbone),
+        replace(RECORD, output="features", activation=None, architecture=backbone),
     ):
         assert About.from_json(record.to_json()) == record
 
@@ -437,6 +439,7 @@ HOSTILE = {
     "precision": (changed(precision="int4"), "`precision` must be one of"),
     "input": (changed(input=["uint8"]), "`input` must be one of"),
     "output": (changed(output={}), "`output` must be one of"),
+    "activation": (changed(activation="tanh"), "`activation` must be one of softmax, sigmoid"),
     "no name": (changed(name=None), "`name` must be a text"),
     "empty name": (changed(name=""), "`name` must be a text"),
     "long name": (changed(name="x" * 301), "`name` must be a text"),

@@ -30,6 +30,7 @@ def about(side=32, channels=3, classes=10, labels=None, **changes):
         "precision": "float32",
         "input": "float32",
         "output": "logits",
+        "activation": "softmax",
         "preprocessing": Preprocessing(
             side, 1.0, "box", (MEAN,) * channels, (STD,) * channels
         ).to_dict(),

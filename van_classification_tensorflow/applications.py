@@ -103,7 +103,8 @@ def _application(configuration: str) -> Callable[..., keras.Model]:
             both None. Default: any size, 3 channels.
         pooling: Features without the top: None (B, h, w, C), "avg" or "max" (B, C).
         classes: Classes of the head; by default the weights' own, 1000 without weights.
-        classifier_activation: Activation of the scores; None for logits.
+        classifier_activation: Activation of the scores; None for logits. Of a single class
+            "softmax" means "sigmoid".
         name: Name of the model.
 
     Raises:
@@ -193,7 +194,8 @@ def decode_predictions(preds, top: int = 5) -> list[list[tuple[str, str, float]]
     """Scores over ImageNet-1k -> the `top` classes of each image, best first.
 
     Args:
-        preds: (B, 1000) scores, probabilities or logits.
+        preds: (B, 1000) scores: logits, or probabilities by softmax or by sigmoid; they are ranked
+            and given back as they are.
         top: How many classes to name, 1 to 1000.
 
     Returns:

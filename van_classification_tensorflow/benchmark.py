@@ -158,7 +158,15 @@ class Measurement:
 
 
 class UnsteadyError(RuntimeError):
-    """Launches of the same thing differ too much to be reported; says which."""
+    """Launches of the same thing differ too much to be reported; says which.
+
+    Attributes:
+        steady: The measurements of all others, which can be.
+    """
+
+    def __init__(self, message: str, steady: Sequence[Measurement] = ()):
+        super().__init__(message)
+        self.steady = tuple(steady)
 
 
 @dataclass(frozen=True)
@@ -218,7 +226,7 @@ def benchmark(
         console: Where a bar and notes go; None: nowhere.
 
     Raises:
-        UnsteadyError: A ratio is larger than `max_spread`.
+        UnsteadyError: A ratio is larger than `max_spread`; has the figures of the others.
         ValueError: An argument is not allowed, or there is nothing to run.
         OSError: A file cannot be opened, or a launch crashed.
         ModuleNotFoundError: A runtime is not installed.
@@ -497,11 +505,13 @@ def check_steady(found: Sequence[Measurement], max_spread: float) -> None:
         if one.spread > max_spread
     ]
     if unsteady:
+        others = " of these" if len(unsteady) < len(found) else ""
         raise UnsteadyError(
-            f"no figures: launches differ by more than {max_spread:g} times\n"
+            f"no figures{others}: launches differ by more than {max_spread:g} times\n"
             + "\n".join(unsteady)
             + "\nClose other programs, set --threads to no more than the cores that are free, "
-            "measure longer (--seconds), or allow more (--max-spread)"
+            "measure longer (--seconds), or allow more (--max-spread)",
+            [one for one in found if one.spread <= max_spread],
         )
 
 

@@ -32,7 +32,9 @@ def run(
     console: Console | None = None,
     **options: Any,
 ) -> int:
-    """Measures, prints, writes, and returns the exit code: 1 where the launches disagree.
+    """Measures, prints, writes, and returns the exit code: 1 where launches disagree.
+
+    Of a contender whose launches disagree there are no figures; of all others there are.
 
     Args:
         weights: As in `benchmark`.
@@ -49,19 +51,20 @@ def run(
     if output is not None:
         check_folder(output, _FILES, "benchmark", overwrite)
         pictures.require_matplotlib()
-    errors = messages()
+    errors, unsteady = messages(), ""
     try:
         found = benchmark(weights, console=errors, **options)
     except UnsteadyError as error:
-        say(errors, f"van: {error}")
-        return 1
+        found, unsteady = list(error.steady), f"van: {error}"
     console = console or results()
-    report(found, console)
-    if output is not None:
+    if found:
+        report(found, console)
+    if output is not None and found:
         write(found, output, overwrite)
-        text = f"{printable(output)}: {', '.join(_FILES)}"
-        say(console, text)
-    return 0
+        say(console, f"{printable(output)}: {', '.join(_FILES)}")
+    if unsteady:  # last, where it is seen
+        say(errors, unsteady)
+    return 1 if unsteady else 0
 
 
 def report(found: Sequence[Measurement], console: Console) -> None:

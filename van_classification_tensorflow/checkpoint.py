@@ -332,7 +332,18 @@ def _read_keras(archive: StoredZip) -> Checkpoint:
         )
     _check_classes(config["config"])
     weights = _read_hdf5(io.BytesIO(archive.read("model.weights.h5")))
-    return Checkpoint(weights.tensors, "keras", "", weights.ignored, {"config": config["config"]})
+    about = config["config"] if known else _with_activation(config["config"])
+    return Checkpoint(weights.tensors, "keras", "", weights.ignored, {"config": about})
+
+
+def _with_activation(graph: dict) -> dict:
+    """The configuration of a graph, with what a VAN's says of its scores: of its layer `pred`."""
+    layers: Any = graph.get("layers")
+    configs = [one.get("config") for one in layers or () if isinstance(one, dict)]
+    for config in configs:
+        if isinstance(config, dict) and config.get("name") == "pred":
+            return {**graph, "classifier_activation": config.get("activation")}
+    return graph
 
 
 def _check_classes(config: dict) -> None:

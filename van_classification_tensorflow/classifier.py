@@ -22,6 +22,7 @@ from .numpy_model import forward
 from .preprocessing import Preprocessing
 from .pretrained import Pretrained, open_pretrained
 from .runtimes import Runtime, format_of, open_runtime
+from .scores import SOFTMAX, activation_of, classes_of, logits_of, of_classes, probabilities
 
 if TYPE_CHECKING:
     import keras
@@ -42,7 +43,7 @@ class Prediction:
         label: Name of the class.
         wnid: WordNet id, of ImageNet's classes.
         index: Position of the class in the model's output.
-        probability: In [0, 1].
+        probability: In [0, 1]. Of all classes together 1 (softmax), or each by itself (sigmoid).
     """
 
     label: str
@@ -57,9 +58,9 @@ class Result:
 
     Args:
         source: What was given.
-        output: Logits (classes,), or features (C,), float32, averaged over the views; None where
-            there was an error. Of an exported file that gives probabilities: their logarithms,
-            which are logits of the same probabilities.
+        output: Logits (outputs,), or features (C,), float32, averaged over the views; None where
+            there was an error. Of an exported file that gives probabilities: logits of the same
+            probabilities.
         error: Why there is no output.
     """
 
@@ -73,16 +74,21 @@ class Classifier:
 
     `Classifier("van_b0")("cat.jpg")[0].label`
 
+    Weights with `classifier_activation="sigmoid"` have classes that do not exclude each other: each
+    has a probability of its own. A single output is the probability of a positive class, the
+    sigmoid of its logit: with one label that class is named, with two the negative one (label 0)
+    beside it.
+
     Args:
         weights: `"van_b0"` ... for the ImageNet-1k weights, another name of `van weights list`,
             or the path of a weight file of any known format, or of an exported file
             (`van export`): *.onnx, *.xml, *.tflite or a SavedModel's folder. What this package
             writes carries its labels and its preprocessing.
         labels: Names of the classes, or "imagenet1k", "imagenet22k", "digits"; the weights' own
-            by default.
+            by default. Of a single output: of the positive class, or of the negative and it.
         preprocessing: The weights' own by default, for files that name none the one of the
             published ImageNet-1k weights. An exported file of others needs one, and its
-            outputs are taken for logits.
+            outputs are taken for logits: of softmax, a single one of sigmoid.
         test_size: Side of the crop in pixels, where it should not be the preprocessing's.
         crops: 1 for the centre; 5 for the centre and the corners, averaged.
         flip: Average with the mirrored picture.
@@ -96,6 +102,7 @@ class Classifier:
             runtime of its format, whatever the number of pictures.
 
     Attributes:
+        activation: What makes probabilities of its logits: "softmax" or "sigmoid" (`scores`).
         runtime: Of an exported file; None for weights.
 
     Raises:
@@ -136,6 +143,7 @@ class Classifier:
         self.batch_size, self.workers, self.max_pixels = batch_size, workers, max_pixels
         self.engine, self.notes = engine, ""
         self.runtime: Runtime | None = None
+        self.activation = SOFTMAX
         self._numpy_limit = 0  # pictures; of weights only
         if format_of(weights) is None:
             self._open_weights(weights, labels, preprocessing, test_size)
@@ -160,13 +168,8 @@ class Classifier:
         _check_side(self.preprocessing.input_size, sizes)
         self.labels: tuple[Label, ...] = ()
         if sizes.num_classes is not None:
-            self.labels = labels_of(labels or opened.labels, sizes.num_classes)
-            activation = opened.weights.source.about.get("classifier_activation", "softmax")
-            if activation not in ("softmax", "linear", None):
-                raise ValueError(
-                    f"{opened.name} has classifier_activation={activation!r}: its outputs are not "
-                    "the probabilities of one class among others, which `Classifier` gives"
-                )
+            self.labels = labels_of(opened.labels if labels is None else labels, sizes.num_classes)
+            self.activation = activation_of(opened.activation, sizes.num_classes, opened.name)
         side = self.preprocessing.input_size
         gmacs = sizes.macs(side, side) * self.crops * (2 if self.flip else 1) / 1e9
         self._numpy_limit = int(_KERAS_START_SECONDS / (_NUMPY_SECONDS_PER_GMAC * gmacs))
@@ -206,10 +209,12 @@ class Classifier:
         self.batch_size = runtime.batch_size or self.batch_size
         self._width, self.labels = runtime.outputs, ()
         if about is None:  # as of weight files of others
+            self.activation = activation_of(None, runtime.outputs, self.name)
             known = "imagenet1k" if runtime.outputs == 1000 else None
-            self.labels = labels_of(labels or known, runtime.outputs)
-        elif about.output != "features":
-            self.labels = labels_of(labels or about.labels, runtime.outputs)
+            self.labels = labels_of(known if labels is None else labels, runtime.outputs)
+        elif about.activation is not None:
+            self.activation = about.activation
+            self.labels = labels_of(about.labels if labels is None else labels, runtime.outputs)
 
     def _prepare(self, preprocessing: Preprocessing, test_size: int | None, channels: int) -> None:
         if test_size is not None:
@@ -313,15 +318,22 @@ class Classifier:
         yield from self._run(batch, features, by_numpy)
 
     def ranked(self, logits: np.ndarray, top: int = 5) -> list[Prediction]:
-        """The `top` classes of (classes,) logits, best first."""
+        """The `top` classes of (outputs,) logits, best first."""
         self.check_top(top)
-        shifted = np.exp(logits.astype(np.float64) - logits.max())
-        probabilities = shifted / shifted.sum()
-        best = np.argsort(-probabilities, kind="stable")[:top]
+        activation = self.activation
+        if len(self.labels) == 2:  # perhaps of one output
+            logits, activation = of_classes(logits, activation)
+        shares = probabilities(logits, activation)
+        best = np.argsort(-shares, kind="stable")[:top]
         return [
-            Prediction(self.labels[i].name, self.labels[i].wnid, int(i), float(probabilities[i]))
+            Prediction(self.labels[i].name, self.labels[i].wnid, int(i), float(shares[i]))
             for i in best
         ]
+
+    @property
+    def classes(self) -> tuple[Label, ...]:
+        """What a picture may be of: `labels`, of which a single output has two (`scores`)."""
+        return classes_of(self.labels)
 
     def check_top(self, top: int) -> None:
         """Raises `ValueError` where there is no head, or `top` is no number of classes."""
@@ -366,8 +378,7 @@ class Classifier:
     def _by_runtime(self, runtime: Runtime, inputs: np.ndarray) -> np.ndarray:
         found = runtime(inputs)
         if runtime.about is not None and runtime.about.output == "probabilities":
-            # Logits of the same probabilities; what was rounded to 0 is no minus infinity.
-            return np.log(np.maximum(found, np.finfo(np.float32).tiny))
+            return logits_of(found, self.activation)
         return found
 
     def _by_numpy(self, inputs: np.ndarray, features: bool) -> np.ndarray:

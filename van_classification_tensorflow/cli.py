@@ -272,8 +272,8 @@ def benchmark(parser: ArgumentParser) -> Any:
         "--max-spread",
         type=float,
         default=1.25,
-        help="report nothing where the slowest launch takes more than this times the best one "
-        "(default: 1.25)",
+        help="report no figures of a model whose slowest launch takes more than this times its "
+        "best one (default: 1.25)",
     )
     parser.add_argument(
         "--output", type=Path, help="folder to make: a table, every launch in JSON, two pictures"

@@ -19,6 +19,7 @@ from .names import NAMINGS, Architecture, spell
 from .output import to_json
 from .pretrained import of_weights
 from .runtimes import format_of
+from .scores import SIGMOID, activation_of
 from .torch_file import write_torch
 
 _KERAS = (".keras", ".weights.h5")
@@ -103,6 +104,13 @@ def convert(
     weights = replace(weights, tensors=tensors)
 
     metadata = describe(weights)
+    keeps = kind in ("safetensors", "folder") or target.name.endswith(".keras")
+    independent = metadata.get("classifier_activation") == SIGMOID
+    if independent and weights.architecture.num_classes != 1 and not keeps:
+        notes.append(
+            f"{target.name} cannot say that its classes do not exclude each other (sigmoid), and "
+            "will be read as if they did: .safetensors and .keras keep it"
+        )
     write: Callable[[Path], Any]
     if kind == "keras":
         write = lambda path: _write_keras(path, weights)  # noqa: E731
@@ -172,6 +180,8 @@ def describe(weights: ModelWeights) -> dict[str, Any]:
         kept["labels"] = opened.labels
     if opened.preprocessing is not None:
         kept["preprocessing"] = opened.preprocessing.to_dict()
+    if "classifier_activation" in weights.source.about:
+        kept["classifier_activation"] = opened.activation
     return {**architecture_to_dict(weights.architecture), **kept}
 
 
@@ -248,6 +258,9 @@ def _write_keras(path: Path, weights: ModelWeights) -> None:
 
     architecture = weights.architecture
     config = architecture.config
+    about = of_weights("the source", weights)
+    if architecture.num_classes is not None:  # what else a file names is not given to Keras
+        activation_of(about.activation, architecture.num_classes, about.name)
     model = VAN(
         architecture.configuration,
         embed_dims=config.embed_dims,
@@ -256,8 +269,8 @@ def _write_keras(path: Path, weights: ModelWeights) -> None:
         in_chans=architecture.in_chans,
         num_classes=architecture.num_classes or 1000,
         include_top=architecture.num_classes is not None,
+        classifier_activation=about.activation if architecture.num_classes else None,
     )
     load_checkpoint(model, weights.tensors, allow_nonfinite=True)
-    about = of_weights("the source", weights)
     about.describe(model, architecture.num_classes, architecture.in_chans)
     model.save(path) if path.name.endswith(".keras") else model.save_weights(path)

@@ -23,7 +23,8 @@ from .digits import CLASSES as DIGITS
 from .digits import load_digits
 from .images import SUFFIXES, printable
 from .inputs import expand
-from .labels import Label, imagenet_classes
+from .labels import Label, comparable, imagenet_classes
+from .scores import negative_of
 
 # Sets whose authors restrict the predictions to the 200 classes that the pictures have.
 # ImageNet-A: arXiv 1907.07174. ImageNet-R: arXiv 2006.16241.
@@ -201,6 +202,9 @@ def match_classes(
 ) -> tuple[dict[str, int], str]:
     """Which class each name means: all by WordNet id, all by class name, or all by index.
 
+    Names that are all the model's own labels mean these, whatever else they could be read as. Of
+    two names of which one is the only class that a binary model names, the other is its negative.
+
     Args:
         names: Of class folders.
         labels: Of the model's outputs.
@@ -213,8 +217,14 @@ def match_classes(
         ValueError: A name matches no class, they are of several kinds, or it is not clear which
             class is meant.
     """
-    times = Counter(label.name for label in labels)
-    by_name = {label.name: i for i, label in enumerate(labels) if times[label.name] == 1}
+    own = [comparable(label.name) for label in labels]
+    times = Counter(own)
+    by_name = {name: i for i, name in enumerate(own) if times[name] == 1}
+    exact = {n: by_name[word] for n in names if (word := comparable(n)) in by_name}
+    if [*exact.values()] == [1] and len(names) == 2 and own == [negative_of(own[1]), own[1]]:
+        exact = {n: exact.get(n, 0) for n in names}
+    if len(set(exact.values())) == len(names):
+        return exact, "class name"
     by_wnid = {label.wnid: i for i, label in enumerate(labels) if label.wnid}
     indices = {n: int(n) for n in names if _INDEX.fullmatch(n)}
     readings: dict[str, dict[str, int]] = {
@@ -222,21 +232,23 @@ def match_classes(
         "class name": {
             n: by_name[word]
             for n in names
-            for word in [n if n in by_name else n.replace(" ", "_")]
+            for word in [comparable(n) if n in exact else comparable(n).replace(" ", "_")]
             if word in by_name
         },
         "class index": {n: i for n, i in indices.items() if i < len(labels)},
     }
     fitting = {how: found for how, found in readings.items() if len(found) == len(names)}
-    if len({tuple(found[n] for n in names) for found in fitting.values()}) > 1:
-        raise ValueError(
-            f"The {what} can be read by {' and by '.join(fitting)}, with different classes; say "
-            "with `class_map` which is meant"
-        )
     for how, found in fitting.items():
         if len(set(found.values())) < len(found):
             twice = [n for n in names if list(found.values()).count(found[n]) > 1]
             raise ValueError(f"The {what}: several mean the same class: {some(sorted(twice))}")
+        if how == "class index" and exact:
+            others = sorted(set(names) - set(exact))
+            raise ValueError(
+                f"The {what}: {some(sorted(exact))} could be labels of the weights or, as "
+                f"{some(others)} must be, class indices, which mean other classes: name all by "
+                "their labels, or say with `class_map` what they are"
+            )
         if how == "class index" and by_wnid and len(labels) != len(imagenet_classes()):
             raise ValueError(
                 f"The {what} are named by index, and the weights have {len(labels):,} classes: "
@@ -258,7 +270,7 @@ def _no_match(names, labels, readings, indices, times, what) -> str:
     why = f"the weights have {len(labels):,} classes: {own}"
     if any(name in indices for name in unknown):
         why = f"the weights have {len(labels):,} classes, 0 to {len(labels) - 1}"
-    elif any(times[name] > 1 for name in unknown):
+    elif any(times[comparable(name)] > 1 for name in unknown):
         why = "several classes are called so; use WordNet ids"
     elif any(re.fullmatch(r"n\d{8}", name) for name in unknown) and not labels[0].wnid:
         why += "; they have no WordNet ids"

@@ -28,6 +28,7 @@ from .original import TOLERANCE, ClassifierBesideOriginal, Comparison
 from .output import messages, pictures_bar, results, say, say_failures, to_json
 from .preprocessing import Preprocessing
 from .runtimes import format_of
+from .scores import of_classes
 from .weights import CATALOGUE
 
 _MATRIX_CLASSES = 50  # more cannot be read in one picture
@@ -119,7 +120,10 @@ class Evaluation:
         top1_interval: 95 % Wilson interval of `top1`.
         top1_failed_as_wrong: `top1` where a picture that failed counts as wrong.
         top5_failed_as_wrong: `top5` likewise.
-        loss: Mean cross-entropy in nats.
+        loss: Mean cross-entropy in nats; of independent classes (sigmoid) binary cross-entropy,
+            the mean over classes as well.
+        binary_accuracy: Of independent classes: the share of all pictures and classes for which
+            "more probable than not" is the truth; None of others.
         calibration_error: Expected calibration error, 15 bins.
         per_class: Each class that was predicted among, in order.
         confusion: (right class, predicted class, pictures), the most frequent first; both are
@@ -150,6 +154,7 @@ class Evaluation:
     top1_failed_as_wrong: float
     top5_failed_as_wrong: float
     loss: float
+    binary_accuracy: float | None
     calibration_error: float
     per_class: tuple[ClassAccuracy, ...] = field(repr=False)
     confusion: tuple[tuple[int, int, int], ...] = field(repr=False)
@@ -263,7 +268,7 @@ def evaluate(
         raise ValueError(f"{classifier.name} has no head: it cannot be evaluated")
     dataset = open_dataset(
         data,
-        classifier.labels,
+        classifier.classes,
         split=split,
         subset=subset,
         class_map=class_map,
@@ -296,9 +301,10 @@ def measure(
     Raises:
         ValueError: No picture could be measured, or one is not of the classes predicted among.
     """
-    predicted_among = dataset.restricted or tuple(range(len(classifier.labels)))
-    ours = _Tally(predicted_among)
-    theirs = _Tally(predicted_among)
+    classes = classifier.classes
+    predicted_among = dataset.restricted or tuple(range(len(classes)))
+    ours = _Tally(predicted_among, classifier.activation)
+    theirs = _Tally(predicted_among, classifier.activation)
     beside = classifier if isinstance(classifier, ClassifierBesideOriginal) else None
     waiting: deque[Example] = deque()
     failed: list[Failure] = []
@@ -365,6 +371,12 @@ def measure(
     notes = (*dataset.notes, *filter(None, [classifier.notes]))
     if dataset.restricted is not None:
         notes += ("Top-5, loss and calibration are of the classes predicted among, as top-1 is.",)
+    decisions = [one.decisions for one in ours.scores if one.decisions is not None]
+    if decisions:
+        notes += (
+            "The classes do not exclude each other (sigmoid): top-k is by their scores; loss and "
+            "binary accuracy take every class that the data do not name for a picture as wrong.",
+        )
     return Evaluation(
         model=classifier.name,
         dataset=dataset.name,
@@ -379,10 +391,11 @@ def measure(
         top1_failed_as_wrong=right1 / (count + len(failed)),
         top5_failed_as_wrong=right5 / (count + len(failed)),
         loss=sum(one.loss for one in ours.scores) / count,
+        binary_accuracy=sum(decisions) / count if decisions else None,
         calibration_error=calibration_error(
             [one.confidence for one in ours.scores], [one.top1 for one in ours.scores]
         ),
-        per_class=ours.per_class(classifier.labels),
+        per_class=ours.per_class(classes),
         confusion=ours.confusion(),
         preprocessing=classifier.preprocessing,
         views=(classifier.crops, classifier.flip),
@@ -414,11 +427,12 @@ class _Tally:
     """The scores of one model, picture by picture.
 
     Args:
-        among: Outputs that are predicted among, ascending.
+        among: Classes that are predicted among, ascending.
+        activation: As in `Classifier`.
     """
 
-    def __init__(self, among: Sequence[int]):
-        self.among = np.array(among)
+    def __init__(self, among: Sequence[int], activation: str):
+        self.among, self.activation = np.array(among), activation
         self.position = {output: i for i, output in enumerate(among)}
         self.scores: list[Score] = []
         self.right: list[tuple[int, ...]] = []  # positions, as in the scores
@@ -434,7 +448,8 @@ class _Tally:
     def add(self, logits: np.ndarray, classes: Iterable[int]) -> None:
         """Takes all logits of the model and the outputs that are right."""
         right = tuple(self.position[output] for output in classes)
-        self.scores.append(score(logits[self.among], right))
+        logits, activation = of_classes(logits, self.activation)
+        self.scores.append(score(logits[self.among], right, activation))
         self.right.append(right)
 
     def count(self, what: str) -> int:
@@ -634,6 +649,8 @@ def _lines(found: Evaluation) -> Iterator[tuple[str, str]]:
             f"top-1 {found.top1_failed_as_wrong:.3%}, top-{k} {found.top5_failed_as_wrong:.3%}",
         )
     yield "Mean of classes", f"{found.mean_class_accuracy:.3%}"
+    if found.binary_accuracy is not None:
+        yield "Binary accuracy", f"{found.binary_accuracy:.3%}"
     yield "Loss", f"{found.loss:.4f} nats"
     yield "Calibration", f"error {found.calibration_error:.4f} ({BINS} bins)"
     yield "Speed", f"{found.images_per_second:.1f} images/s"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import logging
+import math
 import os
 import sys
 import tempfile
@@ -48,6 +49,7 @@ from .runtimes import (
     format_of,
     open_runtime,
 )
+from .scores import activation_of, best, classes_of
 
 if TYPE_CHECKING:
     import keras
@@ -71,8 +73,8 @@ _ENDINGS = {"onnx": ".onnx", "openvino": ".xml", "litert": ".tflite"}
 
 # Largest difference of an output, in units of the largest one where that is above 1; and the share
 # of pictures whose best class must be the same. What eight bits do to a logit says little; what
-# they do to the decision is measured. Where there is none, of features or of a single class, the
-# difference must do.
+# they do to the decision is measured. Where there is none, of features, or one between two
+# classes only, the difference counts as well.
 TOLERANCES: dict[str, tuple[float, float]] = {
     "float32": (1e-4, 1.0),
     "float16": (1e-2, 0.99),
@@ -98,10 +100,12 @@ class Export:
         format: saved_model, onnx, openvino or litert.
         bytes: Size, with the file of weights beside an OpenVINO model.
         pictures: How many it was compared on.
+        data: Whose they are.
         difference: Largest absolute difference of an output.
         largest: Largest absolute output of the Keras model.
         agreement: Share of the pictures with the same best class; None for features.
         accuracy: (of the model, of the file): top-1 on the pictures, where their classes are known.
+        no_accuracy: Why it was not measured, where pictures were given.
         calibrated: Pictures that the ranges of int8 come from.
     """
 
@@ -110,10 +114,12 @@ class Export:
     format: str
     bytes: int
     pictures: int
+    data: str
     difference: float
     largest: float
     agreement: float | None
     accuracy: tuple[float, float] | None = None
+    no_accuracy: str = ""
     calibrated: int = 0
 
     def lines(self) -> list[str]:
@@ -128,13 +134,16 @@ class Export:
             lines.append(f"int8      ranges from {self.calibrated:,} pictures")
         same = "" if self.agreement is None else f", best class the same for {self.agreement:.2%}"
         lines.append(
-            f"compared  {self.pictures:,} pictures: largest difference {self.difference:.2g}{same}"
+            f"compared  {self.pictures:,} pictures of {self.data}: largest difference "
+            f"{self.difference:.2g}{same}"
         )
         if self.pictures < 100:
             lines.append("note      so few pictures say little: give more with --data")
         if self.accuracy is not None:
             before, after = self.accuracy
             lines.append(f"accuracy  {before:.2%} before, {after:.2%} after")
+        elif self.no_accuracy:
+            lines.append(f"accuracy  not measured: {self.no_accuracy}")
         size = f"{self.format}, {about.precision}, {self.bytes / 1e6:.1f} MB"
         return [*lines, f"written   {self.path}: {size}"]
 
@@ -148,6 +157,7 @@ class _Source:
     sizes: Architecture
     labels: tuple[str, ...] | None
     preprocessing: Preprocessing
+    activation: str | None
     pooling: str = "avg"
 
     def keras_model(self, *, logits: bool = True, image_size: int | None = None) -> keras.Model:
@@ -162,7 +172,7 @@ class _Source:
             in_chans=self.sizes.in_chans,
             num_classes=self.sizes.num_classes,
             include_top=self.sizes.num_classes is not None,
-            classifier_activation=None if logits else "softmax",
+            classifier_activation=None if logits else self.activation,
             img_resolution=image_size,
             pooling=self.pooling,
             dtype="float32",
@@ -172,11 +182,13 @@ class _Source:
 
 @dataclass(frozen=True)
 class _Pictures:
-    """Crops, uint8 (N, side, side, C), and the class of each where it is known."""
+    """Crops, uint8 (N, side, side, C), and the class of each, or why it is not known."""
 
+    data: str
     calibration: np.ndarray
     comparison: np.ndarray
     classes: np.ndarray | None
+    no_classes: str
 
 
 @dataclass(frozen=True)
@@ -236,7 +248,8 @@ def export(
         image_size: Side in pixels, fixed; by default of the preprocessing. "any": any height and
             width (not LiteRT).
         uint8: Take pixels, 0 to 255, and normalise inside; resizing stays outside.
-        softmax: Give probabilities.
+        softmax: Give probabilities: by softmax, or by sigmoid where the model has a single output
+            or `classifier_activation="sigmoid"`.
         features: Leave the head out and give pooled features.
         fused: Fold batch norm and layer scale (`fuse`); ONNX and OpenVINO are always fused.
         data: Real pictures, which int8 is calibrated on and the result is compared on: a folder,
@@ -312,6 +325,7 @@ def export(
         precision=precision,
         input="uint8" if uint8 else "float32",
         output=("probabilities" if softmax else "logits") if has_head else "features",
+        activation=source.activation,
         preprocessing=source.preprocessing,
         labels=source.labels,
         architecture=source.sizes,
@@ -451,8 +465,7 @@ def _source(model: Any, features: bool) -> _Source:
             raise ValueError(f"`model` must be a name or a path. Received: model={model!r}")
         tensors, sizes = opened.weights.tensors, opened.weights.architecture
         name, labels, record = opened.name, opened.labels, opened.preprocessing
-        about = opened.weights.source.about
-        activation, pooling = about.get("classifier_activation", "softmax"), about.get("pooling")
+        said, pooling = opened.activation, opened.weights.source.about.get("pooling")
     else:
         from .load import architecture, to_official
         from .model import VAN
@@ -464,13 +477,10 @@ def _source(model: Any, features: bool) -> _Source:
             )
         tensors, sizes, name = to_official(model), architecture(model), model.name
         labels, record, pooling = model.labels, model.preprocessing, model.pooling
-        activation = model.get_config()["classifier_activation"]
+        said = model.get_config()["classifier_activation"]
+    activation = None
     if sizes.num_classes is not None:
-        if activation not in ("softmax", "linear", None):
-            raise ValueError(
-                f"{name} has classifier_activation={activation!r}; what is exported gives logits, "
-                "or probabilities of one class among others"
-            )
+        activation = activation_of(said, sizes.num_classes, name)
         pooling = "avg"
     elif pooling is None and not isinstance(model, (str, os.PathLike)):
         raise ValueError(
@@ -478,7 +488,7 @@ def _source(model: Any, features: bool) -> _Source:
         )
     if features and sizes.num_classes is not None:
         tensors = {n: a for n, a in tensors.items() if not n.startswith("head.")}
-        sizes = replace(sizes, num_classes=None)
+        sizes, activation = replace(sizes, num_classes=None), None
     preprocessing = record or Preprocessing().with_channels(sizes.in_chans)
     if preprocessing is None:
         raise ValueError(
@@ -488,7 +498,9 @@ def _source(model: Any, features: bool) -> _Source:
     texts = None
     if labels is not None and sizes.num_classes is not None:
         texts = tuple(label.text for label in labels_of(labels, sizes.num_classes))
-    return _Source(os.path.basename(name), tensors, sizes, texts, preprocessing, pooling or "avg")
+    return _Source(
+        os.path.basename(name), tensors, sizes, texts, preprocessing, activation, pooling or "avg"
+    )
 
 
 # --- Pictures ---
@@ -496,7 +508,7 @@ def _source(model: Any, features: bool) -> _Source:
 
 def _pictures(data: Any, source: _Source, calibrate: bool, console: Console) -> _Pictures:
     """Real pictures, cropped as the model wants them; those of the calibration apart."""
-    sources, classes = _listed(data, source)
+    sources, classes, why_not = _listed(data, source)
     if data is None or os.fspath(data) == "digits":
         train = [_as_picture(p) for p in load_digits()[0].pixels[:CALIBRATION]] if calibrate else []
     else:
@@ -528,31 +540,39 @@ def _pictures(data: Any, source: _Source, calibrate: bool, console: Console) -> 
         readable = list(crops(sources))
     if not readable or (calibrate and not calibration):
         raise ValueError(f"`data` must have pictures that can be read. Received: data={data}")
+    bundled = data is None or os.fspath(data) == "digits"
     return _Pictures(
+        "the bundled digits" if bundled else printable(data),
         np.stack(calibration) if calibration else np.empty(0, np.uint8),
         np.stack([made for _, made in readable]),
         None if classes is None else np.array([classes[i] for i, _ in readable]),
+        why_not,
     )
 
 
-def _listed(data: Any, source: _Source) -> tuple[list[Any], list[int] | None]:
-    """Pictures, and the class of each where all have one."""
+def _listed(data: Any, source: _Source) -> tuple[list[Any], list[int] | None, str]:
+    """Pictures, and the class of each where all have one; else why not, where it was asked for."""
     if data is not None and os.fspath(data) != "digits" and not os.path.isdir(data):
         raise FileNotFoundError(
             f"`data` must be a folder of pictures, or digits. Received: data={printable(data)}"
         )
-    if data is not None and source.labels is not None:
+    why_not = ""
+    if data is not None and source.sizes.num_classes is None:
+        why_not = "features have no classes"
+    elif data is not None:
+        labels = labels_of(source.labels, source.sizes.num_classes or 0)
         try:
-            named = open_dataset(data, labels_of(source.labels, len(source.labels)))
-        except ValueError:  # pictures without classes will do, or with classes of others
-            pass
+            named = open_dataset(data, classes_of(labels))
+        except ValueError as error:  # pictures without classes will do, or with classes of others
+            why_not = str(error)
+            if "`class_map`" in why_not:
+                why_not += "; `van evaluate` takes one, and the exported file"
         else:
             examples = list(named.examples)
-            if all(len(example.classes) == 1 for example in examples):
-                return [e.source for e in examples], [e.classes[0] for e in examples]
+            return [e.source for e in examples], [e.classes[0] for e in examples], ""
     if data is None or os.fspath(data) == "digits":
-        return [_as_picture(pixels) for pixels in load_digits()[1].pixels], None
-    return list(expand([os.fspath(data)], _NOTHING)), None
+        return [_as_picture(pixels) for pixels in load_digits()[1].pixels], None, why_not
+    return list(expand([os.fspath(data)], _NOTHING)), None, why_not
 
 
 _NOTHING: Any = ()  # instead of the standard input
@@ -589,7 +609,7 @@ def _graph(job: _Job) -> onnx.ModelProto:
         batch_size=job.batch_size,
         image_size=(job.image_size, job.image_size),
         normalisation=source.preprocessing if job.about.input == "uint8" else None,
-        softmax=job.about.output == "probabilities",
+        activation=source.activation if job.about.output == "probabilities" else None,
         pooling=source.pooling,
     )
 
@@ -820,10 +840,10 @@ def _compare(job: _Job, path: Path, kind: str, pictures: _Pictures, console: Con
             found.append(runtime(job.inputs(batch)))
             bar.advance(task, len(batch))
     a, b = np.concatenate(expected), np.concatenate(found)
-    best = [x.argmax(axis=1) for x in (a, b)]
+    decided = [best(x, not logits) for x in (a, b)]
     accuracy = None
     if pictures.classes is not None:
-        accuracy = tuple(float((x == pictures.classes).mean()) for x in best)
+        accuracy = tuple(float((x == pictures.classes).mean()) for x in decided)
     is_class = job.about.output != "features"
     return Export(
         path=path,
@@ -831,10 +851,12 @@ def _compare(job: _Job, path: Path, kind: str, pictures: _Pictures, console: Con
         format=kind,
         bytes=file_bytes(path),
         pictures=len(crops),
+        data=pictures.data,
         difference=float(abs(a - b).max()),
         largest=float(abs(a).max()),
-        agreement=float((best[0] == best[1]).mean()) if is_class else None,
+        agreement=float((decided[0] == decided[1]).mean()) if is_class else None,
         accuracy=accuracy,  # type: ignore[arg-type]  # of two
+        no_accuracy=pictures.no_classes,
         calibrated=len(pictures.calibration),
     )
 
@@ -844,9 +866,12 @@ def _check_agreement(found: Export, tolerance: float, agreement: float) -> None:
     if not found.difference <= tolerance:
         wrong.append(f"its output differs by {found.difference:.2g} (allowed: {tolerance:.2g})")
     if found.agreement is not None and found.agreement < agreement:
+        same = round(found.agreement * found.pictures)
+        least = math.ceil(agreement * found.pictures - 1e-9)
         wrong.append(
-            f"its best class is the same for {found.agreement:.2%} of {found.pictures:,} pictures "
-            f"(asked: {agreement:.2%})"
+            f"its best class is the same for {same:,} of {found.pictures:,} pictures, "
+            f"{found.agreement:.2%} (asked: {agreement:.2%}, {least:,} of them; `agreement` asks "
+            "for another share, `data` gives more pictures)"
         )
     if wrong:
         raise ExportError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import re
+import unicodedata
 from collections.abc import Iterable, Mapping, Set
 from dataclasses import dataclass
 from functools import cache
@@ -44,9 +45,21 @@ class Label:
     @classmethod
     def of_text(cls, text: str) -> Label:
         """The inverse of `text`; control characters, which a terminal would obey, are escaped."""
-        text = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+        text = _escaped(text)
         match = re.fullmatch(r"(n\d{8}) (.+)", text)
         return cls(match[2], match[1]) if match else cls(text)
+
+
+def _escaped(text: str) -> str:
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
+def comparable(name: str) -> str:
+    """A name of a class or of its folder as names are compared: NFC, as labels are kept.
+
+    One and the same name is composed (NFC) on one system and decomposed (NFD) on another.
+    """
+    return _escaped(unicodedata.normalize("NFC", name))
 
 
 @cache
@@ -127,23 +140,32 @@ def _in_order(labels: Mapping[Any, Any]) -> list[Any]:
     return [indexed[i] for i in range(len(indexed))]
 
 
+def right_number(labels: int, num_classes: int | None) -> bool:
+    """Whether so many labels name the classes of a head, as in `labels_of`."""
+    return labels == num_classes or (labels, num_classes) == (2, 1)
+
+
 def labels_of(labels: Any, num_classes: int) -> tuple[Label, ...]:
     """The labels of a head.
 
     Args:
         labels: A key ("imagenet1k", "imagenet22k", "digits"); one text per class, a name or a
-            wnid and a name ("n02123045 tabby"), as `texts_of` takes them; or None: "class 0", ...
-        num_classes: How many there must be.
+            wnid and a name ("n02123045 tabby"), as `texts_of` takes them; or None: "class 0", ...,
+            and "positive" of a single output.
+        num_classes: Outputs of the head. Of a single one (binary) one label is the positive
+            class, two are the negative and the positive class.
 
     Raises:
         ValueError: Their number is another one, or the key is unknown.
     """
     texts = texts_of(labels)
     if texts is None:
-        texts = tuple(f"class {i}" for i in range(num_classes))
+        one = num_classes == 1
+        texts = ("positive",) if one else tuple(f"class {i}" for i in range(num_classes))
     found = tuple(map(Label.of_text, texts))
-    if len(found) != num_classes:
-        raise ValueError(
-            f"`labels` must name each of {num_classes:,} classes. Received: {len(found):,} names"
-        )
+    if not right_number(len(found), num_classes):
+        what = f"name each of {num_classes:,} classes"
+        if num_classes == 1:
+            what = "name the positive class of a single output, or the negative and the positive"
+        raise ValueError(f"`labels` must {what}. Received: {len(found):,} names")
     return found

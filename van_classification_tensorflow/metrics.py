@@ -5,8 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+
+from .scores import SIGMOID, SOFTMAX, probabilities
 
 BINS = 15
 _Z95 = 1.959963984540054  # 97.5 % of a normal distribution lie below
@@ -22,7 +25,10 @@ class Score:
         top5: Whether one of the five largest logits is; of equal ones the first come first.
         confidence: Largest probability.
         loss: Minus the natural logarithm of the probability of the right class; where several
-            are right, of the sum of theirs.
+            are right, of the sum of theirs. Of independent classes (sigmoid): their mean binary
+            cross-entropy.
+        decisions: Of independent classes: the share of them for which "more probable than not" is
+            the truth; else None.
     """
 
     predicted: int
@@ -30,24 +36,47 @@ class Score:
     top5: bool
     confidence: float
     loss: float
+    decisions: float | None = None
 
 
-def score(logits: np.ndarray, right: Sequence[int]) -> Score:
-    """Scores (classes,) logits; `right`: positions of the classes that are right."""
+def score(logits: np.ndarray, right: Sequence[int], activation: str = SOFTMAX) -> Score:
+    """Scores (classes,) logits.
+
+    Args:
+        logits: One for each class.
+        right: Positions of the classes that are right.
+        activation: What makes probabilities of them: "softmax", or "sigmoid" where the classes do
+            not exclude each other; those that are not `right` then count as wrong ones.
+    """
     z: np.ndarray = logits.astype(np.float64)
     order = np.argsort(-z, kind="stable")[:5]
+    if activation == SIGMOID:
+        truth = np.isin(np.arange(len(z)), list(right))
+        # -log p where the class is right, -log(1 - p) where it is not.
+        losses = np.logaddexp(0, np.where(truth, -z, z))
+        confidence, loss = float(probabilities(z, SIGMOID).max()), float(losses.mean())
+        return Score(
+            **_ranks(order, right),
+            confidence=confidence,
+            loss=loss,
+            decisions=float(((z > 0) == truth).mean()),
+        )
     shifted = z - z.max()
     log_sum = math.log(np.exp(shifted).sum())
     # Where one probability is too small for a float, its logarithm is not.
     mine = shifted[list(right)]
     log_right = mine.max() + math.log(np.exp(mine - mine.max()).sum())
     return Score(
-        predicted=int(order[0]),
-        top1=int(order[0]) in right,
-        top5=not set(map(int, order)).isdisjoint(right),
-        confidence=math.exp(-log_sum),
-        loss=log_sum - log_right,
+        **_ranks(order, right), confidence=math.exp(-log_sum), loss=float(log_sum - log_right)
     )
+
+
+def _ranks(order: np.ndarray, right: Sequence[int]) -> dict[str, Any]:
+    return {
+        "predicted": int(order[0]),
+        "top1": int(order[0]) in right,
+        "top5": not set(map(int, order)).isdisjoint(right),
+    }
 
 
 def calibration_error(

@@ -350,7 +350,7 @@ def van(
         drop_rate,
         drop_path_rate,
         include_top,
-        _activation(classifier_activation),
+        _activation(classifier_activation, num_classes),
         channels_first,
         pooling,
         keras.dtype_policies.get(dtype or keras.config.dtype_policy()),
@@ -386,7 +386,8 @@ class VAN(keras.Model):
         depths: Blocks of each stage.
         num_stages: Length of the lists; only checked against them.
         include_top: True: class scores (B, num_classes). False: features.
-        classifier_activation: Activation of the scores; None or "linear" for logits.
+        classifier_activation: Activation of the scores; None or "linear" for logits. Of a single
+            class "softmax" means "sigmoid": the softmax of one number is always 1.
         data_format: Format of the *input*: "channels_last" (B, H, W, C) or "channels_first"
             (B, C, H, W). Everything inside and every intermediate output is channels-last.
         img_resolution: Side, or (height, width), to fix the graph to, for engines that want
@@ -448,7 +449,7 @@ class VAN(keras.Model):
         check_choice("pooling", pooling, POOLINGS)
         _check_rate("drop_rate", drop_rate)
         _check_rate("drop_path_rate", drop_path_rate)
-        _activation(classifier_activation)
+        _activation(classifier_activation, num_classes)
         policy = keras.dtype_policies.get(dtype or keras.config.dtype_policy())
         asked = resolve(configuration, embed_dims, mlp_ratios, depths, num_stages=None)
         _resolution(img_resolution, asked.num_stages)
@@ -499,7 +500,8 @@ class VAN(keras.Model):
         self.depths = list(config.depths)
         self.num_stages = config.num_stages
         self.include_top = include_top
-        self.classifier_activation = classifier_activation
+        sigmoid = _activation(classifier_activation, num_classes) is keras.activations.sigmoid
+        self.classifier_activation = "sigmoid" if sigmoid else classifier_activation
         self.data_format = data_format
         self.img_resolution = img_resolution
         self.pooling = pooling
@@ -756,9 +758,12 @@ def _check_size(argument: str, size, num_stages: int, received) -> None:
         )
 
 
-def _activation(classifier_activation):
+def _activation(classifier_activation, num_classes: int | None):
+    """The function; of a single output, whose softmax is always 1, the sigmoid instead."""
     try:
-        return keras.activations.get(classifier_activation)
+        found = keras.activations.get(classifier_activation)
+        single = num_classes == 1 and found is keras.activations.softmax
+        return keras.activations.sigmoid if single else found
     except (ValueError, TypeError) as error:
         raise ValueError(
             "`classifier_activation` must be None, a function, or the name of a Keras "

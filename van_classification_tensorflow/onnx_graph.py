@@ -15,6 +15,7 @@ import numpy as np
 from .config import stage_kernel_stride
 from .names import Architecture
 from .preprocessing import Preprocessing
+from .scores import SIGMOID, SOFTMAX
 
 if TYPE_CHECKING:
     import onnx
@@ -32,7 +33,7 @@ def onnx_model(
     batch_size: int | None = 1,
     image_size: tuple[int | None, int | None] = (224, 224),
     normalisation: Preprocessing | None = None,
-    softmax: bool = False,
+    activation: str | None = None,
     pooling: str = "avg",
 ) -> onnx.ModelProto:
     """The graph: `images` (B, H, W, C) -> `logits`, `probabilities` or `features` (B, K).
@@ -45,7 +46,7 @@ def onnx_model(
         image_size: (height, width) in pixels; None for any.
         normalisation: `images` are uint8, 0 to 255, and (x / 255 - mean) / std comes first; None:
             they are float32, normalised.
-        softmax: Ends in probabilities.
+        activation: Ends in probabilities, by "softmax" or "sigmoid"; None: in logits.
         pooling: "avg" or "max"; without classes only.
     """
     from onnx import TensorProto, helper, numpy_helper
@@ -135,10 +136,12 @@ def onnx_model(
     if has_head:
         weight = constant(folded["head.weight"], "head.weight")
         bias = constant(folded["head.bias"], "head.bias")
-        x = op("Gemm", x, weight, bias, name="head" if softmax else "logits", transB=1)
+        x = op("Gemm", x, weight, bias, name="head" if activation else "logits", transB=1)
         output = "logits"
-        if softmax:
+        if activation == SOFTMAX:
             output = op("Softmax", x, name="probabilities", axis=-1)
+        elif activation == SIGMOID:
+            output = op("Sigmoid", x, name="probabilities")
 
     batch: int | str = "batch" if batch_size is None else batch_size
     height, width = (

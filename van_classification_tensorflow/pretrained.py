@@ -6,6 +6,7 @@ Imports neither Keras nor a backend.
 from __future__ import annotations
 
 import os
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from .images import printable
 from .labels import labels_of
 from .preprocessing import Preprocessing
 from .runtimes import format_of
+from .scores import SIGMOID, SOFTMAX
 from .weights import CATALOGUE, KNOWN_NAMES, Weights, find
 
 
@@ -37,6 +39,11 @@ class Pretrained:
     preprocessing: Preprocessing | None = None
     notes: str = ""
 
+    @property
+    def activation(self) -> Any:
+        """Its `classifier_activation`, unchecked: see `scores.activation_of`."""
+        return self.weights.source.about.get("classifier_activation", SOFTMAX)
+
     def describe(self, model: Any, num_classes: int | None, in_chans: int) -> None:
         """Sets `model.labels` and `model.preprocessing` as far as they hold for it.
 
@@ -46,7 +53,18 @@ class Pretrained:
             in_chans: Its input channels.
         """
         model.labels = model.preprocessing = None
-        if self.labels is not None and num_classes == self.weights.architecture.num_classes:
+        same_head = num_classes is not None and (
+            num_classes == self.weights.architecture.num_classes
+        )
+        if same_head and self.activation == SIGMOID:
+            made = getattr(model.get_layer("pred").activation, "__name__", "")
+            if made == SOFTMAX:
+                warnings.warn(
+                    f"{self.name}: its classes do not exclude each other (sigmoid); this model "
+                    "makes one of them (softmax). classifier_activation='sigmoid' keeps them",
+                    stacklevel=3,
+                )
+        if self.labels is not None and same_head:
             model.labels = tuple(label.text for label in labels_of(self.labels, num_classes or 0))
         if self.preprocessing is not None:
             model.preprocessing = self.preprocessing.with_channels(in_chans)

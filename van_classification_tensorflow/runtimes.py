@@ -21,8 +21,10 @@ from typing import Any
 import numpy as np
 
 from .images import printable
+from .labels import right_number
 from .names import Architecture
 from .preprocessing import Preprocessing
+from .scores import ACTIVATIONS, activation_of
 from .weights import KNOWN_NAMES
 
 METADATA_KEY = "van_classification_tensorflow"
@@ -49,6 +51,8 @@ class About:
         precision: float32, float16, bfloat16 or int8.
         input: "float32": normalised; "uint8": pixels, 0 to 255, normalised inside.
         output: logits, probabilities or features.
+        activation: What makes the probabilities of the logits, inside or after it: "softmax" or
+            "sigmoid" (`scores`); None of features.
         preprocessing: How pictures become its input; None where nobody knows.
         labels: A text for each class, as `labels.labels_of` takes them; None: unknown.
         architecture: Sizes of the model it was made of.
@@ -59,6 +63,7 @@ class About:
     precision: str
     input: str
     output: str
+    activation: str | None
     preprocessing: Preprocessing | None
     labels: tuple[str, ...] | None
     architecture: Architecture
@@ -111,13 +116,14 @@ class About:
         if labels is not None:
             if not isinstance(labels, list) or not all(isinstance(one, str) for one in labels):
                 raise ValueError("its metadata: `labels` is no list of texts")
-            if len(labels) != architecture.num_classes:
+            if not right_number(len(labels), architecture.num_classes):
                 raise ValueError(
                     f"it names {len(labels):,} labels for {architecture.num_classes or 0:,} classes"
                 )
         return cls(
             name=_text(record, "name"),
             version=_text(record, "version"),
+            activation=_activation(record, chosen["output"], architecture.num_classes),
             preprocessing=preprocessing,
             labels=None if labels is None else tuple(labels),
             architecture=architecture,
@@ -130,6 +136,19 @@ def _one_of(record: dict[str, Any], key: str, allowed: Sequence[str]) -> str:
     if value not in allowed:
         raise ValueError(f"its metadata: `{key}` must be one of {', '.join(allowed)}")
     return value
+
+
+def _activation(record: dict[str, Any], output: str, classes: int | None) -> str | None:
+    if output == "features":
+        return None
+    if record.get("activation") is not None:
+        return _one_of(record, "activation", ACTIVATIONS)
+    if output == "probabilities" and classes == 1:
+        raise ValueError(
+            "it gives a probability of 1 for every picture, the softmax of a single number: export "
+            "it anew"
+        )
+    return activation_of(None, classes or 0, "it")
 
 
 def _text(record: dict[str, Any], key: str) -> str:
