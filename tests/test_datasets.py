@@ -1,6 +1,7 @@
 """Which pictures there are and what each should be taken for; no model is needed."""
 
 import json
+import os
 import sys
 import types
 
@@ -91,7 +92,34 @@ def test_pictures_at_any_depth_and_what_is_no_picture(folders):
     dataset = open_dataset(data, PETS)
     assert dataset.count == 2
     assert any("Folders without a picture: 1 (cat)" in note for note in dataset.notes)
-    assert any("left out: 1." in note for note in dataset.notes)
+    assert dataset.notes[-1] == (
+        "Left out, as no pictures or hidden: 2: 1 .md (readme.md), 1 .txt (notes.txt)."
+    )
+
+
+def test_pictures_are_known_by_content(folders):
+    data = folders({"dog": 1, "cat": 1})
+    (data / "cat" / "0.png").rename(data / "cat" / "no ending")
+    dataset = open_dataset(data, PETS)
+    assert [os.path.basename(e.name) for e in dataset.examples] == ["no ending", "0.png"]
+    (data / "loose").write_bytes((data / "cat" / "no ending").read_bytes())
+    with pytest.raises(ValueError, match=r"1 pictures lie in no class folder.*\(loose\)"):
+        open_dataset(data, PETS)
+
+
+def test_names_compare_in_nfc_and_by_their_bytes(folders, tmp_path):
+    composed, apart = "caf\N{LATIN SMALL LETTER E WITH ACUTE}", "cafe\N{COMBINING ACUTE ACCENT}"
+    latin = os.fsdecode(b"th\xe9")
+    data = folders({apart: 1, latin: 1})
+    for name in (composed, apart):
+        labels = labels_of([name, r"th\udce9"], 2)
+        assert [classes for _, classes in found(open_dataset(data, labels))] == [(0,), (1,)]
+    table = tmp_path / "map.csv"
+    table.write_bytes(composed.encode() + b",1\nth\xe9,0\n")
+    by_map = open_dataset(data, labels_of(["x", "y"], 2), class_map=table)
+    assert [classes for _, classes in found(by_map)] == [(0,), (1,)]
+    with pytest.raises(ValueError, match="two folders for the class café"):
+        open_dataset(folders({composed: 1}), PETS)  # beside the other
 
 
 @pytest.mark.parametrize(
@@ -163,7 +191,7 @@ def test_empty_and_missing(folders, tmp_path):
     with pytest.raises(ValueError, match="no pictures in"):
         open_dataset(folders({"dog": 0}), PETS)
     (tmp_path / "nothing").mkdir()
-    with pytest.raises(ValueError, match="is empty"):
+    with pytest.raises(ValueError, match="has no folders: it must hold one for each class"):
         open_dataset(tmp_path / "nothing", PETS)
     with pytest.raises(FileNotFoundError, match="there is no such folder"):
         open_dataset(tmp_path / "nowhere", PETS)

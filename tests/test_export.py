@@ -1,5 +1,6 @@
 """Exported files: equal to the model in their own runtimes, whole or not there at all."""
 
+import io
 import json
 import os
 import re
@@ -9,6 +10,7 @@ import sys
 import numpy as np
 import pytest
 from PIL import Image
+from rich.console import Console
 
 from van_classification_tensorflow import VAN, Classifier, Preprocessing
 from van_classification_tensorflow import export as module
@@ -332,7 +334,13 @@ def folders(tmp_path):
 
 
 def test_a_folder_of_classes_gives_the_accuracy(tmp_path, folders):
-    made = export("digits", tmp_path / "d.xml", precision="int8", data=folders)
+    (folders / "1" / "notes.txt").touch()
+    console = Console(file=io.StringIO(), width=200)
+    made = export("digits", tmp_path / "d.xml", precision="int8", data=folders, console=console)
+    said = console.file.getvalue()
+    assert "Left out, as no pictures or hidden: 1: 1 .txt (notes.txt)." in said
+    assert "1 cannot be read and are left out" in said
+    assert "broken.png: not a picture of JPEG" in said
     assert made.calibrated + made.pictures == 40
     assert made.calibrated in (19, 20)
     assert made.accuracy[0] >= 0.95
@@ -348,7 +356,13 @@ def test_fewer_pictures_than_a_batch(tmp_path, micro, folders, capsys):
 
 
 def test_a_folder_without_classes_will_do(tmp_path, folders, micro):
-    made = export(micro, tmp_path / "m.onnx", precision="int8", data=folders, agreement=0)
+    (folders / "0").rename(folders / "none of the model's")
+    (folders / "notes.txt").touch()
+    console = Console(file=io.StringIO(), width=200)
+    made = export(
+        micro, tmp_path / "m.onnx", precision="int8", data=folders, agreement=0, console=console
+    )
+    assert "Left out, as no pictures or hidden: 1: 1 .txt (notes.txt)." in console.file.getvalue()
     assert made.accuracy is None
     assert made.pictures == 41 - 20 - (made.calibrated == 20)
 
@@ -483,7 +497,9 @@ def test_accuracy_is_measured_or_why_not_is_said(tmp_path, micro):
         ("digits", False, "needs weights whose classes are the digits"),
         (None, False, "^$"),
     ):
-        sources, classes, why_not = module._listed(given, module._source(micro, features))
+        sources, classes, why_not = module._listed(
+            given, module._source(micro, features), Console(quiet=True)
+        )
         assert sources
         assert classes is None
         assert re.search(why, why_not)

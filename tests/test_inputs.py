@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from van_classification_tensorflow.images import ImageError, open_image, printable
-from van_classification_tensorflow.inputs import expand
+from van_classification_tensorflow import inputs
+from van_classification_tensorflow.images import FORMATS, ImageError, open_image, printable
+from van_classification_tensorflow.inputs import LeftOut, expand
 
 
 def found(*paths, stdin: str = "") -> list[str]:
@@ -47,7 +48,7 @@ def test_files_are_taken_as_they_are():
 
 
 def test_folders_at_any_depth_in_a_fixed_order(tree):
-    expected = [".d.bmp", "a.JPG", "b.png", "c/3.tiff", "e.png/4.jpeg", "z/1.gif"]
+    expected = ["a.JPG", "b.png", "c/3.tiff", "e.png/4.jpeg", "z/1.gif"]
     assert names(tree) == [*expected, "z/deep/er/2.webp"]
     assert names(tree, tree / "z", tree / "b.png", tree / "z") == [
         "z/1.gif",
@@ -107,6 +108,64 @@ def test_a_list_of_names_that_are_no_text():
     ]
 
 
+def piped(data: bytes, paths=("-",)) -> list[str | bytes]:
+    return list(expand(paths, io.TextIOWrapper(io.BytesIO(data), encoding="utf-8")))
+
+
+def test_a_list_with_nul_as_find_print0_writes_it():
+    assert piped(b"a.png\0line\nbreak.png\0\xff.png\0") == [
+        "a.png",
+        "line\nbreak.png",
+        os.fsdecode(b"\xff.png"),
+    ]
+    many = [f"folder/{i}.png" for i in range(20_000)]  # more than is read at once
+    assert piped("\0".join(many).encode()) == many
+    assert piped("\n".join(many).encode()) == many
+    assert piped(b"\0\0a\r\0", ["x", "-", "y"]) == ["x", "a\r", "y"]
+    assert piped(b"") == []
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_a_picture_on_stdin(kind):
+    data = picture(kind) + bytes(20_000)  # more than is read at once
+    assert piped(data) == [data]
+    assert piped(b"BMW.png\nRIFF.webp\n") == ["BMW.png", "RIFF.webp"]
+    heic = b"\0\0\0\x18ftypheic" + bytes(50)  # its record will say what it is
+    assert piped(heic) == [heic]
+
+
+def test_pictures_in_folders_are_known_by_content(tree):
+    for kind in FORMATS:
+        (tree / "z" / f"of {kind}").write_bytes(picture(kind))
+        (tree / "z" / f"of {kind}.x.y").write_bytes(picture(kind)[:70])
+    (tree / "z" / "raw.NEF").write_bytes(picture("TIFF"))
+    (tree / "z" / "empty").touch()
+    (tree / "z" / "gone").symlink_to(tree / "nowhere")
+    os.mkfifo(tree / "z" / "pipe")
+    (tree / "z" / ".e.txt").touch()
+    (tree / "z" / ".git").mkdir()
+    (tree / "z" / ".git" / "5.png").touch()
+    (tree / "z" / "desktop.ini").touch()
+    (tree / "c" / "other.TXT").touch()
+    left_out = LeftOut()
+    seen = [os.path.basename(path) for path in expand([str(tree)], io.StringIO(), left_out)]
+    known = [f"of {kind}{end}" for kind in sorted(FORMATS) for end in ("", ".x.y")]
+    assert seen == ["a.JPG", "b.png", "3.tiff", "4.jpeg", "1.gif", *known, "2.webp"]
+    assert len(left_out) == 7
+    assert str(left_out) == (
+        "Left out, as no pictures or hidden: 7: 3 without an ending (empty), "
+        "2 .txt (notes.txt), 1 .nef (raw.NEF), 1 hidden (.d.bmp)."
+    )
+    assert not LeftOut()
+
+
+def test_only_files_of_unknown_endings_are_opened(tree, monkeypatch):
+    opened = []
+    monkeypatch.setattr(inputs, "is_picture", lambda path: opened.append(os.path.basename(path)))
+    assert len(names(tree)) == 6
+    assert opened == ["notes.txt"]
+
+
 def test_it_reads_no_further_than_asked():
     def endless():
         while True:
@@ -123,7 +182,6 @@ def test_links_to_folders_are_followed_once(tree):
     (tree / "c" / "gone.png").symlink_to(tree / "nowhere")
     (tree / "y").symlink_to(tree / "z")
     assert names(tree) == [
-        ".d.bmp",
         "a.JPG",
         "b.png",
         "c/3.tiff",
@@ -191,7 +249,7 @@ STEMS = [
     b"\x1b[31mred\x07",
     b"x" * 230,
     b"*?[a-z]",
-    b"..",
+    b"a..",
     b"%s {0} \\",
 ]
 

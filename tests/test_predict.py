@@ -54,6 +54,7 @@ def test_csv(folder, tmp_path):
     failed, said = predict([folder], output=tmp_path / "x.csv", top=3)
     assert failed == 2
     assert "digits: shorter side to 32 (box)" in said
+    assert "Left out, as no pictures or hidden: 1: 1 .txt (notes.txt)." in said
     assert "2 of 14 failed" in said
     assert "broken.png" in said
     with (tmp_path / "x.csv").open(newline="") as file:
@@ -96,6 +97,19 @@ def test_features_as_npy(folder, tmp_path):
             assert np.isnan(found).all()
         else:
             np.testing.assert_allclose(classifier.features(row["path"]), found, atol=1e-5)
+
+
+def test_a_picture_on_stdin(folder, tmp_path):
+    data = (folder / "1" / "01.png").read_bytes()
+    for piped, wrong in ((data, None), (data[:-30], "PNG, 8 x 8, L: cut short")):
+        stdin = io.TextIOWrapper(io.BytesIO(piped))
+        failed, _ = predict(["-"], output=tmp_path / "x.jsonl", stdin=stdin, overwrite=True)
+        (record,) = map(json.loads, (tmp_path / "x.jsonl").read_text().splitlines())
+        assert (record["path"], failed) == ("-", int(wrong is not None))
+        if wrong:
+            assert wrong in record["error"]
+        else:
+            assert record["predictions"][0]["index"] == Classifier("digits")(data)[0].index
 
 
 @pytest.mark.skipif(find_spec("pyarrow") is None, reason="needs the extra 'parquet'")

@@ -148,8 +148,8 @@ def predict(parser: ArgumentParser) -> Any:
     parser.add_argument(
         "path",
         nargs="+",
-        help="pictures, folders (searched at any depth), patterns, or - for a list on the "
-        "standard input",
+        help="pictures, folders (searched at any depth), patterns, or - for a list or a picture "
+        "on the standard input",
     )
     _add_model(parser)
     parser.add_argument("--top", type=int, default=5, help="classes to name (default: 5)")

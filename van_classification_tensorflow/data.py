@@ -11,13 +11,13 @@ from __future__ import annotations
 
 import atexit
 import hashlib
-import io
 import multiprocessing
 import os
 import pickle
 import signal
 import threading
 import time
+import unicodedata
 import weakref
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
@@ -36,7 +36,7 @@ from .datasets import some
 from .digits import CLASSES as DIGITS
 from .digits import Split, load_digits
 from .images import MAX_PIXELS, SUFFIXES, ImageError, open_image, printable
-from .inputs import expand
+from .inputs import ClassFolder, LeftOut, class_folders, no_pictures
 from .preprocessing import Preprocessing
 
 Transform = Callable[[Image.Image, np.random.Generator], np.ndarray]
@@ -63,6 +63,7 @@ class Pictures:
         classes: Names, in the order of the model's outputs.
         fingerprint: SHA-256 over what each picture is called (its path within the folder), its
             class and its size in bytes: whether a run that goes on still has the same pictures.
+        left_out: Which files of the folders, those to validate on included, are no pictures; "".
     """
 
     name: str
@@ -70,6 +71,7 @@ class Pictures:
     labels: np.ndarray
     classes: tuple[str, ...]
     fingerprint: str
+    left_out: str = ""
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -85,7 +87,8 @@ def open_data(
 ) -> tuple[Pictures, Pictures]:
     """Finds the pictures to train on and those to validate on; none is opened.
 
-    What is hidden (begins with a dot) is ignored. Classes are in the plain order of their names.
+    Pictures are known as in `inputs.pictures_in`. Names are compared in NFC, and classes are in
+    the plain order of these.
 
     Args:
         data: "digits", the bundled images (32, 32): 1,437 and 360; or a folder. One that holds
@@ -125,25 +128,28 @@ def open_data(
     held_out = next((parts[name] for name in _VALIDATION if name in parts), None)
     if "train" in parts and held_out:
         return _of_two_folders(parts["train"], held_out)
+    left_out = LeftOut()
     kept, out = {}, {}
-    for name, paths in _class_folders(data).items():
-        count = min(max(int(len(paths) * validation_split + 0.5), 1), len(paths) - 1)
-        chosen = set(sorted(paths, key=lambda path: _draw(seed, name, path))[:count])
-        kept[name] = [path for path in paths if path not in chosen]
-        out[name] = [path for path in paths if path in chosen]
+    for name, files in _class_folders(data, left_out).items():
+        count = min(max(int(len(files) * validation_split + 0.5), 1), len(files) - 1)
+        chosen = set(sorted(files, key=lambda file: _draw(seed, name, file.within))[:count])
+        kept[name] = [file for file in files if file not in chosen]
+        out[name] = [file for file in files if file in chosen]
     if not any(out.values()):
         raise ValueError(
             f"{printable(data)}: every class has one picture, so none is left to validate on"
         )
     shown = printable(data)
     return (
-        _of_folder(f"{shown}, training part", data, kept),
-        _of_folder(f"{shown}, validation part", data, out),
+        _of_folder(f"{shown}, training part", kept, left_out),
+        _of_folder(f"{shown}, validation part", out),
     )
 
 
 def _of_two_folders(train: str, held_out: str) -> tuple[Pictures, Pictures]:
-    training, validation = _class_folders(train), _class_folders(held_out, may_be_empty=True)
+    left_out = LeftOut()
+    training = _class_folders(train, left_out)
+    validation = _class_folders(held_out, left_out, may_be_empty=True)
     for here, there, folder, other in (
         (validation, training, held_out, train),
         (training, validation, train, held_out),
@@ -154,50 +160,46 @@ def _of_two_folders(train: str, held_out: str) -> tuple[Pictures, Pictures]:
                 "Give both the same; a class without validation pictures has an empty folder there"
             )
     if not any(validation.values()):
-        raise ValueError(f"{printable(held_out)} has no pictures (endings: {', '.join(SUFFIXES)})")
+        raise ValueError(no_pictures(printable(held_out), left_out))
     return (
-        _of_folder(printable(train), train, training),
-        _of_folder(printable(held_out), held_out, validation),
+        _of_folder(printable(train), training, left_out),
+        _of_folder(printable(held_out), validation),
     )
 
 
-def _class_folders(folder: str, may_be_empty: bool = False) -> dict[str, list[str]]:
-    """{class: its pictures, as paths within its folder with "/"}, all in order."""
-    with os.scandir(folder) as entries:
-        found = {entry.name: entry.path for entry in entries if entry.name[0] != "."}
-    names = sorted(name for name, path in found.items() if os.path.isdir(path))
-    shown = printable(folder)
-    loose = sorted(n for n in found if n.lower().endswith(SUFFIXES) and n not in names)
-    if loose:
-        raise ValueError(
-            f"{shown}: {len(loose):,} pictures lie in no class folder, so their class is unknown "
-            f"({some(loose)}); move them into the folder of their class, or out"
-        )
-    if len(names) < 2:
-        has = f"only one, {printable(names[0])}" if names else "none"
+class _File(NamedTuple):
+    """A picture: where it is within the folder of its class, in NFC and with "/", and its path."""
+
+    within: str
+    path: str
+
+
+def _class_folders(
+    folder: str, left_out: LeftOut, may_be_empty: bool = False
+) -> dict[str, list[_File]]:
+    """{class: its pictures}, all in order."""
+    found, shown = class_folders(folder, left_out), printable(folder)
+    if len(found) < 2:
+        has = f"only one, {printable(*found)}" if found else "none"
         raise ValueError(
             f"{shown} must hold a folder of pictures for each class, two at least. It has {has}"
         )
-    classes = {name: _in_class(found[name]) for name in names}
-    empty = [name for name in names if not classes[name]]
+    empty = [name for name, one in found.items() if not one.pictures]
     if empty and not may_be_empty:
+        beside = f". {left_out}" if left_out else ""
         raise ValueError(
-            f"{shown} has class folders without a picture: {some(empty)} "
-            f"(endings: {', '.join(SUFFIXES)}); fill or remove them"
+            f"{shown} has class folders without a picture: {some(empty)}; fill or remove them"
+            f"{beside}"
         )
-    return classes
+    return {name: sorted(map(_File, *_within(one))) for name, one in found.items()}
 
 
-def _in_class(folder: str) -> list[str]:
-    within = []
-    for path in expand([folder], io.StringIO()):
-        if not path.lower().endswith(SUFFIXES):
-            os.listdir(path)  # raises why `expand` could not
-            continue
-        parts = path.removeprefix(folder + os.sep).split(os.sep)
-        if not any(part.startswith(".") for part in parts):
-            within.append("/".join(parts))
-    return sorted(within)
+def _within(one: ClassFolder) -> tuple[list[str], Sequence[str]]:
+    for path in one.pictures:
+        if not path.lower().endswith(SUFFIXES) and os.path.isdir(path):
+            os.listdir(path)  # raises why it cannot be read
+    names = [path.removeprefix(one.path + os.sep).replace(os.sep, "/") for path in one.pictures]
+    return [unicodedata.normalize("NFC", name) for name in names], one.pictures
 
 
 def _draw(seed: int, name: str, path: str) -> bytes:
@@ -205,20 +207,23 @@ def _draw(seed: int, name: str, path: str) -> bytes:
     return hashlib.sha256(b"%d\0" % seed + os.fsencode(f"{name}\0{path}")).digest()
 
 
-def _of_folder(name: str, folder: str, classes: Mapping[str, Sequence[str]]) -> Pictures:
+def _of_folder(
+    name: str, classes: Mapping[str, Sequence[_File]], left_out: LeftOut | None = None
+) -> Pictures:
     hashed = hashlib.sha256()
     sources: list[str] = []
-    for one, paths in classes.items():
-        for path in paths:
-            sources.append(os.path.join(folder, one, *path.split("/")))
+    for one, files in classes.items():
+        for file in files:
+            sources.append(file.path)
             try:
-                size = os.path.getsize(sources[-1])
+                size = os.path.getsize(file.path)
             except OSError:  # a link to nothing: reading it will say so
                 size = -1
-            hashed.update(os.fsencode(f"{one}\0{path}\0{size}\0"))
-    counts = [len(paths) for paths in classes.values()]
+            hashed.update(os.fsencode(f"{one}\0{file.within}\0{size}\0"))
+    counts = [len(files) for files in classes.values()]
     labels: np.ndarray = np.arange(len(counts), dtype=np.int32).repeat(counts)
-    return Pictures(name, tuple(sources), labels, tuple(classes), hashed.hexdigest())
+    said = str(left_out) if left_out else ""
+    return Pictures(name, tuple(sources), labels, tuple(classes), hashed.hexdigest(), said)
 
 
 def _of_digits(split: Split, name: str) -> Pictures:

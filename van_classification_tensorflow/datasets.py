@@ -6,7 +6,6 @@ Imports neither Keras nor a backend.
 from __future__ import annotations
 
 import csv
-import io
 import json
 import os
 import re
@@ -21,8 +20,8 @@ import numpy as np
 
 from .digits import CLASSES as DIGITS
 from .digits import load_digits
-from .images import SUFFIXES, printable
-from .inputs import expand
+from .images import printable
+from .inputs import LeftOut, class_folders, no_pictures, pictures_in
 from .labels import Label, comparable, imagenet_classes
 from .scores import negative_of
 
@@ -78,6 +77,7 @@ def open_dataset(
     subset: str | None = None,
     class_map: str | os.PathLike | None = None,
     real_labels: str | os.PathLike | None = None,
+    left_out: LeftOut | None = None,
 ) -> Dataset:
     """Finds the pictures and what each should be taken for.
 
@@ -96,6 +96,7 @@ def open_dataset(
             validation picture, by its number, the classes that are right. The pictures are then
             found by their names, ILSVRC2012_val_00000001.JPEG, at any depth; one without a class
             is left out.
+        left_out: Counts the files of folders that are no pictures; a note says so as well.
 
     Raises:
         ValueError: Classes and weights do not fit together, there is nothing to measure on, or
@@ -116,6 +117,7 @@ def open_dataset(
         )
     restricted = None if subset is None else _restricted(subset, labels)
     real = None if real_labels is None else _Real(Path(real_labels), labels)
+    left_out = LeftOut() if left_out is None else left_out
     if data == "digits":
         dataset = _digits(labels)
     elif is_tfds:
@@ -126,11 +128,11 @@ def open_dataset(
             f"Received: {printable(data)}, and there is no such folder"
         )
     elif real is not None:
-        dataset = _real_folder(data, real)
+        dataset = _real_folder(data, real, left_out)
     else:
-        dataset = _class_folders(data, labels, class_map, restricted)
+        dataset = _class_folders(data, labels, class_map, restricted, left_out)
     if not dataset.count:
-        raise ValueError(f"no pictures in {printable(data)} (endings: {', '.join(SUFFIXES)})")
+        raise ValueError(no_pictures(printable(data), left_out))
     if restricted is None:
         return dataset
     name = f"{dataset.name}, predicted among the {len(restricted)} classes of {subset}"
@@ -145,19 +147,15 @@ def _class_folders(
     labels: Sequence[Label],
     class_map: str | os.PathLike | None,
     restricted: tuple[int, ...] | None,
+    left_out: LeftOut,
 ) -> Dataset:
-    with os.scandir(data) as entries:
-        found = [entry for entry in entries if not entry.name.startswith(".")]  # .DS_Store
-    names = [entry.name for entry in found if os.path.isdir(entry.path)]
-    others = sorted(entry.name for entry in found if entry.name not in names)
-    loose = [name for name in others if name.lower().endswith(SUFFIXES)]
-    if loose:
-        raise ValueError(
-            f"{printable(data)}: {len(loose):,} pictures lie in no class folder, so their class is "
-            f"unknown ({some(loose)}); move them into the folder of their class, or out"
-        )
+    folders = class_folders(data, left_out)
+    names = list(folders)
     if not names:
-        raise ValueError(f"{printable(data)} is empty: it must hold one folder for each class")
+        beside = f". {left_out}" if left_out else ""
+        raise ValueError(
+            f"{printable(data)} has no folders: it must hold one for each class{beside}"
+        )
     if class_map is None:
         classes, how = match_classes(names, labels, f"folders of {printable(data)}")
     else:
@@ -172,20 +170,17 @@ def _class_folders(
                 f"{printable(data)}: {some(sorted(outside))}: not of the {len(restricted)} "
                 "classes of `subset`; remove them, or leave `subset` out"
             )
-    examples, empty, other = [], [], 0
-    # By class, so that 2 comes before 10 where folders are named by index.
-    for name in sorted(names, key=lambda name: (classes[name], os.fsencode(name))):
-        folder = os.path.join(data, name)
-        paths = list(expand([folder], io.StringIO()))
-        examples += [Example(path, path, (classes[name],)) for path in paths]
-        other += _other_files(folder)
-        if not paths:
-            empty.append(name)
+    examples = [
+        Example(path, path, (classes[name],))
+        # By class, so that 2 comes before 10 where folders are named by index.
+        for name in sorted(names, key=lambda name: (classes[name], os.fsencode(name)))
+        for path in folders[name].pictures
+    ]
     notes = [f"Classes of the {len(names):,} folders: by {how}."]
-    if empty:
+    if empty := [name for name in names if not folders[name].pictures]:
         notes.append(f"Folders without a picture: {len(empty):,} ({some(empty)}).")
-    if other:
-        notes.append(f"Files that do not end as a picture does, left out: {other:,}.")
+    if left_out:
+        notes.append(str(left_out))
     if restricted is None:
         present = tuple(sorted({classes[name] for name in names}))
         for subset in SUBSETS:
@@ -282,7 +277,8 @@ def _no_match(names, labels, readings, indices, times, what) -> str:
 
 
 def _read_class_map(path: Path, classes: int) -> dict[str, int]:
-    text = path.read_text(encoding="utf-8-sig")
+    # Bytes of another encoding stay what they are in the names of folders.
+    text = path.read_text(encoding="utf-8-sig", errors="surrogateescape")
     if path.suffix == ".json":
         try:
             pairs = json.loads(text, object_pairs_hook=tuple)
@@ -299,6 +295,7 @@ def _read_class_map(path: Path, classes: int) -> dict[str, int]:
         pairs = tuple((folder.strip(), _integer(index)) for folder, index in rows)
     else:
         raise ValueError(f"`class_map` must end in .json or .csv. Received: {path}")
+    pairs = tuple((comparable(folder), index) for folder, index in pairs)
     for folder, index in pairs:
         if not isinstance(index, int) or isinstance(index, bool) or not 0 <= index < classes:
             raise ValueError(
@@ -312,14 +309,6 @@ def _read_class_map(path: Path, classes: int) -> dict[str, int]:
 
 def _integer(text: str) -> int | str:
     return int(text) if _INDEX.fullmatch(text.strip()) else text
-
-
-def _other_files(folder: str) -> int:
-    return sum(
-        not name.startswith(".") and not name.lower().endswith(SUFFIXES)
-        for _, _, names in os.walk(folder)
-        for name in names
-    )
 
 
 def some(names: Sequence[str]) -> str:
@@ -397,12 +386,13 @@ class _Real:
         return tuple(i for i in indices if i is not None)
 
 
-def _real_folder(data: str, real: _Real) -> Dataset:
+def _real_folder(data: str, real: _Real, left_out: LeftOut) -> Dataset:
     # By number, whatever folders they lie in.
-    paths = sorted(expand([data], io.StringIO()), key=lambda path: os.path.basename(path))
+    paths = sorted(pictures_in(data, left_out), key=lambda path: os.path.basename(path))
     examples = [Example(p, p, real.classes(os.path.basename(p))) for p in paths]
     name = f"{printable(data)}, ReaL labels"
-    return Dataset(name, examples, len(examples), original_labels=False)
+    notes = (str(left_out),) if left_out else ()
+    return Dataset(name, examples, len(examples), original_labels=False, notes=notes)
 
 
 def is_validation_picture(name: str) -> bool:

@@ -33,11 +33,11 @@ from .datasets import open_dataset
 from .digits import load_digits
 from .fold import fold
 from .images import ImageError, open_image, printable
-from .inputs import expand
+from .inputs import LeftOut, pictures_in
 from .labels import labels_of
 from .names import Architecture
 from .onnx_graph import onnx_model
-from .output import messages, pictures_bar
+from .output import messages, pictures_bar, say, say_failures
 from .preprocessing import Preprocessing
 from .pretrained import open_pretrained
 from .runtimes import (
@@ -508,7 +508,7 @@ def _source(model: Any, features: bool) -> _Source:
 
 def _pictures(data: Any, source: _Source, calibrate: bool, console: Console) -> _Pictures:
     """Real pictures, cropped as the model wants them; those of the calibration apart."""
-    sources, classes, why_not = _listed(data, source)
+    sources, classes, why_not = _listed(data, source, console)
     if data is None or os.fspath(data) == "digits":
         train = [_as_picture(p) for p in load_digits()[0].pixels[:CALIBRATION]] if calibrate else []
     else:
@@ -522,6 +522,8 @@ def _pictures(data: Any, source: _Source, calibrate: bool, console: Console) -> 
     if not sources or (calibrate and not train):
         raise ValueError(f"`data` must have pictures, for int8 at least 2. Received: data={data}")
 
+    unreadable: list[str] = []
+
     def crop(one: Any) -> np.ndarray:
         return source.preprocessing.crop(open_image(one))
 
@@ -533,11 +535,15 @@ def _pictures(data: Any, source: _Source, calibrate: bool, console: Console) -> 
                 bar.advance(task)
                 if isinstance(made, np.ndarray):
                     yield i, made
-                elif not isinstance(made, ImageError):
+                elif isinstance(made, ImageError):
+                    unreadable.append(str(made))
+                else:
                     raise made
 
         calibration = [made for _, made in crops(train)]
         readable = list(crops(sources))
+    if unreadable:
+        say_failures(console, f"{len(unreadable):,} cannot be read and are left out", unreadable)
     if not readable or (calibrate and not calibration):
         raise ValueError(f"`data` must have pictures that can be read. Received: data={data}")
     bundled = data is None or os.fspath(data) == "digits"
@@ -550,7 +556,9 @@ def _pictures(data: Any, source: _Source, calibrate: bool, console: Console) -> 
     )
 
 
-def _listed(data: Any, source: _Source) -> tuple[list[Any], list[int] | None, str]:
+def _listed(
+    data: Any, source: _Source, console: Console
+) -> tuple[list[Any], list[int] | None, str]:
     """Pictures, and the class of each where all have one; else why not, where it was asked for."""
     if data is not None and os.fspath(data) != "digits" and not os.path.isdir(data):
         raise FileNotFoundError(
@@ -562,20 +570,24 @@ def _listed(data: Any, source: _Source) -> tuple[list[Any], list[int] | None, st
     elif data is not None:
         labels = labels_of(source.labels, source.sizes.num_classes or 0)
         try:
-            named = open_dataset(data, classes_of(labels))
+            left_out = LeftOut()
+            named = open_dataset(data, classes_of(labels), left_out=left_out)
         except ValueError as error:  # pictures without classes will do, or with classes of others
             why_not = str(error)
             if "`class_map`" in why_not:
                 why_not += "; `van evaluate` takes one, and the exported file"
         else:
+            if left_out:
+                say(console, str(left_out))
             examples = list(named.examples)
             return [e.source for e in examples], [e.classes[0] for e in examples], ""
     if data is None or os.fspath(data) == "digits":
         return [_as_picture(pixels) for pixels in load_digits()[1].pixels], None, why_not
-    return list(expand([os.fspath(data)], _NOTHING)), None, why_not
-
-
-_NOTHING: Any = ()  # instead of the standard input
+    left_out = LeftOut()
+    sources = list(pictures_in(os.fspath(data), left_out))
+    if left_out:
+        say(console, str(left_out))
+    return sources, None, why_not
 
 
 def _as_picture(pixels: np.ndarray) -> np.ndarray:

@@ -33,7 +33,23 @@ from PIL import (
 from . import png_file, tiff_file
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
+SUFFIXES = (
+    ".jpg",
+    ".jpeg",
+    ".jpe",
+    ".jfif",
+    ".png",
+    ".webp",
+    ".gif",
+    ".bmp",
+    ".tif",
+    ".tiff",
+)
+# TIFFs by their first bytes, with a thumbnail as the first page.
+_CAMERA_RAW = (
+    *(".3fr", ".arw", ".cr2", ".dcr", ".dng", ".erf", ".iiq", ".kdc", ".mef", ".nef"),
+    *(".nrw", ".pef", ".sr2", ".srf", ".srw"),
+)
 MAX_PIXELS = 50_000_000
 MAX_FRAMES = 1_000  # more is a video, and a way to keep a reader busy
 
@@ -153,7 +169,21 @@ _OTHER_KINDS = {  # what is met under a picture's name
 }
 
 
-def _other_kind(head: bytes) -> str:
+def is_picture(path: str) -> bool:
+    """Whether a file begins as one of `FORMATS` does, whatever its name.
+
+    False of one that cannot be read, of what is no file, and of a camera's raw data.
+    """
+    if path.lower().endswith(_CAMERA_RAW):
+        return False
+    try:
+        with _regular_file(path) as file:
+            return kind_of(file.read(HEAD_BYTES)) is not None
+    except (ImageError, OSError):
+        return False
+
+
+def other_kind(head: bytes) -> str:
     """What a file is that is none of `FORMATS`, with a comma; "" where that is not known."""
     if head[4:8] == b"ftyp":
         named = {b"avif": "an AVIF picture", b"avis": "an AVIF picture"}
@@ -170,7 +200,7 @@ def _open(file: BinaryIO, max_pixels: int) -> Image.Image:
         raise ImageError("empty")
     kind = kind_of(head)
     if kind is None:
-        raise ImageError(f"{_other_kind(head)}not a picture of {', '.join(FORMATS)}")
+        raise ImageError(f"{other_kind(head)}not a picture of {', '.join(FORMATS)}")
     max_pixels = min(max_pixels, 2 * (Image.MAX_IMAGE_PIXELS or max_pixels))
     about = kind
     if kind == "GIF":

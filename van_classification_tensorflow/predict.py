@@ -26,7 +26,7 @@ from rich.text import Text
 
 from .classifier import Classifier, Result
 from .images import printable
-from .inputs import expand
+from .inputs import LeftOut, expand, no_pictures
 from .output import messages, pictures_bar, results, say, say_failures, to_json, write_line
 from .runtimes import format_of
 
@@ -89,9 +89,12 @@ def _run(
     console: Console,
     options: dict[str, Any],
 ) -> int:
-    inputs = list(expand(paths, stdin))
+    left_out = LeftOut()
+    inputs = list(expand(paths, stdin, left_out))
     if not inputs:
-        raise ValueError(f"no pictures in {', '.join(map(printable, paths))}")
+        raise ValueError(no_pictures(", ".join(map(printable, paths)), left_out))
+    if left_out:
+        say(console, str(left_out))
     classifier = Classifier(weights, **options)
     if features:
         classifier.check_features()
@@ -157,9 +160,14 @@ def _state(path: str) -> list[int]:
     return [number for info in found for number in (info.st_size, info.st_mtime_ns)]
 
 
+def name_of(source: str | bytes) -> str:
+    """What records call a picture: its path, or "-" where it came on the standard input."""
+    return "-" if isinstance(source, bytes) else os.fsdecode(source)
+
+
 def to_record(classifier: Classifier, result: Result, top: int, features: bool) -> dict[str, Any]:
     """What is written for one picture."""
-    record: dict[str, Any] = {"path": os.fsdecode(result.source), "error": result.error}
+    record: dict[str, Any] = {"path": name_of(result.source), "error": result.error}
     if features:
         record["features"] = None if result.output is None else result.output.tolist()
     else:
@@ -262,7 +270,7 @@ class Journal:
 
     file: TextIO = io.StringIO()  # until `begin`
 
-    def begin(self, about: dict[str, Any], inputs: list[str]) -> list[str]:
+    def begin(self, about: dict[str, Any], inputs: list[str | bytes]) -> list[str | bytes]:
         """The inputs that have no record yet."""
         done: Counter[str] = Counter()
         if self.overwrite:
@@ -286,11 +294,11 @@ class Journal:
         if not self.path.stat().st_size:
             self.add(about)
         to_do = []
-        for path in inputs:
-            if done[path]:
-                done[path] -= 1
+        for source in inputs:
+            if done[name_of(source)]:
+                done[name_of(source)] -= 1
             else:
-                to_do.append(path)
+                to_do.append(source)
         if others := +done:
             self.file.close()
             raise ValueError(

@@ -717,6 +717,8 @@ class _Run:
         for name, value in rows:
             table.add_row(name, Text(value))
         self.console.print(table)
+        if self.found.left_out:
+            say(self.console, self.found.left_out)
         if model.in_chans == 1 and _in_colour(self.found):
             why = f"it starts from {recipe.pretrained}, which has one channel"
             if recipe.mean is not None:
