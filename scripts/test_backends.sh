@@ -13,7 +13,7 @@ for backend in jax torch; do
     -k "every_stage or saved_and or head_of or (every_precision and onnx-float32)"
   KERAS_BACKEND=$backend python -m pytest -q tests/test_optim.py
   KERAS_BACKEND=$backend python -m pytest -q tests/test_train.py \
-    -k "folder or best_model or last"
+    -k "folder or best_model or last or readmes or textbook"
   KERAS_BACKEND=$backend python -m pytest -q tests/test_model.py \
     -k "save or saving or sizes or channels_first or headless or clone or pyramid"
   python -m pytest -q tests/test_public_api.py -k "$backend"

@@ -160,6 +160,17 @@ def test_the_most_frequent_mistakes_name_the_data(tmp_path, figures):
     assert len(set(ticks(figure.axes[0].yaxis))) == 25
 
 
+@pytest.mark.parametrize("names", [LONG, ["3", "7"] * 20], ids=["long", "short"])
+def test_titles_of_a_contact_sheet_lie_beside_each_other(tmp_path, figures, names):
+    sheet = np.zeros((40, 8, 8), np.uint8)
+    pictures.contact_sheet(sheet, names, names[::-1], np.ones(40), tmp_path / "a.png")
+    (figure,) = figures
+    boxes = [axes.title.get_window_extent() for axes in figure.axes]
+    assert not any(a.overlaps(b) for a, b in pairwise(boxes))
+    below = [axes.get_window_extent() for axes in figure.axes]
+    assert not any(a.overlaps(b) for a, b in zip(boxes[8:], below, strict=False))
+
+
 # --- Any number of epochs ---
 
 

@@ -278,7 +278,9 @@ def contact_sheet(
     rows = -(-len(images) // columns)
     figure = _figure(1.35 * columns, 1.65 * rows)
     grid = np.atleast_2d(figure.subplots(rows, columns)).ravel()
-    names = shown(figure, [*truth, *predicted], 16)
+    names = shown(figure, [*truth, *predicted], 18)
+    # Long names have a line each.
+    size, between = (10, "  ") if max(map(len, names), default=0) <= 4 else (7, "\n")
     for axes in grid:
         axes.axis("off")
     for axes, image, true, guess, probability in zip(
@@ -286,8 +288,8 @@ def contact_sheet(
     ):
         axes.imshow(image, cmap="gray_r", interpolation="nearest")
         right = true == guess
-        text = f"{guess}  ({probability:.0%})" if right else f"{guess}, not {true}"
-        axes.set_title(text, fontsize=10, color="black" if right else "crimson")
+        text = f"{guess}{between}({probability:.0%})" if right else f"{guess},{between}not {true}"
+        axes.set_title(text, fontsize=size, color="black" if right else "crimson")
     save(figure, path)
 
 
