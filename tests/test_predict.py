@@ -211,8 +211,8 @@ def test_overwriting(folder, tmp_path, name):
     assert not (tmp_path / f"{name}.partial").exists()
 
 
-def test_five_failures_are_named_and_the_others_counted(tmp_path):
-    paths = [tmp_path / f"{i}.png" for i in range(7)]
+def test_five_failures_are_named_and_the_others_counted(folder, tmp_path):
+    paths = [folder / "0" / "00.png", *(tmp_path / f"{i}.png" for i in range(7))]
     _, said = predict(paths, output=tmp_path / "x.csv")
     assert said.count("No such file") == 5
     assert "  and 2 more" in said

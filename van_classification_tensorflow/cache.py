@@ -173,7 +173,9 @@ class _Fetch:
                     left.unlink(missing_ok=True)
             return path
         raise DownloadError(
-            f"{name} could not be downloaded: {'; '.join(failures)}. Try again, set VAN_MIRROR, "
+            # The console has the others.
+            f"{name} could not be downloaded from {len(failures)} address"
+            f"{'es' if len(failures) > 1 else ''}: {failures[-1]}. Try again, set VAN_MIRROR, "
             f"or put {self.weights.sources[0].file} into {self.folder} yourself"
         )
 

@@ -131,8 +131,7 @@ class Classifier:
             ("workers", 1 if workers is None else workers),
             ("max_pixels", max_pixels),
         ):
-            if not isinstance(value, Integral) or isinstance(value, bool) or value < 1:
-                raise ValueError(f"`{name}` must be an integer >= 1. Received: {name}={value!r}")
+            check_at_least(name, value, 1)
         if crops not in (1, 5):
             raise ValueError(f"`crops` must be 1 or 5. Received: crops={crops!r}")
         if engine not in ENGINES:
@@ -339,8 +338,7 @@ class Classifier:
         """Raises `ValueError` where there is no head, or `top` is no number of classes."""
         if not self.labels:
             raise ValueError(f"{self.name} has no head: it gives features only")
-        if not isinstance(top, Integral) or isinstance(top, bool) or not top >= 1:
-            raise ValueError(f"`top` must be an integer >= 1. Received: top={top!r}")
+        check_at_least("top", top, 1)
 
     def check_features(self) -> None:
         """Raises `ValueError` where an exported file gives something else than features."""
@@ -395,6 +393,14 @@ class Classifier:
             inputs = np.concatenate([inputs, padding])
         model = self._features if features else self.model
         return np.asarray(model.predict_on_batch(inputs))[:count]
+
+
+def check_at_least(argument: str, value: Any, least: int) -> None:
+    """Raises `ValueError` where `value` is no integer, or less than `least`."""
+    if not isinstance(value, Integral) or isinstance(value, bool) or value < least:
+        raise ValueError(
+            f"`{argument}` must be an integer >= {least}. Received: {argument}={value!r}"
+        )
 
 
 def _check_side(side: int, sizes: Architecture) -> None:

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from . import __version__
+from .quiet import quiet_start
 
 
 def demo(parser: ArgumentParser) -> Any:
@@ -38,6 +39,9 @@ def demo(parser: ArgumentParser) -> Any:
     parser.add_argument("--overwrite", action="store_true", help="replace an earlier demo")
 
     def run(output: Path, **options: Any) -> None:
+        from .runs import check_demo
+
+        check_demo(output, **options)
         from .demo import run
 
         run(output, **options)
@@ -84,10 +88,7 @@ def train(parser: ArgumentParser) -> Any:
             missing = [f"--{n}" for n, v in (("data", data), ("output", output)) if v is None]
             if missing:
                 raise ValueError(f"{' and '.join(missing)} must be given, or --resume RUN")
-        from .callbacks import Stopped
-        from .output import messages, results
-        from .train import check_run
-        from .train import train as run_training
+        from .runs import check_run, check_start
 
         if resume is not None:
             if output is not None or recipe is not None:
@@ -97,13 +98,21 @@ def train(parser: ArgumentParser) -> Any:
             if print_config:
                 print(chosen, end="")
                 return
+        going_on = resume is not None
+        data, found = check_start(data, output, chosen, going_on)
+        # Only now, as it starts Keras.
+        from .callbacks import Stopped
+        from .output import messages, results
+        from .train import train as run_training
+
         try:
             run_training(
                 data,
                 output,
                 chosen,
-                resume=resume is not None,
+                resume=going_on,
                 force=force,
+                found=found,
                 console=messages(),
                 report_to=results(),
             )
@@ -625,6 +634,15 @@ def _add_commands(
             sub.set_defaults(run=command(sub), parser=sub)
 
 
+def _words(error: Exception) -> str:
+    """The system's errors without their number, the file first."""
+    if isinstance(error, OSError) and error.strerror and error.filename:
+        from .images import printable
+
+        return f"{printable(error.filename)}: {error.strerror}"
+    return str(error)
+
+
 def _in_flags(text: str, parser: ArgumentParser) -> str:
     """An error in the words of the command line: `--batch-size` for the argument `batch_size`.
 
@@ -667,8 +685,7 @@ class _Interrupted(KeyboardInterrupt):
 
 def main(arguments: list[str] | None = None) -> None:
     """Entry point of the console command: exit 0, or one clear line and exit 1 or 2."""
-    # TensorFlow's start-up chatter hides what the command says; a set value is respected.
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    quiet_start()
     parser = _Parser(
         prog="van", description="Visual Attention Network (arXiv 2202.09741) for Keras 3."
     )
@@ -685,7 +702,7 @@ def main(arguments: list[str] | None = None) -> None:
     except (ValueError, OSError, ModuleNotFoundError) as error:
         # What a user can mend: a wrong value, a file, a missing extra. Only other kinds of
         # error, which no input should cause, keep their traceback.
-        print(f"van: error: {_in_flags(str(error), chosen)}", file=sys.stderr)
+        print(f"van: error: {_in_flags(_words(error), chosen)}", file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt as stopped:
         hint = ""

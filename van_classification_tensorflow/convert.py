@@ -85,6 +85,8 @@ def convert(
     """
     target = Path(target)
     kind, naming = _kind(target, naming)
+    if not target.absolute().parent.is_dir():
+        raise FileNotFoundError(f"{target.absolute().parent} is no folder; make it first")
     if target.exists() and not overwrite:
         raise FileExistsError(f"{target} is already there; to replace it: --overwrite")
     if format_of(source) is not None:
@@ -152,11 +154,8 @@ def _kind(target: Path, naming: str | None) -> tuple[str, str]:
 
 def _whole_or_not(target: Path, write: Callable[[Path], Any]) -> None:
     """Writes beside `target` first, then moves: an interrupted run leaves the old or nothing."""
-    folder = target.absolute().parent
-    if not folder.is_dir():
-        raise FileNotFoundError(f"{folder} is no folder; make it first")
     # In a folder of its own under the final name: Keras looks at the ending.
-    with tempfile.TemporaryDirectory(prefix=".van-convert-", dir=folder) as work:
+    with tempfile.TemporaryDirectory(prefix=".van-convert-", dir=target.absolute().parent) as work:
         made = Path(work) / target.name
         write(made)
         if made.is_file():

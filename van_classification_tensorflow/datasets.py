@@ -23,6 +23,7 @@ from .digits import load_digits
 from .images import printable
 from .inputs import LeftOut, class_folders, no_pictures, pictures_in
 from .labels import Label, comparable, imagenet_classes
+from .runtimes import is_installed
 from .scores import negative_of
 
 # Sets whose authors restrict the predictions to the 200 classes that the pictures have.
@@ -105,16 +106,8 @@ def open_dataset(
         ModuleNotFoundError: tensorflow_datasets is missing.
     """
     data = os.fspath(data)
+    check_asked(data, split=split, subset=subset, class_map=class_map, real_labels=real_labels)
     is_tfds = data.startswith("tfds:")
-    if split is not None and not is_tfds:
-        raise ValueError(f"`split` applies to tfds:NAME only. Received: split={split!r}, {data}")
-    if class_map is not None and (is_tfds or data == "digits" or real_labels is not None):
-        raise ValueError("`class_map` applies to a folder of class folders only; leave it out")
-    if real_labels is not None and (data == "digits" or subset is not None):
-        raise ValueError(
-            "`real_labels` are of ImageNet's whole validation set: they fit neither digits nor a "
-            "`subset`; leave one out"
-        )
     restricted = None if subset is None else _restricted(subset, labels)
     real = None if real_labels is None else _Real(Path(real_labels), labels)
     left_out = LeftOut() if left_out is None else left_out
@@ -122,11 +115,6 @@ def open_dataset(
         dataset = _digits(labels)
     elif is_tfds:
         dataset = _tfds(data.removeprefix("tfds:"), labels, split, real)
-    elif not os.path.isdir(data):
-        raise FileNotFoundError(
-            "`data` must be a folder of class folders, tfds:NAME or digits. "
-            f"Received: {printable(data)}, and there is no such folder"
-        )
     elif real is not None:
         dataset = _real_folder(data, real, left_out)
     else:
@@ -137,6 +125,41 @@ def open_dataset(
         return dataset
     name = f"{dataset.name}, predicted among the {len(restricted)} classes of {subset}"
     return replace(dataset, name=name, restricted=restricted)
+
+
+def check_asked(
+    data: str | os.PathLike,
+    *,
+    split: str | None = None,
+    subset: str | None = None,
+    class_map: str | os.PathLike | None = None,
+    real_labels: str | os.PathLike | None = None,
+) -> None:
+    """Raises what `open_dataset` would for its options and for missing files, without labels."""
+    data = os.fspath(data)
+    is_tfds = data.startswith("tfds:")
+    if split is not None and not is_tfds:
+        raise ValueError(f"`split` applies to tfds:NAME only. Received: split={split!r}, {data}")
+    if class_map is not None and (is_tfds or data == "digits" or real_labels is not None):
+        raise ValueError("`class_map` applies to a folder of class folders only; leave it out")
+    if real_labels is not None and (data == "digits" or subset is not None):
+        raise ValueError(
+            "`real_labels` are of ImageNet's whole validation set: they fit neither digits nor a "
+            "`subset`; leave one out"
+        )
+    if is_tfds:
+        if not is_installed("tensorflow_datasets"):
+            raise ModuleNotFoundError(
+                f"{data} needs TensorFlow Datasets: pip install tensorflow-datasets"
+            )
+    elif data != "digits" and not os.path.isdir(data):
+        raise FileNotFoundError(
+            "`data` must be a folder of class folders, tfds:NAME or digits. "
+            f"Received: {printable(data)}, and there is no such folder"
+        )
+    for path in (class_map, real_labels):
+        if path is not None:
+            os.stat(path)
 
 
 # --- Folders ---

@@ -15,19 +15,13 @@ from rich.console import Console
 from rich.table import Table
 
 from . import digits, pictures
-from .folders import check_folder, write_folder
+from .folders import write_folder
 from .images import printable
 from .model import VAN
 from .output import messages, results, say_files, to_json
 from .progress import FitProgress
+from .runs import DEMO_FILES, check_demo
 
-_FILES = {
-    "predictions.png": "test images under their predicted label, mistakes first",
-    "confusion_matrix.png": "which digit was taken for which",
-    "training_curves.png": "loss and accuracy over the epochs",
-    "metrics.json": "the figures above and the whole history",
-    "model.keras": "the trained model: keras.saving.load_model(...)",
-}
 _BATCH = 64
 _PEAK_RATE = 2e-3
 
@@ -96,12 +90,8 @@ def run(
         OSError: The output is in the way, or cannot be written.
         ModuleNotFoundError: matplotlib is missing; names the extra that brings it.
     """
-    for name, value, least in (("seed", seed, 0), ("epochs", epochs, 1)):
-        if value < least:
-            raise ValueError(f"`{name}` must be at least {least}. Received: {name}={value}")
-    pictures.require_matplotlib()
+    check_demo(output, seed, epochs, overwrite)
     console, output = console or messages(), Path(output)
-    check_folder(output, _FILES, "demo", overwrite)
     started = time.perf_counter()
 
     train, test = digits.load_digits()
@@ -155,7 +145,7 @@ def run(
         text = to_json(metrics, indent=1)
         (folder / "metrics.json").write_text(text + "\n", encoding="utf-8")
 
-    write_folder(output, _FILES, "demo", overwrite, fill)
+    write_folder(output, DEMO_FILES, "demo", overwrite, fill)
     _report(metrics, output, report_to or results())
     return metrics
 
@@ -198,4 +188,4 @@ def _report(metrics: dict, output: Path, console: Console) -> None:
         f"{metrics['seconds']:.1f}",
     )
     console.print(table)
-    say_files(console, printable(output), _FILES)
+    say_files(console, printable(output), DEMO_FILES)

@@ -19,7 +19,7 @@ from rich.text import Text
 
 from . import __version__, pictures
 from .classifier import Classifier
-from .datasets import Dataset, Example, is_validation_picture, open_dataset
+from .datasets import Dataset, Example, check_asked, is_validation_picture, open_dataset
 from .folders import check_folder, write_folder
 from .images import printable
 from .labels import Label
@@ -255,6 +255,7 @@ def evaluate(
         ModuleNotFoundError: An extra is missing; says which.
     """
     target = _ready(output, overwrite)
+    check_asked(data, split=split, subset=subset, class_map=class_map, real_labels=real_labels)
     kind = ClassifierBesideOriginal if against_original else Classifier
     if format_of(weights) is None:
         # The model itself, also for a few pictures, for which "auto" would take NumPy.

@@ -7,12 +7,10 @@ real pictures. Only what agrees is moved to its place: an export leaves everythi
 from __future__ import annotations
 
 import io
-import logging
 import math
 import os
 import sys
 import tempfile
-import warnings
 import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout
@@ -40,6 +38,7 @@ from .onnx_graph import onnx_model
 from .output import messages, pictures_bar, say, say_failures
 from .preprocessing import Preprocessing
 from .pretrained import open_pretrained
+from .quiet import without_warnings
 from .runtimes import (
     LITERT_METADATA,
     MAX_INPUT,
@@ -47,6 +46,7 @@ from .runtimes import (
     SAVED_MODEL_METADATA,
     About,
     format_of,
+    is_installed,
     open_runtime,
 )
 from .scores import activation_of, best, classes_of
@@ -298,6 +298,7 @@ def export(
             raise ValueError(f"`{name}` must be from 0 to {most}. Received: {name}={limit!r}")
     _check_place(target, kind, model, overwrite)
     _check_installed(kind, precision)
+    _check_data(data)
 
     source = _source(model, features)
     if isinstance(image_size, Integral):
@@ -333,6 +334,7 @@ def export(
     )
     console = console or messages()
     pictures = _pictures(data, source, precision == "int8", console)
+    _import_runtime(kind)  # only now: TensorFlow takes its time, and may not be needed at all
     job = _Job(
         source,
         about,
@@ -441,21 +443,37 @@ def _check_installed(kind: str, precision: str) -> None:
     """Before any work: a missing package is named with what installs it."""
     needed = [*_NEEDS[kind], *(["nncf"] if (kind, precision) == ("openvino", "int8") else [])]
     for package in needed:
+        if not is_installed(package):
+            raise _missing(kind, package)
+    if "tensorflow" in needed and os.environ.get("KERAS_BACKEND", "tensorflow") != "tensorflow":
+        raise _other_backend(kind, os.environ["KERAS_BACKEND"])
+
+
+def _import_runtime(kind: str) -> None:
+    """What is installed may be broken, and Keras be told its backend by a file."""
+    for package in _NEEDS[kind]:
         if package == "tensorflow":
             import keras
 
             if keras.backend.backend() != "tensorflow":
-                raise ValueError(
-                    f"{kind} is written by the TensorFlow backend of Keras: KERAS_BACKEND="
-                    f"tensorflow. It is {keras.backend.backend()}"
-                )
+                raise _other_backend(kind, keras.backend.backend())
         try:
             import_module(package)
         except ImportError as error:
-            raise ModuleNotFoundError(
-                f"{kind} needs {package}: pip install 'van-classification-tensorflow[{kind}]' "
-                f"({error})"
-            ) from error
+            raise _missing(kind, package, f" ({error})") from error
+
+
+def _missing(kind: str, package: str, why: str = "") -> ModuleNotFoundError:
+    return ModuleNotFoundError(
+        f"{kind} needs {package}: pip install 'van-classification-tensorflow[{kind}]'{why}"
+    )
+
+
+def _other_backend(kind: str, backend: str) -> ValueError:
+    return ValueError(
+        f"{kind} is written by the TensorFlow backend of Keras: KERAS_BACKEND=tensorflow. "
+        f"It is {backend}"
+    )
 
 
 def _source(model: Any, features: bool) -> _Source:
@@ -556,14 +574,17 @@ def _pictures(data: Any, source: _Source, calibrate: bool, console: Console) -> 
     )
 
 
-def _listed(
-    data: Any, source: _Source, console: Console
-) -> tuple[list[Any], list[int] | None, str]:
-    """Pictures, and the class of each where all have one; else why not, where it was asked for."""
+def _check_data(data: Any) -> None:
     if data is not None and os.fspath(data) != "digits" and not os.path.isdir(data):
         raise FileNotFoundError(
             f"`data` must be a folder of pictures, or digits. Received: data={printable(data)}"
         )
+
+
+def _listed(
+    data: Any, source: _Source, console: Console
+) -> tuple[list[Any], list[int] | None, str]:
+    """Pictures, and the class of each where all have one; else why not, where it was asked for."""
     why_not = ""
     if data is not None and source.sizes.num_classes is None:
         why_not = "features have no classes"
@@ -823,14 +844,8 @@ _WRITERS: dict[str, Callable[[_Job, Path], None]] = {
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Without what converters log or warn of; their progress not on the standard output."""
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with redirect_stdout(sys.stderr), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(before)
+    with redirect_stdout(sys.stderr), without_warnings():
+        yield
 
 
 # --- Comparing ---

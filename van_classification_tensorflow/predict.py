@@ -14,7 +14,6 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -24,11 +23,11 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from .classifier import Classifier, Result
+from .classifier import Classifier, Result, check_at_least
 from .images import printable
 from .inputs import LeftOut, expand, no_pictures
 from .output import messages, pictures_bar, results, say, say_failures, to_json, write_line
-from .runtimes import format_of
+from .runtimes import format_of, is_installed
 
 FORMATS = (".csv", ".jsonl", ".parquet")
 FEATURE_FORMATS = (".parquet", ".npy")
@@ -69,6 +68,7 @@ def run(
         OSError: The output cannot be written.
     """
     console = console or messages()
+    check_at_least("top", top, 1)
     _check_output(output, features, resume, overwrite)
     if output is None:
         return _run(paths, weights, None, top, features, stdin or sys.stdin, console, options)
@@ -93,6 +93,9 @@ def _run(
     inputs = list(expand(paths, stdin, left_out))
     if not inputs:
         raise ValueError(no_pictures(", ".join(map(printable, paths)), left_out))
+    if "-" not in paths and not any(map(os.path.lexists, inputs)):  # before weights are fetched
+        more = f", nor any of {len(inputs) - 1:,} others" if len(inputs) > 1 else ""
+        raise FileNotFoundError(f"{printable(inputs[0])}: no such file{more}")
     if left_out:
         say(console, str(left_out))
     classifier = Classifier(weights, **options)
@@ -194,7 +197,7 @@ def _check_output(output: Path | None, features: bool, resume: bool, overwrite: 
             f"`output` must end in {', '.join(allowed)}{' for features' if features else ''}. "
             f"Received: {output}"
         )
-    if output.suffix == ".parquet" and find_spec("pyarrow") is None:
+    if output.suffix == ".parquet" and not is_installed("pyarrow"):
         raise ModuleNotFoundError(
             "parquet needs pyarrow: pip install 'van-classification-tensorflow[parquet]'"
         )

@@ -121,6 +121,18 @@ def open_pretrained(
     return Pretrained(record.name, weights, record.labels, record.preprocessing, record.notes)
 
 
+def check_known(
+    pretrained: Any, configuration: str | None = None, argument: str = "pretrained"
+) -> None:
+    """Raises what `open_pretrained` would for a name alone; reads and downloads nothing."""
+    if isinstance(pretrained, os.PathLike) or (
+        isinstance(pretrained, str) and _looks_like_a_path(pretrained)
+    ):
+        os.stat(pretrained)
+    elif isinstance(pretrained, str):
+        find(pretrained, configuration, argument)
+
+
 def of_weights(name: str, weights: ModelWeights) -> Pretrained:
     """Weights with the labels and the preprocessing that their file names.
 

@@ -8,11 +8,13 @@ from __future__ import annotations
 import json
 import os
 import stat
+import sys
 import threading
 import zipfile
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
+from importlib.util import find_spec
 from math import prod
 from numbers import Integral
 from pathlib import Path
@@ -24,6 +26,7 @@ from .images import printable
 from .labels import right_number
 from .names import Architecture
 from .preprocessing import Preprocessing
+from .quiet import without_warnings
 from .scores import ACTIVATIONS, activation_of
 from .weights import KNOWN_NAMES
 
@@ -403,6 +406,13 @@ def _check_same(
 # --- Each runtime ---
 
 
+def is_installed(package: str) -> bool:
+    """Whether a package is there, without importing it, which may take seconds."""
+    if package in sys.modules:
+        return sys.modules[package] is not None
+    return find_spec(package) is not None
+
+
 def _missing(package: str, extra: str, error: ImportError) -> ModuleNotFoundError:
     return ModuleNotFoundError(
         f"this file needs {package}: pip install 'van-classification-tensorflow[{extra}]' ({error})"
@@ -524,7 +534,8 @@ def _load_saved_model(path: Path, threads: int | None) -> _Loaded:
     if threads is not None:
         with suppress(RuntimeError):  # TensorFlow has started: it keeps what it has
             tf.config.threading.set_intra_op_parallelism_threads(int(threads))
-    model = tf.saved_model.load(os.fspath(path))
+    with without_warnings():  # of the gradients, which it has been written without
+        model = tf.saved_model.load(os.fspath(path))
     if "serving_default" not in model.signatures:
         raise ValueError("it has no signature serving_default")
     signature = model.signatures["serving_default"]

@@ -25,7 +25,7 @@ import shutil
 import signal
 import threading
 import warnings
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -40,7 +40,7 @@ from . import __version__, evaluate, pictures
 from .augment import BatchTransform, TrainTransform
 from .callbacks import Averaging, Keep, Position, Records, TrainingError, Validation, Watch
 from .classifier import Classifier
-from .data import EvaluationBatches, Pictures, TrainingBatches, open_data, refusal, unreadable
+from .data import EvaluationBatches, Pictures, TrainingBatches, refusal, unreadable
 from .datasets import Dataset, Example, some
 from .images import ImageError, open_image, printable
 from .labels import labels_of
@@ -50,7 +50,8 @@ from .output import pictures_bar, say, say_files
 from .preprocessing import Preprocessing
 from .pretrained import open_pretrained
 from .progress import FitProgress
-from .recipe import Recipe, read_yaml, require_yaml
+from .recipe import Recipe
+from .runs import check_run, check_start
 from .snapshots import RunLock, Snapshot, Snapshots, write_atomically
 
 # Fields that change how a run is done, not what comes out.
@@ -273,6 +274,7 @@ def train(
     force: bool = False,
     strategy: Any = None,
     shard: tuple[int, int] = (0, 1),
+    found: tuple[Pictures, Pictures] | None = None,
     console: Console | None = None,
     report_to: Console | None = None,
 ) -> dict[str, list[float]]:
@@ -290,6 +292,7 @@ def train(
         force: Go on although the recipe or the data are not those of the run.
         strategy: Of `tf.distribute`, instead of the recipe's `devices`.
         shard: (which, of how many) workers this one is: its part of each batch.
+        found: The pictures of `data`, where `runs.check_start` has been asked already.
         console: Where to show how it goes; by default nowhere.
         report_to: Where the report at the end goes; by default there as well.
 
@@ -303,26 +306,11 @@ def train(
         ModuleNotFoundError: The extra `train` is missing.
         callbacks.Stopped: It was asked to stop (Ctrl-C, SIGTERM), and has been kept.
     """
-    require_yaml()
-    pictures.require_matplotlib()
-    console = console or Console(quiet=True)
-    folder = Path(output)
+    console, folder = console or Console(quiet=True), Path(output)
+    if found is None:
+        data, found = check_start(data, folder, recipe, resume)
     _check_backend(recipe)
-    if resume:
-        check_run(folder)
-    elif os.path.lexists(folder) and (not folder.is_dir() or _visible(folder)):
-        hint = f"; to go on with it: --resume {folder}" if (folder / "config.yaml").exists() else ""
-        raise FileExistsError(f"`output` {folder} is already there and not empty{hint}")
-    data = str(data) if str(data) == "digits" else os.path.abspath(data)
-    found, validation = open_data(data, validation_split=recipe.validation_split, seed=recipe.seed)
-    _check_places(folder, data)
-    if recipe.batch_size > len(found):
-        raise ValueError(
-            f"`batch_size` must be at most the number of pictures to train on, {len(found):,}. "
-            f"Received: batch_size={recipe.batch_size}. With so few, start from published weights: "
-            "--pretrained"
-        )
-    run = _Run(folder, data, recipe, found, validation, strategy, shard, console)
+    run = _Run(folder, os.fspath(data), recipe, *found, strategy, shard, console)
     folder.mkdir(parents=True, exist_ok=True)
     with RunLock(folder):
         before = set(os.listdir(folder))
@@ -351,36 +339,6 @@ def _remove_all_but(names: Collection[str], folder: Path) -> None:
         if path.name not in names:
             with contextlib.suppress(OSError):
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
-
-
-def _check_places(folder: Path, data: str) -> None:
-    if data != "digits" and Path(data).resolve() in folder.resolve().parents:
-        raise ValueError(
-            f"`output` {folder} lies inside of `data` {data}, and would be taken for pictures of "
-            "it; name a folder elsewhere"
-        )
-
-
-def _visible(folder: Path) -> list[str]:
-    """A run that was killed at its very beginning has left its lock, no more."""
-    return [path.name for path in folder.iterdir() if not path.name.startswith(".")]
-
-
-def check_run(folder: Path) -> tuple[str, Recipe]:
-    """Data and recipe of a run that is there.
-
-    Raises:
-        ValueError: The folder holds no run.
-    """
-    if not (folder / "config.yaml").is_file():
-        raise ValueError(f"{folder} is not the folder of a run: there is no config.yaml in it")
-    record = read_yaml(folder / "config.yaml")
-    if not isinstance(record.get("recipe"), Mapping) or not isinstance(record.get("data"), str):
-        raise ValueError(f"{folder / 'config.yaml'} must hold `data` and `recipe`")
-    try:
-        return record["data"], Recipe.from_dict(record["recipe"])
-    except ValueError as error:
-        raise ValueError(f"{folder / 'config.yaml'}: {error}") from error
 
 
 class _Run:
