@@ -288,10 +288,33 @@ def good() -> dict[str, bytes]:
         number(2**63 - 1) + number(-(2**62)) + b"G" + bytes(8) + b"K\x01M\x01\x01\x88\x89N",
         b"C\x02\xff\xfeB\x02\x00\x00\x00\xff\xfeU\x01aX\x01\x00\x00\x00a\x8c\x01a](NN\x85e",
     )
+    ours, norm = "van_classification_tensorflow>", {"epsilon": 1e-6, "center": True, "scale": True}
+    steps = [
+        ("images", "InputLayer", "", {}),
+        ("patch_embed1", "OverlapPatchEmbed", ours, {"kernel_size": 7, "stride": 4}),
+        ("block1_0", "Block", ours, {}),
+        ("norm1", "LayerNormalization", "", {**norm, "axis": -1}),
+        ("pool", "GlobalAveragePooling2D", "", {"data_format": "channels_last"}),
+        ("mine", "Dense", "", {"units": 4}),
+    ]
+    layers: list[dict[str, Any]] = []
+    for called, kind, package, config in steps:
+        before = [layer["name"] for layer in layers[-1:]]
+        tensors = [{"config": {"keras_history": [one, 0, 0]}} for one in before]
+        layers.append(
+            {
+                "module": "keras.layers",
+                "class_name": kind,
+                "registered_name": package + kind if package else None,
+                "config": {"name": called, **config},
+                "name": called,
+                "inbound_nodes": [{"args": tensors}] if tensors else [],
+            }
+        )
     graph = {
         "class_name": "Functional",
         "registered_name": None,
-        "config": {"layers": [{"module": "keras.layers", "class_name": "Dense", "config": {}}]},
+        "config": {"layers": layers, "output_layers": [["mine", 0, 0]]},
     }
     return {
         "zip": in_zip(saved(harmless)),

@@ -24,6 +24,7 @@ ORDER = [
     "torch_file",
     "hdf5_file",
     "names",
+    "keras_config",
     "checkpoint",
     "download",
     "weights",

@@ -19,6 +19,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from .hdf5_file import Hdf5File, printable
+from .keras_config import INSTEAD, ONLY_IN_TRAINING, QUANTISED, describe
 from .names import Architecture, architecture_of, check, translate
 from .stored_zip import StoredZip
 from .torch_file import Tensor, TorchFile
@@ -302,7 +303,10 @@ _CLASSES_OF_KERAS = {
     "NoneType.__keras_tensor__",
     "keras.DTypePolicy",
     "keras.DTypePolicyMap",
-    *(f"keras.initializers.{name}" for name in ("Ones", "RandomNormal", "Zeros")),
+    "keras.models.Functional",
+    "keras.src.models.functional.Functional",
+    "keras.models.Sequential",
+    "keras.Sequential",
     *(
         f"keras.layers.{name}"
         for name in (
@@ -313,9 +317,14 @@ _CLASSES_OF_KERAS = {
             "GlobalMaxPooling2D",
             "Dense",
             "Activation",
+            "Softmax",
+            "Flatten",
+            *ONLY_IN_TRAINING,
         )
     ),
 }
+# What else stands in layers, and does nothing in inference.
+_HARMLESS_MODULES = ("keras.initializers", "keras.regularizers", "keras.constraints")
 
 
 def _read_keras(archive: StoredZip) -> Checkpoint:
@@ -323,27 +332,20 @@ def _read_keras(archive: StoredZip) -> Checkpoint:
     config = _json(archive.read("config.json", limit=_MAX_JSON), "config.json")
     if not isinstance(config, dict) or not isinstance(config.get("config"), dict):
         raise ValueError("its config.json describes no model")
-    # A graph is what VANB0(input_tensor=...) makes.
-    known = config.get("registered_name") == f"{_OUR_CLASS}VAN"
-    if not known and config.get("class_name") != "Functional":
-        raise ValueError(
-            f"a model of class {printable(config.get('class_name'))}; expected this package's VAN "
-            "(of a fused one, the VAN it was made from)"
-        )
     _check_classes(config["config"])
+    described = describe(config)
     weights = _read_hdf5(io.BytesIO(archive.read("model.weights.h5")))
-    about = config["config"] if known else _with_activation(config["config"])
-    return Checkpoint(weights.tensors, "keras", "", weights.ignored, {"config": about})
-
-
-def _with_activation(graph: dict) -> dict:
-    """The configuration of a graph, with what a VAN's says of its scores: of its layer `pred`."""
-    layers: Any = graph.get("layers")
-    configs = [one.get("config") for one in layers or () if isinstance(one, dict)]
-    for config in configs:
-        if isinstance(config, dict) and config.get("name") == "pred":
-            return {**graph, "classifier_activation": config.get("activation")}
-    return graph
+    tensors = weights.tensors
+    if described.head is not None:
+        moved = f"{described.head}/"
+        tensors = {
+            f"head/{name.removeprefix(moved)}" if name.startswith(moved) else name: array
+            for name, array in tensors.items()
+        }
+        kernel = tensors.get("head/vars/0")
+        if not described.use_bias and kernel is not None:
+            tensors["head/vars/1"] = np.zeros(kernel.shape[-1:], np.float32)
+    return Checkpoint(tensors, "keras", "", weights.ignored, {"config": described.about})
 
 
 def _check_classes(config: dict) -> None:
@@ -357,10 +359,14 @@ def _check_classes(config: dict) -> None:
             module, name, registered = words
             name = f"{module}.{name}"
             ours = registered.startswith(_OUR_CLASS)
+            quantised = name.endswith("DTypePolicy") or module == "keras.quantizers"
+            if quantised and name not in _CLASSES_OF_KERAS:
+                raise ValueError(QUANTISED)
+            ours = ours or module in _HARMLESS_MODULES
             if "class_name" in entry and not ours and name not in _CLASSES_OF_KERAS:
                 raise ValueError(
                     f"the class {printable(name)} in its config.json; expected only this "
-                    "package's layers"
+                    f"package's layers and a classifier head: {INSTEAD}"
                 )
             todo += entry.values()
         elif isinstance(entry, list):
@@ -389,12 +395,18 @@ def _keras_3(opened: Hdf5File) -> Checkpoint:
     ignored: dict[str, str] = {}
     for path in opened.arrays:
         section, _, rest = path.partition("/")
-        layer, _, variable = rest.partition("/")
         if section != "layers":
             ignored[path] = "training state"
-        else:
-            name = opened.layer_names.get(f"layers/{layer}/vars") or layer
-            if f"{name}/{variable}" in tensors:
-                raise ValueError(f"two layers with the name {printable(name)}")
-            tensors[f"{name}/{variable}"] = opened.read(path)
+            continue
+        group = section
+        while section == "layers":  # also of models that are layers
+            layer, _, rest = rest.partition("/")
+            group = f"{group}/{layer}"
+            name = opened.layer_names.get(f"{group}/vars") or layer
+            section, _, inner = rest.partition("/")
+            if section == "layers":
+                group, rest = f"{group}/layers", inner
+        if f"{name}/{rest}" in tensors:
+            raise ValueError(f"two layers with the name {printable(name)}")
+        tensors[f"{name}/{rest}"] = opened.read(path)
     return Checkpoint(tensors, "keras weights", "", ignored)

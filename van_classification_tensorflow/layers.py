@@ -44,15 +44,23 @@ def differences(
     for layer, default in zip(layers, defaults, strict=True):
         # A default has no changed parts, which would be looked for.
         plain = default.plain_config() if isinstance(default, Composite) else default.get_config()
+        plain = _unshared(plain)
         # Keras makes [-1] of an axis of -1 once a layer is built.
         other = {
             key: value
-            for key, value in layer.get_config().items()
+            for key, value in _unshared(layer.get_config()).items()
             if key not in plain or value not in (plain[key], [plain[key]])
         }
         if other:
             found[layer.name] = other
     return found
+
+
+def _unshared(value: Any) -> Any:
+    """Without the numbers that Keras gives objects while it saves a model."""
+    if isinstance(value, dict):
+        return {k: _unshared(v) for k, v in value.items() if k != "shared_object_id"}
+    return [_unshared(one) for one in value] if isinstance(value, list) else value
 
 
 class Composite(keras.layers.Layer):

@@ -1,0 +1,209 @@
+"""`.keras` files with a VAN in them, in every way Keras has to put a head on it, read as data."""
+
+import keras
+import numpy as np
+import pytest
+
+from van_classification_tensorflow import VAN, VANB0, Classifier, Preprocessing
+from van_classification_tensorflow.checkpoint import CheckpointError, read_weights
+from van_classification_tensorflow.load import load_checkpoint, to_official
+
+from .parity import MICRO, load_seeded
+
+SHAPE = (64, 64, 3)
+LABELS = tuple(f"thing {i}" for i in range(4))
+layers = keras.layers
+
+
+def _headless(**options):
+    model = load_seeded(VAN(**MICRO, include_top=False, **options))
+    model.labels, model.preprocessing = LABELS, Preprocessing(64, 1.0, "box")
+    return model
+
+
+def _on_its_layers(*head, **options):
+    backbone = _headless(**options)
+    x = backbone.output
+    for layer in head:
+        x = layer(x)
+    return keras.Model(backbone.input, x)
+
+
+def _as_a_layer(*head, **options):
+    backbone = _headless(**options)
+    x = inputs = keras.Input(SHAPE)
+    for layer in (backbone, *head):
+        x = layer(x)
+    return keras.Model(inputs, x)
+
+
+def _sequential(*head, **options):
+    return keras.Sequential([keras.Input(SHAPE), _headless(**options), *head])
+
+
+def _cloned(*head, **options):
+    model = _on_its_layers(*head, **options)
+    clone = keras.models.clone_model(model)
+    clone.set_weights(model.get_weights())
+    return clone
+
+
+def _inside_another(*head, **options):
+    inner = _cloned(*head, **options)
+    inputs = keras.Input(SHAPE)
+    return keras.Model(inputs, inner(inputs))
+
+
+def _softmax():
+    return [layers.Dropout(0.2), layers.Dense(4, activation="softmax", name="mine")]
+
+
+@pytest.fixture(scope="module")
+def picture():
+    return np.random.default_rng(0).integers(0, 256, (80, 90, 3), dtype=np.uint8)
+
+
+def _answers(classifier, model, picture):
+    """The model's own probabilities of the same picture."""
+    from PIL import Image
+
+    x = classifier.preprocessing(Image.fromarray(picture))[None]
+    found = {p.index: p.probability for p in classifier(picture, top=4)}
+    expected = keras.ops.convert_to_numpy(model(x))[0]
+    np.testing.assert_allclose([found[i] for i in range(4)], expected, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "around",
+    [_on_its_layers, _as_a_layer, _sequential, _cloned, _inside_another],
+    ids=lambda f: f.__name__,
+)
+def test_a_head_of_ones_own(tmp_path, picture, around):
+    model = around(*_softmax())
+    model.save(tmp_path / "m.keras")
+    classifier = Classifier(tmp_path / "m.keras")
+    assert [label.name for label in classifier.labels] == list(LABELS)
+    assert classifier.preprocessing == Preprocessing(64, 1.0, "box")
+    _answers(classifier, model, picture)
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        lambda: [layers.Dense(4), layers.Activation("softmax")],
+        lambda: [layers.Dense(4, use_bias=False), layers.Softmax()],
+        lambda: [layers.Flatten(), layers.Dense(4, activation="softmax", kernel_regularizer="l2")],
+    ],
+)
+def test_other_ways_to_write_it(tmp_path, picture, head):
+    model = _on_its_layers(*head())
+    model.save(tmp_path / "m.keras")
+    _answers(Classifier(tmp_path / "m.keras"), model, picture)
+
+
+def test_ones_own_pooling(tmp_path, picture):
+    model = _as_a_layer(layers.GlobalAveragePooling2D(), *_softmax(), pooling=None)
+    model.save(tmp_path / "m.keras")
+    _answers(Classifier(tmp_path / "m.keras"), model, picture)
+
+
+def test_a_clone_of_a_whole_van(tmp_path, picture):
+    model = load_seeded(VAN(**{**MICRO, "num_classes": 4}))
+    model.labels, model.preprocessing = LABELS, Preprocessing(64)
+    clone = keras.models.clone_model(model)
+    clone.set_weights(model.get_weights())
+    clone.save(tmp_path / "m.keras")
+    classifier = Classifier(tmp_path / "m.keras")
+    assert [label.name for label in classifier.labels] == list(LABELS)
+    _answers(classifier, model, picture)
+
+
+def test_names_of_other_classes_are_left_out_and_said(tmp_path):
+    _on_its_layers(layers.Dense(5, activation="softmax")).save(tmp_path / "m.keras")
+    about = read_weights(tmp_path / "m.keras").source.metadata["config"]
+    assert "labels" not in about
+    assert "names 4 classes, its head has 5: the names are left out" in about["notes"][0]
+    assert Classifier(tmp_path / "m.keras").labels[4].name == "class 4"
+
+
+def test_what_the_head_computes_is_kept(tmp_path):
+    for activation in ("sigmoid", "linear"):
+        _as_a_layer(layers.Dense(4, activation=activation)).save(tmp_path / "m.keras")
+        about = read_weights(tmp_path / "m.keras").source.metadata["config"]
+        assert about["classifier_activation"] == activation
+
+
+def test_lora_is_in_the_kernels(tmp_path, picture):
+    model = _on_its_layers(*_softmax())
+    for layer in (model.get_layer("mine"), model.get_layer("block1_0").mlp.fc1):
+        layer.enable_lora(2)
+        layer.lora_kernel_b.assign(np.ones(layer.lora_kernel_b.shape))
+    model.save(tmp_path / "m.keras")
+    _answers(Classifier(tmp_path / "m.keras"), keras.Model(model.input, model.output), picture)
+
+
+def _branched():
+    backbone = _headless()
+    a, b = (layers.Dense(4)(backbone.output) for _ in range(2))
+    return keras.Model(backbone.input, [a, b])
+
+
+def _scaled():
+    inputs = keras.Input(SHAPE)
+    features = _headless()(layers.Rescaling(1 / 255)(inputs))
+    return keras.Model(inputs, layers.Dense(4)(features))
+
+
+def _changed(name, **attributes):
+    model = load_seeded(VAN(**MICRO))
+    layer = model.get_layer(name.split(".")[0])
+    for part in name.split(".")[1:]:
+        layer = getattr(layer, part)
+    for key, value in attributes.items():
+        setattr(layer, key, value)
+    return model
+
+
+def _quantised():
+    model = load_seeded(VAN(**MICRO))
+    model.quantize("int8")
+    return model
+
+
+@pytest.mark.parametrize(
+    ("make", "says"),
+    [
+        (lambda: _on_its_layers(layers.Dense(8), layers.Dense(4)), r"layer 'dense\w*' \('Dense'\)"),
+        (lambda: _on_its_layers(layers.Dense(8), layers.LayerNormalization()), "LayerNormalizatio"),
+        (lambda: _as_a_layer(layers.Dense(4), pooling="max"), "not the mean over all positions"),
+        (lambda: _as_a_layer(layers.Dense(4), pooling=None), "not the mean over all positions"),
+        (_branched, "no chain of layers from one input to one output"),
+        (_scaled, "the class 'keras.layers.Rescaling' in its config.json"),
+        (lambda: _changed("norm2", epsilon=0.1), r"norm2 was changed: 'epsilon'='0\.1'"),
+        (lambda: _changed("block1_0.norm1", epsilon=0.1), "block1_0/norm1 was changed"),
+        (
+            lambda: keras.models.clone_model(_changed("block1_0.norm1", epsilon=0.1)),
+            "block1_0/norm1 was changed",
+        ),
+        (lambda: keras.models.clone_model(_changed("norm2", epsilon=0.1)), "Found: 'norm2'"),
+        (_quantised, "layers that Keras has quantised"),
+        (lambda: _headless() and keras.Sequential([keras.Input((4,)), layers.Dense(2)]), "Found"),
+    ],
+)
+def test_what_it_cannot_be_is_refused_by_name(tmp_path, make, says):
+    make().save(tmp_path / "m.keras")
+    with pytest.raises(CheckpointError, match=rf"{says}.*[`.]") as raised:
+        read_weights(tmp_path / "m.keras")
+    instead = "load it with `keras.saving.load_model` and give `Classifier` the model"
+    assert instead in str(raised.value)
+
+
+def test_a_model_on_an_input_of_ones_own(tmp_path):
+    inputs = keras.Input((64, 64, 3))
+    source = load_seeded(VAN("van_b0", num_classes=4))
+    model = VANB0(weights=None, input_tensor=inputs, classes=4)
+    load_checkpoint(model, to_official(source))
+    model.save(tmp_path / "m.keras")
+    tensors = read_weights(tmp_path / "m.keras").tensors
+    for name, array in to_official(source).items():
+        np.testing.assert_array_equal(tensors[name], array)
