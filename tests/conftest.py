@@ -11,6 +11,7 @@ import pytest
 @pytest.fixture(autouse=True)
 def _seed_and_policy():
     keras.utils.set_random_seed(0)
-    before = keras.config.dtype_policy()
+    before, data_format = keras.config.dtype_policy(), keras.config.image_data_format()
     yield
     keras.config.set_dtype_policy(before)
+    keras.config.set_image_data_format(data_format)

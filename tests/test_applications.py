@@ -101,14 +101,14 @@ def test_image_data_format_of_keras():
     tensors = {n: seeded_tensor(n, a.shape) for n, a in to_official(last).items()}
     expected = load_checkpoint(last, tensors).predict_on_batch(pixels)
     keras.config.set_image_data_format("channels_first")
-    try:
-        first = VANB0(classes=3, weights=tensors, input_shape=(3, 64, 64))
-        inside = load_checkpoint(VAN("van_b0", num_classes=3), tensors)
-        np.testing.assert_allclose(inside.predict_on_batch(pixels), expected, atol=1e-6)
-        got = first.predict_on_batch(pixels.transpose(0, 3, 1, 2))
-        np.testing.assert_allclose(got, expected, atol=1e-6)
-    finally:
-        keras.config.set_image_data_format("channels_last")
+    first = VANB0(classes=3, weights=tensors, input_shape=(3, 64, 64))
+    assert first.pyramid_outputs["P5"].shape == (None, 256, 2, 2)
+    got = first.predict_on_batch(pixels.transpose(0, 3, 1, 2))
+    np.testing.assert_allclose(got, expected, atol=1e-6)
+    inputs = keras.Input((3, 64, 64))
+    on_tensor = VANB0(include_top=False, weights=None, input_tensor=inputs)
+    assert on_tensor.output_shape == (None, 256, 2, 2)
+    assert on_tensor.pyramid_outputs["P2"].shape == (None, 32, 16, 16)
 
 
 def test_preprocess_input():

@@ -128,3 +128,15 @@ def test_light_modules_import_nothing_heavy():
                 assert imported.split(".")[0] in WITHOUT_KERAS, f"{name} imports {imported}"
             else:
                 assert imported.split(".")[0] not in heavy, f"{name} imports {imported}"
+
+
+def test_commands_name_the_data_format():
+    """They feed channels-last images, whatever Keras's own setting is."""
+    made = [
+        (path.stem, {keyword.arg for keyword in node.keywords})
+        for path in PACKAGE.glob("*.py")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "VAN"
+    ]
+    assert {name for name, _ in made} >= {"classifier", "convert", "export", "train"}
+    assert all("data_format" in keywords for _, keywords in made), made

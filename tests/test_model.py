@@ -211,6 +211,37 @@ def test_channels_first_is_the_same_model(micro):
     assert not [layer for layer in first._flatten_layers() if getattr(layer, "groups", 1) != 1]
 
 
+def test_channels_first_gives_feature_maps_channels_first(tmp_path):
+    x = _images(2, 64, 96, 3)
+    headless = {**MICRO, "include_top": False, "pooling": None}
+    last, first = (
+        load_seeded(VAN(**headless, data_format=f)) for f in ("channels_last", "channels_first")
+    )
+    first.save(tmp_path / "first.keras")
+    first = keras.saving.load_model(tmp_path / "first.keras")
+    assert first.output_shape == (None, 32, None, None)
+    maps, expected = (
+        keras.Model(one.input, {"out": one.output, **one.pyramid_outputs})(images)
+        for one, images in ((first, x.transpose(0, 3, 1, 2)), (last, x))
+    )
+    assert set(maps) == {"out", "P2", "P3", "P4", "P5"}
+    for name, ours in maps.items():
+        theirs = _numpy(expected[name]).transpose(0, 3, 1, 2)
+        np.testing.assert_allclose(_numpy(ours), theirs, atol=1e-5, err_msg=name)
+
+
+def test_data_format_is_kerass_where_it_is_not_named(tmp_path):
+    last = VAN(**MICRO)
+    assert last.data_format == "channels_last"
+    keras.config.set_image_data_format("channels_first")
+    first = VAN(**MICRO)
+    assert first.get_config()["data_format"] == "channels_first"
+    assert first.input_shape == (None, 3, None, None)
+    assert VAN(**MICRO, data_format="channels_last").input_shape == last.input_shape
+    # A model that exists has its own.
+    assert VAN.from_config(last.get_config()).input_shape == last.input_shape
+
+
 @pytest.mark.parametrize(
     ("resolution", "shape"), [(64, (None, 64, 64, 3)), ((64, 96), (None, 64, 96, 3))]
 )

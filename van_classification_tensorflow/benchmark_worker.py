@@ -210,6 +210,7 @@ def _read_model(path: Path) -> keras.Model:
         include_top=sizes.num_classes is not None,
         pretrained=opened,
         classifier_activation=None,
+        data_format="channels_last",
         dtype="float32",
     )
 

@@ -243,6 +243,7 @@ class Classifier:
             include_top=sizes.num_classes is not None,
             pretrained=self._opened,
             classifier_activation=None,
+            data_format="channels_last",
             dtype="float32",
         )
 

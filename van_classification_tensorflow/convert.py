@@ -269,6 +269,7 @@ def _write_keras(path: Path, weights: ModelWeights) -> None:
         num_classes=architecture.num_classes or 1000,
         include_top=architecture.num_classes is not None,
         classifier_activation=about.activation if architecture.num_classes else None,
+        data_format="channels_last",
     )
     load_checkpoint(model, weights.tensors, allow_nonfinite=True)
     about.describe(model, architecture.num_classes, architecture.in_chans)

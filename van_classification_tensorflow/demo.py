@@ -96,7 +96,7 @@ def run(
 
     train, test = digits.load_digits()
     keras.utils.set_random_seed(seed)
-    model = VAN(**digits.MODEL, drop_path_rate=0.1, name="van_digits")
+    model = VAN(**digits.MODEL, drop_path_rate=0.1, data_format="channels_last", name="van_digits")
     model.labels, model.preprocessing = digits.CLASSES, digits.PREPROCESSING
     batches = _Batches(train, seed)
     steps = epochs * len(batches)

@@ -173,6 +173,7 @@ class _Source:
             num_classes=self.sizes.num_classes,
             include_top=self.sizes.num_classes is not None,
             classifier_activation=None if logits else self.activation,
+            data_format="channels_last",
             img_resolution=image_size,
             pooling=self.pooling,
             dtype="float32",

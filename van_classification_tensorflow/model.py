@@ -315,6 +315,8 @@ def van_layers(
         yield layers.GlobalAveragePooling2D("channels_last", name="pool", **every)  # (B, C)
     elif pooling == "max":
         yield layers.GlobalMaxPooling2D("channels_last", name="pool", **every)
+    elif channels_first:
+        yield layers.Permute((3, 1, 2), name="to_channels_first", **every)
     if include_top:
         every["dtype"] = head_dtype
         # timm's trunc_normal_(std=.02) cuts at +-2 absolute: at 100 sigma, never.
@@ -340,10 +342,12 @@ def van(
     """The functional graph: images -> (outputs, {"P2": stage 1, ..., "P5": stage 4}).
 
     Arguments as in `VAN` and `van_layers`; `parts`: what else is in the layers' configurations.
+    Feature maps that come out are in the format of the images.
     """
     _check_rate("drop_rate", drop_rate)
     _check_rate("drop_path_rate", drop_path_rate)
     check_choice("pooling", pooling, POOLINGS)
+    dtype = keras.dtype_policies.get(dtype or keras.config.dtype_policy())
     network = van_layers(
         config,
         num_classes,
@@ -353,7 +357,7 @@ def van(
         _activation(classifier_activation, num_classes),
         channels_first,
         pooling,
-        keras.dtype_policies.get(dtype or keras.config.dtype_policy()),
+        dtype,
         **options,
     )
     x = images
@@ -362,6 +366,11 @@ def van(
         x = changed(layer, (parts or {}).get(layer.name))(x)
         if layer.name.startswith("norm"):
             pyramid_outputs[f"P{len(pyramid_outputs) + 2}"] = x  # (B, H / 2^(i+1), W / .., C_i)
+    if channels_first:
+        pyramid_outputs = {
+            name: layers.Permute((3, 1, 2), name=f"{name}_channels_first", dtype=dtype)(one)
+            for name, one in pyramid_outputs.items()
+        }
     return x, pyramid_outputs
 
 
@@ -388,11 +397,12 @@ class VAN(keras.Model):
         include_top: True: class scores (B, num_classes). False: features.
         classifier_activation: Activation of the scores; None or "linear" for logits. Of a single
             class "softmax" means "sigmoid": the softmax of one number is always 1.
-        data_format: Format of the *input*: "channels_last" (B, H, W, C) or "channels_first"
-            (B, C, H, W). Everything inside and every intermediate output is channels-last.
+        data_format: Format of the images and of the feature maps that come out (`pooling=None`,
+            `pyramid_outputs`): "channels_last" (B, H, W, C) or "channels_first" (B, C, H, W).
+            None: `keras.config.image_data_format()`. Layers inside are channels-last either way.
         img_resolution: Side, or (height, width), to fix the graph to, for engines that want
             static shapes. None: any size, changing from call to call.
-        pooling: Features without the top: "avg" (B, C), "max" (B, C), None (B, h, w, C).
+        pooling: Features without the top: "avg" (B, C), "max" (B, C), or None for the feature map.
         name: Name of the model; the configuration's by default.
         dtype: Keras dtype policy; the global one by default.
         trainable: Whether the weights are trained.
@@ -431,7 +441,7 @@ class VAN(keras.Model):
         num_stages: int | None = None,
         include_top: bool = True,
         classifier_activation: Any = "softmax",
-        data_format: str = "channels_last",
+        data_format: str | None = None,
         img_resolution: int | Sequence[int] | None = None,
         pooling: str | None = "avg",
         name: str | None = None,
@@ -445,6 +455,7 @@ class VAN(keras.Model):
             in_chans = check_positive("in_chans", in_chans)
         if num_classes is not None:
             num_classes = check_positive("num_classes", num_classes)
+        data_format = data_format or keras.config.image_data_format()
         check_choice("data_format", data_format, DATA_FORMATS)
         check_choice("pooling", pooling, POOLINGS)
         _check_rate("drop_rate", drop_rate)

@@ -90,6 +90,7 @@ def build_model(recipe: Recipe, classes: Sequence[str]) -> VAN:
             drop_rate=recipe.drop_rate,
             drop_path_rate=recipe.drop_path(recipe.model or of_weights),
             classifier_activation=None,
+            data_format="channels_last",
             pretrained=source or False,
             dtype=recipe.precision,
         )
