@@ -49,6 +49,8 @@ def test_every_layer_survives_its_config(name):
 @pytest.mark.parametrize("size", [(9, 11), (None, None)])
 def test_symbolic_shape_is_the_real_one(name, size):
     layer = LAYERS[name][0](**LAYERS[name][1])
+    unknown = layer.compute_output_shape((None, *size, 8))
+    assert unknown[0] is None
     symbolic = layer(keras.KerasTensor((2, *size, 8))).shape
     real = tuple(layer(_random(2, 9, 11, 8)).shape)
     assert len(symbolic) == 4
@@ -109,6 +111,27 @@ def test_batch_norm_keeps_the_unbiased_variance():
     running = 0.9 + 0.1 * variance * n / (n - 1)
     np.testing.assert_allclose(ops.convert_to_numpy(layer.moving_mean), 0.1 * mean, rtol=1e-5)
     np.testing.assert_allclose(ops.convert_to_numpy(layer.moving_variance), running, rtol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_batch_norm_in_half_precision_computes_in_float32(dtype):
+    x = ops.cast(0.5 * _random(4, 16, 16, 8) + 100.0, dtype)  # a square is beyond float16 soon
+    exact = ops.convert_to_numpy(ops.cast(x, "float32"))
+    half, full = layers.BatchNorm(dtype=dtype), layers.BatchNorm()
+    for training in (True, True, False):
+        y = half(x, training=training)
+        assert keras.backend.standardize_dtype(y.dtype) == dtype
+        y, expected = (
+            ops.convert_to_numpy(ops.cast(one, "float32"))
+            for one in (y, full(exact, training=training))
+        )
+        if training:
+            np.testing.assert_allclose(y, expected, rtol=2**-8, atol=2**-8)
+    rounding = 2 * (2**-8 if dtype == "bfloat16" else 2**-11)  # once for each step
+    for ours, theirs in zip(half.weights, full.weights, strict=True):
+        assert keras.backend.standardize_dtype(ours.dtype) == dtype
+        ours = ops.convert_to_numpy(ops.cast(ours, "float32"))
+        np.testing.assert_allclose(ours, ops.convert_to_numpy(theirs), rtol=rounding)
 
 
 @pytest.mark.parametrize("jit_compile", [False, True])

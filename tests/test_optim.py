@@ -143,6 +143,54 @@ def test_fifty_steps_are_torchs(judge, dtype):
         assert _largest_error(ours, expected, start) <= 1e-4
 
 
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_half_precision_variables_are_all_that_is_rounded(dtype):
+    """The square of these gradients is 0 in float16; 0.001 of a mean is nothing in bfloat16."""
+    start, _ = _draw(1)
+    rng = np.random.default_rng(5)
+    start = {n: 0.05 + np.abs(value) for n, value in start.items()}
+    gradients = [{n: 1e-6 * (1 + rng.random(v.shape)) for n, v in start.items()} for _ in range(20)]
+    rate = 2.0**-8  # steps that bfloat16 can add to 0.05
+    expected = reference(start, gradients, rate)
+    variables = _variables(start, dtype)
+    optimizer = AdamW(rate)
+    for step in gradients:
+        _apply(optimizer, variables, step)
+    assert {keras.backend.standardize_dtype(v.dtype) for v in optimizer.variables[2:]} == {
+        "float32"
+    }
+    bits = 8 if dtype == "bfloat16" else 11
+    for variable in variables:
+        ours = ops.convert_to_numpy(ops.cast(variable.value, "float32"))
+        # The first value and each of the steps are rounded once, to at most half a digit of 0.2.
+        np.testing.assert_allclose(ours, expected[variable.name], atol=21 * 0.25 * 2.0**-bits / 4)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_average_accumulation_and_loss_scale_together(dtype):
+    """As without the loss scale, which is a power of two; the average moves, and slowly."""
+    start, gradients = _draw(6)
+    start = {n: 0.05 + np.abs(value) for n, value in start.items()}
+    gradients = [{n: np.full_like(g, 2.0**-10) for n, g in step.items()} for step in gradients]
+    found = []
+    for scaled in (True, False):
+        variables = _variables(start, dtype)
+        inner = AdamW(2.0**-6, use_ema=True, ema_momentum=0.999, gradient_accumulation_steps=2)
+        optimizer = keras.optimizers.LossScaleOptimizer(inner, 4.0) if scaled else inner
+        for step in gradients:
+            factor = 4.0 if scaled else 1.0
+            _apply(optimizer, variables, {n: factor * g for n, g in step.items()})
+        before = [ops.convert_to_numpy(ops.cast(v.value, "float32")) for v in variables]
+        optimizer.finalize_variable_values(variables)  # what `fit` ends with
+        found.append([ops.convert_to_numpy(ops.cast(v.value, "float32")) for v in variables])
+    for with_scale, without in zip(*found, strict=True):
+        np.testing.assert_array_equal(with_scale, without)
+    for average, last, first in zip(found[0], before, start.values(), strict=True):
+        assert (average > last).all()
+        # It starts at the first update's result; bfloat16 would leave it at 0.999 ** 4 or at 1.
+        np.testing.assert_allclose(average, first - 2.0**-6, atol=0.002)
+
+
 @pytest.mark.parametrize("step", [1, 2, 1000])
 def test_bias_corrections_keep_float32s_digits(step):
     """In float32, 1 - 0.999 ** 1 as a difference is off by 1e-5."""

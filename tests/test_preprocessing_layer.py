@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from van_classification_tensorflow import PreprocessingLayer, preprocess_input
 from van_classification_tensorflow.preprocessing import INTERPOLATIONS, Preprocessing
-from van_classification_tensorflow.preprocessing_layer import PreprocessingLayer
 
 ROOT = Path(__file__).parents[1]
 # Height and width: enlarged, reduced, both at once, left alone, and lines.
@@ -129,6 +129,38 @@ def test_refuses(wrong, says):
         PreprocessingLayer()(wrong)
 
 
+@pytest.mark.parametrize("known", [True, False])
+@pytest.mark.parametrize("dtype", ["float32", "mixed_bfloat16"])
+def test_within_tf_data(known, dtype):
+    """On every backend, as the layers of Keras; other threads and graphs of TensorFlow."""
+    import tensorflow as tf
+
+    one = Preprocessing(40, 0.8, mean=(0.4,), std=(0.3,))
+    for preprocessing, channels in ((Preprocessing(40, 0.8), 3), (one, 3), (one, 1)):
+        layer = PreprocessingLayer(preprocessing, dtype=dtype)
+        batches = [pictures(70, 61, channels), pictures(33, 90, channels)]
+        batches = batches[:1] if known else batches
+        height, width = batches[0].shape[1:3] if known else (None, None)
+        spec = tf.TensorSpec((3, height, width, channels), "uint8")
+        data = tf.data.Dataset.from_generator(lambda b=batches: iter(b), output_signature=spec)
+        data = data.map(layer, num_parallel_calls=2)
+        assert data.element_spec.shape == (3, 40, 40, preprocessing.channels)
+        for found, batch in zip(data, batches, strict=True):
+            assert found.dtype == layer.compute_dtype
+            if dtype == "float32":
+                assert difference(found.numpy(), preprocessing, batch)[1] == 0
+    with pytest.raises(ValueError, match="pictures must be uint8"):
+        tf.data.Dataset.from_tensors(np.zeros((1, 9, 9, 3), "float32")).map(layer)
+
+
+def test_preprocess_input_within_tf_data():
+    import tensorflow as tf
+
+    batch = pictures(5, 7)
+    (found,) = tf.data.Dataset.from_tensors(batch).map(preprocess_input)
+    np.testing.assert_array_equal(found, preprocess_input(batch))
+
+
 @pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="sizes left open")
 @pytest.mark.parametrize("interpolation", INTERPOLATIONS)
 def test_saved_model_of_any_size(tmp_path, interpolation):
@@ -166,7 +198,7 @@ STARTS_OTHERS = pytest.mark.skipif(
 @STARTS_OTHERS
 @pytest.mark.parametrize("backend", ["jax", "torch"])
 def test_other_backends(backend):
-    run_on(backend, "saved_and_loaded or (other_crops and bicubic)")
+    run_on(backend, "saved_and_loaded or (other_crops and bicubic) or within_tf_data")
 
 
 @STARTS_OTHERS

@@ -12,6 +12,7 @@ import van_classification_tensorflow as package
 NAMES = {
     "Classifier",
     "Preprocessing",
+    "PreprocessingLayer",
     "VAN",
     "VANB0",
     "VANB1",

@@ -14,6 +14,7 @@ __version__ = "2.0.0.dev0"
 _HOME = {
     "Classifier": "classifier",
     "Preprocessing": "preprocessing",
+    "PreprocessingLayer": "preprocessing_layer",
     "VAN": "model",
     "VANB0": "applications",
     "VANB1": "applications",
@@ -39,6 +40,7 @@ __all__ = [
     "VANB6",
     "Classifier",
     "Preprocessing",
+    "PreprocessingLayer",
     "__version__",
     "decode_predictions",
     "fuse",
@@ -63,6 +65,7 @@ if TYPE_CHECKING:
     from .load import load_checkpoint
     from .model import VAN
     from .preprocessing import Preprocessing
+    from .preprocessing_layer import PreprocessingLayer
 
 
 def __getattr__(name: str):

@@ -12,6 +12,7 @@ import numpy as np
 
 from .config import CONFIGURATIONS, POOLINGS
 from .labels import imagenet_classes
+from .layers import foreign_tensorflow
 from .load import load_checkpoint
 from .model import VAN, check_choice, check_images, check_positive, van
 from .pretrained import open_pretrained
@@ -175,7 +176,8 @@ def preprocess_input(x, data_format: str | None = None):
             so it changes nothing.
 
     Returns:
-        `x / 127.5 - 1`, float32, in [-1, 1]: a NumPy array for a NumPy array.
+        `x / 127.5 - 1`, float32, in [-1, 1]: a NumPy array for a NumPy array, and within
+        `tf.data.Dataset.map` TensorFlow's tensor on every backend.
 
     The published accuracies also need the resize: shorter side to 248 (bicubic), centre
     crop 224.
@@ -187,7 +189,9 @@ def preprocess_input(x, data_format: str | None = None):
         )
     if isinstance(x, np.ndarray):
         return np.asarray(x, dtype="float32") / np.float32(127.5) - np.float32(1.0)
-    return keras.ops.cast(x, "float32") / 127.5 - 1.0
+    tensorflow = foreign_tensorflow(x)  # within `tf.data` on another backend
+    cast = keras.ops.cast if tensorflow is None else tensorflow.cast
+    return cast(x, "float32") / 127.5 - 1.0
 
 
 def decode_predictions(preds, top: int = 5) -> list[list[tuple[str, str, float]]]:

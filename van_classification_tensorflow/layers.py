@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import random
+import sys
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -97,6 +98,15 @@ class Composite(keras.layers.Layer):
         both = (layer._flatten_layers(False, False) for layer in (self, default))
         parts = differences(*both)
         return {**config, "parts": parts} if parts else config
+
+
+def foreign_tensorflow(x):
+    """The module `tensorflow` if `x` is a tensor of a TensorFlow graph while Keras computes with
+    another backend, as within `tf.data.Dataset.map`; else None.
+    """
+    module = sys.modules.get("tensorflow") if tf is None else None
+    symbolic = module is not None and module.is_symbolic_tensor(x)
+    return module if symbolic else None
 
 
 # A compiled kernel costs about 0.2 ms to launch on a CPU; below this many elements TensorFlow's
@@ -240,21 +250,24 @@ class BatchNorm(keras.layers.BatchNormalization):
             return self._fused(inputs, False)[0] if fused else super().call(inputs, training=False)
         fused = fused and _replicas() == 1
         outputs, mean, variance = self._fused(inputs, True) if fused else self._portable(inputs)
-        # `assign` on a full-precision variable: statistics never live in half precision.
-        keep = self.momentum
-        self.moving_mean.assign(self.moving_mean * keep + mean * (1.0 - keep))
-        self.moving_variance.assign(self.moving_variance * keep + variance * (1.0 - keep))
+        for average, value in ((self.moving_mean, mean), (self.moving_variance, variance)):
+            # Computed in the value's type, float32 or more, whatever the average is kept in.
+            kept = ops.cast(average, value.dtype) * self.momentum
+            average.assign(ops.cast(kept + value * (1.0 - self.momentum), average.dtype))
         return outputs
 
     def _fused(self, inputs, training: bool):
-        """(outputs, mean, unbiased variance), as TensorFlow's own kernel computes them."""
+        """(outputs, mean, unbiased variance), as TensorFlow's own kernel computes them.
+
+        It wants the parameters in float32, whatever `inputs` are.
+        """
         none = tf.zeros([0])
         outputs, mean, variance, *_ = tf.raw_ops.FusedBatchNormV3(
             x=inputs,
-            scale=tf.convert_to_tensor(self.gamma),
-            offset=tf.convert_to_tensor(self.beta),
-            mean=none if training else tf.convert_to_tensor(self.moving_mean),
-            variance=none if training else tf.convert_to_tensor(self.moving_variance),
+            scale=ops.cast(self.gamma, "float32"),
+            offset=ops.cast(self.beta, "float32"),
+            mean=none if training else ops.cast(self.moving_mean, "float32"),
+            variance=none if training else ops.cast(self.moving_variance, "float32"),
             epsilon=self.epsilon,
             is_training=training,
         )
@@ -268,8 +281,9 @@ class BatchNorm(keras.layers.BatchNormalization):
             mean, variance = ops.moments(x, (0, 1, 2))
         else:
             mean, variance, count = _moments_of_all_replicas(x, count)
+        offset, scale = (ops.cast(parameter, x.dtype) for parameter in (self.beta, self.gamma))
         outputs = ops.batch_normalization(
-            x, mean, variance, -1, offset=self.beta, scale=self.gamma, epsilon=self.epsilon
+            x, mean, variance, -1, offset=offset, scale=scale, epsilon=self.epsilon
         )
         variance = variance * (count / ops.maximum(count - 1.0, 1.0))
         return ops.cast(outputs, self.compute_dtype), mean, variance
@@ -447,6 +461,9 @@ class LayerScale(keras.layers.Layer):
 
     def call(self, inputs):
         return inputs * ops.cast(self.gamma, inputs.dtype)
+
+    def compute_output_shape(self, input_shape):
+        return tuple(input_shape)
 
     def get_config(self) -> dict:
         return {**super().get_config(), "init_value": self.init_value}

@@ -72,6 +72,28 @@ class AdamW(keras.optimizers.Optimizer):
         self.epsilon = epsilon
         self.learning_rate_scales = scales
 
+    # A model in half precision has half-precision variables and gradients. The square of a gradient
+    # below 1e-4 is 0 in float16, and bfloat16 rounds off what a step adds to a mean: all that the
+    # optimizer keeps and computes is in at least float32. Only the variables are rounded.
+    def apply(self, grads, trainable_variables=None):
+        super().apply([None if g is None else _in_full(g) for g in grads], trainable_variables)
+
+    def add_variable(self, shape, initializer="zeros", dtype=None, **kwargs):
+        return super().add_variable(shape, initializer, dtype and _full(dtype), **kwargs)
+
+    def _update_model_variables_moving_average(self, trainable_variables):
+        super()._update_model_variables_moving_average([_in_full(v) for v in trainable_variables])
+
+    def _overwrite_model_variables_with_average_value(self, trainable_variables):
+        if all(_in_full(v) is v for v in trainable_variables):
+            super()._overwrite_model_variables_with_average_value(trainable_variables)
+            return
+        # Keras's does not round the averages, and TensorFlow then refuses them.
+        pairs = zip(trainable_variables, self._model_variables_moving_average, strict=True)
+        for variable, average in pairs:
+            if average is not None:
+                self.assign(variable, ops.cast(average, variable.dtype))
+
     def build(self, variables):
         if self.built:
             return
@@ -102,7 +124,7 @@ class AdamW(keras.optimizers.Optimizer):
         # What all variables share, once: traced for each, it would take as long as the rest.
         step = self.iterations + 1
         shared = {}
-        for dtype in {keras.backend.standardize_dtype(v.dtype) for v in trainable_variables}:
+        for dtype in {_full(v.dtype) for v in trainable_variables}:
             t = ops.cast(step, dtype)
             # 1 - beta ** t: as a difference, only five digits of the first ones would be right.
             correction_1 = -ops.expm1(t * math.log(self.beta_1))
@@ -114,18 +136,18 @@ class AdamW(keras.optimizers.Optimizer):
     def update_step(self, gradient, variable, learning_rate):
         """`learning_rate`: by type, the rate, the same over 1 - beta_1 ** t, √(1 - beta_2 ** t)."""
         # Not TensorFlow's kernel for Adam: in float32 its 1 - 0.999 is off by 1e-5.
-        rate, corrected_rate, root_correction = learning_rate[
-            keras.backend.standardize_dtype(variable.dtype)
-        ]
+        dtype = _full(variable.dtype)
+        rate, corrected_rate, root_correction = learning_rate[dtype]
         index = self._get_variable_index(variable)
         m, v, scale = self._momentums[index], self._velocities[index], self._scales[index]
-        gradient = ops.cast(gradient, variable.dtype)
+        gradient = ops.cast(gradient, dtype)
         self.assign_add(m, ops.subtract(gradient, m) * (1 - self.beta_1))
         self.assign_add(v, ops.subtract(ops.square(gradient), v) * (1 - self.beta_2))
         denominator = ops.sqrt(v) / root_correction + self.epsilon
         update = ops.multiply(m, corrected_rate * scale) / denominator
         if len(variable.shape) >= 2 and self._use_weight_decay(variable):
-            update = update + ops.multiply(variable, rate * (scale * self.weight_decay))
+            decay = rate * (scale * self.weight_decay)
+            update = update + ops.multiply(_in_full(variable), decay)
         self.assign_sub(variable, update)
 
     def get_config(self) -> dict:
@@ -136,6 +158,18 @@ class AdamW(keras.optimizers.Optimizer):
             "learning_rate_scales": dict(self.learning_rate_scales),
         }
         return {**super().get_config(), **own}
+
+
+def _full(dtype) -> str:
+    """The floating-point type to compute in for one to store in: at least float32."""
+    dtype = keras.backend.standardize_dtype(dtype)
+    return "float32" if dtype in ("bfloat16", "float16") else dtype
+
+
+def _in_full(value):
+    """`value` in at least float32; itself, where it is."""
+    dtype = keras.backend.standardize_dtype(value.dtype)
+    return value if _full(dtype) == dtype else ops.cast(value, _full(dtype))
 
 
 def layer_scales(model: VAN, decay: float) -> dict[str, float]:

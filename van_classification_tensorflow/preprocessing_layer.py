@@ -13,7 +13,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from .layers import register
+from .layers import foreign_tensorflow, register
 from .preprocessing import Preprocessing
 
 _BITS = 22  # Pillow's fixed-point weights: 32 bits less 8 of the pixel and 2 to spare
@@ -32,8 +32,8 @@ class PreprocessingLayer(keras.layers.Layer):
     The weights are Pillow's fixed-point ones, the sums exact, and each pass rounds to 8 bits as
     Pillow does. Measured on noise, gradients and edges of 13 sizes from 1 x 7 to 700 x 1000,
     enlarged and reduced: with each of the six filters every value is that of `Preprocessing`, on
-    TensorFlow (sizes known or not), JAX and torch. `pytest -m "" tests/test_preprocessing_layer.py`
-    measures it again.
+    TensorFlow (sizes known or not), JAX and torch; also within `tf.data.Dataset.map`, where the
+    other two use NumPy. `pytest -m "" tests/test_preprocessing_layer.py` measures it again.
 
     Args:
         preprocessing: The record, or what its `to_dict` gave.
@@ -48,21 +48,42 @@ class PreprocessingLayer(keras.layers.Layer):
         self.preprocessing = preprocessing
         self.built = True
 
+    def __call__(self, inputs, *args, **kwargs):
+        tensorflow = foreign_tensorflow(inputs)
+        if tensorflow is None:
+            return super().__call__(inputs, *args, **kwargs)
+        # Within `tf.data`: Keras's operations cannot read this tensor. NumPy's do the same.
+        shape = self.compute_output_shape(tuple(inputs.shape))
+        self._check(inputs.shape, inputs.dtype)
+        x = tensorflow.numpy_function(
+            lambda pictures: self._preprocessed(np, pictures),
+            [inputs],
+            tensorflow.float32,
+            stateful=False,
+        )
+        return tensorflow.cast(tensorflow.ensure_shape(x, shape), self.compute_dtype)
+
     def call(self, inputs):
         self._check(inputs.shape, inputs.dtype)
+        return ops.cast(self._preprocessed(ops, inputs), self.compute_dtype)
+
+    def _preprocessed(self, xp, inputs):
+        """What the layer is for, in float32. `xp` is NumPy or `keras.ops`."""
         side = self.preprocessing.input_size
-        x = ops.transpose(self._in_channels(inputs), (0, 3, 1, 2))  # sums over the last axis
-        known, now = inputs.shape[1:3], ops.shape(inputs)[1:3]
+        x = xp.transpose(self._in_channels(xp, inputs), (0, 3, 1, 2))  # sums over the last axis
+        known, now = inputs.shape[1:3], xp.shape(inputs)[1:3]
         height, width = (a if a is not None else b for a, b in zip(known, now, strict=True))
         rows, columns = self._weights(height, width), self._weights(width, height)
-        x = _weighted(x, columns, side)  # (B, C, H, side)
-        x = _weighted(ops.transpose(x, (0, 1, 3, 2)), rows, side)  # (B, C, side, side)
-        x = ops.transpose(x, (0, 3, 2, 1)) / 255.0
+        x = _weighted(xp, x, columns, side)  # (B, C, H, side)
+        x = _weighted(xp, xp.transpose(x, (0, 1, 3, 2)), rows, side)  # (B, C, side, side)
+        x = xp.transpose(x, (0, 3, 2, 1)) / 255.0
         mean, std = (
-            ops.convert_to_tensor(np.asarray(values, "float32"))
+            np.asarray(values, "float32")
             for values in (self.preprocessing.mean, self.preprocessing.std)
         )
-        return ops.cast((x - mean) / std, self.compute_dtype)
+        if xp is ops:
+            mean, std = ops.convert_to_tensor(mean), ops.convert_to_tensor(std)
+        return (x - mean) / std
 
     def compute_output_shape(self, input_shape):
         self._check(input_shape)
@@ -86,15 +107,15 @@ class PreprocessingLayer(keras.layers.Layer):
                 f"Received: {keras.backend.standardize_dtype(dtype)}"
             )
 
-    def _in_channels(self, x):
+    def _in_channels(self, xp, x):
         have, want = x.shape[3], self.preprocessing.channels
         if have == want:
             return x
         if want == 3:
-            return ops.repeat(x, 3, axis=3)
-        x = ops.cast(x, "int32")
+            return xp.repeat(x, 3, axis=3)
+        x = _cast(x, "int32")
         grey = sum(x[..., i : i + 1] * weight for i, weight in enumerate(_GREY))
-        return ops.right_shift(grey + (1 << 15), 16)
+        return xp.right_shift(grey + (1 << 15), 16)
 
     def _weights(self, size, other):
         """Pillow's weights for one axis, of the cropped lines only: (side, size), whole numbers.
@@ -135,17 +156,22 @@ def _weights(xp, size, resized, preprocessing: Preprocessing):
     return xp.sign(weight) * xp.floor(xp.abs(weight) * float(1 << _BITS) + 0.5)
 
 
-def _weighted(x, weights, side: int):
+def _weighted(xp, x, weights, side: int):
     """One pass: (..., size) whole numbers times (side, size) weights -> (..., side), 0 to 255."""
-    xp = np if isinstance(weights, np.ndarray) else ops
-    upper = xp.floor(weights / float(1 << _HALF) + 0.5)
-    parts = xp.concatenate([upper, weights - upper * float(1 << _HALF)], axis=0)
-    if xp is np:
-        parts = ops.convert_to_tensor(parts.astype("float32"))
-    sums = ops.matmul(ops.cast(x, "float32"), ops.transpose(ops.cast(parts, "float32")))
-    sums = ops.cast(ops.round(sums), "int32")
+    of = np if isinstance(weights, np.ndarray) else ops
+    upper = of.floor(weights / float(1 << _HALF) + 0.5)
+    parts = of.concatenate([upper, weights - upper * float(1 << _HALF)], axis=0)
+    parts = _cast(parts, "float32")
+    if xp is ops:
+        parts = ops.convert_to_tensor(parts)
+    sums = xp.matmul(_cast(x, "float32"), xp.transpose(parts))
+    sums = _cast(xp.round(sums), "int32")
     total = sums[..., :side] * (1 << _HALF) + sums[..., side:] + (1 << (_BITS - 1))
-    return ops.cast(ops.clip(ops.right_shift(total, _BITS), 0, 255), "float32")
+    return _cast(xp.clip(xp.right_shift(total, _BITS), 0, 255), "float32")
+
+
+def _cast(x, dtype: str):
+    return x.astype(dtype) if isinstance(x, np.ndarray) else ops.cast(x, dtype)
 
 
 def _box(xp, x):
