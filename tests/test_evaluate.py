@@ -165,7 +165,7 @@ class Given:
     """In a classifier's place: the "picture" of an example is its logits, or its error."""
 
     name, notes, crops, flip, engine = "given", "a remark", 1, False, "keras"
-    activation = "softmax"
+    activation, max_pixels = "softmax", 10**6
     runtime = None
     preprocessing = Preprocessing()
 
@@ -483,6 +483,7 @@ def test_everything_is_written(ten, tmp_path):
     target = tmp_path / "out"
     found = evaluate(data, MICRO_FILE, output=target, **SMALL)
     names = {"results.csv", "results.json", "per_class.csv", "failed.csv", "confusion_matrix.png"}
+    names |= {"mistakes.png", "least_certain.png"}
     assert {path.name for path in target.iterdir()} == names
     head, row = rows(target / "results.csv")
     assert ",".join(head) == (
@@ -835,3 +836,64 @@ def test_an_exported_file_cannot_be_compared_with_the_original(tmp_path):
         evaluate("digits", path, against_original=True)
     with pytest.raises(ValueError, match="`engine` is for weights"):
         evaluate("digits", path, engine="keras")
+
+
+# --- The gallery ---
+
+
+def test_the_most_confident_mistakes_and_the_least_certain(given, monkeypatch):
+    """By hand: of the classes a ... g, logits of one class stand out by so much."""
+    monkeypatch.setattr(module, "_GALLERY", 3)
+    cases = [(3, 0, 0), (1, 1, 0), (9, 2, 0), (5, 3, 3), (2, 4, 4), (7, 5, 1), (0.5, 6, 2)] * 3
+    dataset = given_dataset(*((by * np.eye(7)[best], (true,)) for by, best, true in cases))
+    found = measure(given, dataset)
+    wrong = [(one.true, one.predicted) for one in found.mistakes]
+    assert wrong == [("a", "c")] * 3  # by 9
+    assert [one.picture for one in found.mistakes] == ["picture 2", "picture 9", "picture 16"]
+    share = np.exp(9) / (np.exp(9) + 6)
+    assert found.mistakes[0].probability == pytest.approx(share)
+    assert [(one.true, one.predicted) for one in found.least_certain] == [("c", "g")] * 3
+    assert not any(one.right for one in found.mistakes)
+    record = json.loads(json.dumps(found.to_dict(), allow_nan=False))
+    assert record["mistakes"][0] == {
+        "picture": "picture 2",
+        "true": "a",
+        "predicted": "c",
+        "probability": pytest.approx(share),
+        "right": False,
+    }
+
+
+def test_a_gallery_of_several_right_classes_and_no_mistakes(given):
+    found = measure(given, given_dataset((np.eye(7)[1], (1, 2))))
+    assert found.mistakes == ()
+    (one,) = found.least_certain
+    assert (one.true, one.predicted, one.right) == ("b or c", "b", True)
+    # The picture is gone: grey, and no error after hours of work.
+    assert (one.look() == 200).all()
+
+
+def test_the_pictures_of_the_gallery(tmp_path, monkeypatch, micro):
+    """Each is what the model saw, under its class and what it was taken for, mistakes in red."""
+    for name in NAMES[:2]:
+        for seed in range(3):
+            save(tmp_path / "data" / name, f"{seed}.png", seed)
+    found = measure(micro, open_dataset(tmp_path / "data", micro.classes))
+    drawn_sheets = {}
+    monkeypatch.setattr(
+        module.pictures, "sample_sheet", lambda *a, **k: drawn_sheets.update({a[2].name: (a, k)})
+    )
+    module.write(found, tmp_path / "out", overwrite=False)
+    for kind in ("mistakes", "least_certain"):
+        (images, captions, _, _), options = drawn_sheets[f"{kind}.png"]
+        shown = getattr(found, kind)
+        assert len(images) == len(captions) == len(shown)
+        for image, caption, colour, one in zip(
+            images, captions, options["colours"], shown, strict=True
+        ):
+            expected = micro.preprocessing.crop(open_image(one.picture))
+            np.testing.assert_array_equal(image, expected)
+            true, predicted = one.true.replace("_", " "), one.predicted.replace("_", " ")
+            assert caption == f"{true}\n→ {predicted} ({one.probability:.0%})"
+            assert colour == ("black" if one.right else "crimson")
+    assert "Mistakes" in drawn_sheets["mistakes.png"][1]["title"]

@@ -208,7 +208,9 @@ def evaluate(parser: ArgumentParser) -> Any:
     parser.add_argument("--class-map", help="json or csv file: folder name, class index")
     parser.add_argument("--real-labels", help="real.json of the ReaL labels")
     parser.add_argument(
-        "--output", type=Path, help="folder to make: tables, JSON and a picture of the mistakes"
+        "--output",
+        type=Path,
+        help="folder to make: tables, JSON, pictures of the mistakes and of the least certain",
     )
     parser.add_argument("--overwrite", action="store_true", help="replace an earlier output")
     parser.add_argument(

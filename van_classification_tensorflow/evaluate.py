@@ -8,7 +8,8 @@ import os
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from . import __version__, pictures
 from .classifier import Classifier
 from .datasets import Dataset, Example, check_asked, is_validation_picture, open_dataset
 from .folders import check_folder, write_folder
-from .images import printable
+from .images import open_image, printable
 from .labels import Label
 from .metrics import BINS, Score, calibration_error, score, wilson_interval
 from .original import TOLERANCE, ClassifierBesideOriginal, Comparison
@@ -50,7 +51,10 @@ _FILES = (
     "failed.csv",
     "confusion_matrix.png",
     "most_confused.png",
+    "mistakes.png",
+    "least_certain.png",
 )
+_GALLERY = 32  # pictures of a kind, at most
 
 
 # --- What is found ---
@@ -80,6 +84,30 @@ class Failure:
 
     picture: str
     reason: str
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A picture worth looking at.
+
+    Args:
+        picture: Its name.
+        true: The classes that are right.
+        predicted: The class it was taken for.
+        probability: Of that class.
+        right: Whether it is right.
+        look: Gives what the model saw of it, uint8 (side, side, C).
+    """
+
+    picture: str
+    true: str
+    predicted: str
+    probability: float
+    right: bool
+    look: Callable[[], np.ndarray] = field(repr=False, compare=False)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {key: value for key, value in vars(self).items() if key != "look"}
 
 
 @dataclass(frozen=True)
@@ -126,6 +154,9 @@ class Evaluation:
             "more probable than not" is the truth; None of others.
         calibration_error: Expected calibration error, 15 bins.
         per_class: Each class that was predicted among, in order.
+        mistakes: Of the pictures taken for a wrong class those with the highest probability, the
+            most confident first.
+        least_certain: Those whose best class has the lowest probability, lowest first.
         confusion: (right class, predicted class, pictures), the most frequent first; both are
             outputs of the model. Of several right classes (ReaL) the predicted or the first.
         preprocessing: How the pictures were made the model's input.
@@ -158,6 +189,8 @@ class Evaluation:
     calibration_error: float
     per_class: tuple[ClassAccuracy, ...] = field(repr=False)
     confusion: tuple[tuple[int, int, int], ...] = field(repr=False)
+    mistakes: tuple[Shown, ...] = field(repr=False)
+    least_certain: tuple[Shown, ...] = field(repr=False)
     preprocessing: Preprocessing
     views: tuple[int, bool]
     parameters: int | None
@@ -181,7 +214,9 @@ class Evaluation:
 
     def to_dict(self) -> dict[str, Any]:
         """Everything, as JSON can hold it."""
-        record = asdict(self)
+        record = asdict(replace(self, mistakes=(), least_certain=()))
+        record["mistakes"] = [one.to_dict() for one in self.mistakes]
+        record["least_certain"] = [one.to_dict() for one in self.least_certain]
         record["images_per_second"] = self.images_per_second
         record["mean_class_accuracy"] = self.mean_class_accuracy
         for one, row in zip(self.per_class, record["per_class"], strict=True):
@@ -240,8 +275,9 @@ def evaluate(
         class_map: What the class folders are.
         real_labels: File of the ReaL labels.
         output: Folder to make, with results.csv (timm's columns), results.json, per_class.csv,
-            failed.csv if there are any, and confusion_matrix.png, or for more than 50 classes
-            most_confused.png. It appears whole or not at all.
+            failed.csv if there are any, confusion_matrix.png, or for more than 50 classes
+            most_confused.png, mistakes.png if there are any, the most confident first, and
+            least_certain.png. It appears whole or not at all.
         overwrite: Replace the `output` of an earlier evaluation.
         against_original: Give the same batches to transformers' model with the same weights and
             compare (extra `original`).
@@ -308,6 +344,7 @@ def measure(
     theirs = _Tally(predicted_among, classifier.activation)
     beside = classifier if isinstance(classifier, ClassifierBesideOriginal) else None
     waiting: deque[Example] = deque()
+    mistakes, least_certain = _Gallery(), _Gallery()
     failed: list[Failure] = []
     differences: list[float] = []
     left_out = 0
@@ -339,6 +376,10 @@ def measure(
             error = f"{printable(example.name)}: the model's logits are not finite"
         if error is None and logits is not None:
             ours.add(logits, example.classes)
+            shown = _shown(classifier, classes, example, predicted_among, ours.scores[-1])
+            least_certain.offer(shown, shown.probability)
+            if not shown.right:
+                mistakes.offer(shown, -shown.probability)
         else:
             failed.append(Failure(printable(example.name), error or "no result"))
         advance()
@@ -398,6 +439,8 @@ def measure(
         ),
         per_class=ours.per_class(classes),
         confusion=ours.confusion(),
+        mistakes=mistakes.best(),
+        least_certain=least_certain.best(),
         preprocessing=classifier.preprocessing,
         views=(classifier.crops, classifier.flip),
         parameters=parameters,
@@ -422,6 +465,51 @@ def _parameters_and_backend(classifier: Classifier) -> tuple[int | None, str]:
 
     parameters = sum(math.prod(v.shape) for v in classifier.model.trainable_variables)
     return parameters, "numpy" if classifier.engine == "numpy" else keras.backend.backend()
+
+
+class _Gallery:
+    """Of many pictures those with the lowest rank, of equal ones the first; few are kept."""
+
+    def __init__(self) -> None:
+        self.kept: list[tuple[float, Shown]] = []
+
+    def offer(self, shown: Shown, rank: float) -> None:
+        self.kept.append((rank, shown))
+        if len(self.kept) > 4 * _GALLERY:
+            self._cut()
+
+    def best(self) -> tuple[Shown, ...]:
+        self._cut()
+        return tuple(shown for _, shown in self.kept)
+
+    def _cut(self) -> None:
+        self.kept = sorted(self.kept, key=lambda pair: pair[0])[:_GALLERY]
+
+
+def _shown(
+    classifier: Classifier,
+    classes: Sequence[Label],
+    example: Example,
+    among: Sequence[int],
+    found: Score,
+) -> Shown:
+    return Shown(
+        picture=printable(example.name),
+        true=" or ".join(classes[i].name for i in example.classes),
+        predicted=classes[among[found.predicted]].name,
+        probability=found.confidence,
+        right=found.top1,
+        look=partial(_seen, example.source, classifier.preprocessing, classifier.max_pixels),
+    )
+
+
+def _seen(source: Any, preprocessing: Preprocessing, max_pixels: int) -> np.ndarray:
+    """The centre crop; grey where the picture is gone meanwhile."""
+    try:
+        return preprocessing.crop(open_image(source, max_pixels))
+    except (ValueError, OSError):
+        side = preprocessing.input_size
+        return np.full((side, side, preprocessing.channels), 200, np.uint8)
 
 
 class _Tally:
@@ -540,6 +628,12 @@ def _write_files(found: Evaluation, folder: Path) -> None:
         _draw_matrix(found, folder / "confusion_matrix.png")
     else:
         _draw_most_confused(found, folder / "most_confused.png")
+    for kind, title, shown in (
+        ("mistakes", "Mistakes, the most confident first", found.mistakes),
+        ("least_certain", "Least certain, with the lowest probability first", found.least_certain),
+    ):
+        if shown:
+            _draw_gallery(shown, f"{title}: class  →  taken for", found, folder / f"{kind}.png")
 
 
 def _write_csv(path: Path, head: Sequence[str], rows: Iterable[Iterable[Any]]) -> None:
@@ -564,6 +658,17 @@ def _draw_most_confused(found: Evaluation, path: Path, shown: int = 25) -> None:
     wrong = [pair for pair in found.confusion if pair[0] != pair[1]][:shown]
     mistakes = [(label[t], label[p], n, there[t]) for t, p, n in wrong]
     pictures.most_confused(mistakes, path, found.dataset)
+
+
+def _draw_gallery(shown: Sequence[Shown], title: str, found: Evaluation, path: Path) -> None:
+    captions = [
+        f"{_spaced(one.true)}\n→ {_spaced(one.predicted)} ({one.probability:.0%})" for one in shown
+    ]
+    colours = ["black" if one.right else "crimson" for one in shown]
+    images = np.stack([one.look() for one in shown])
+    columns = max(4, min(len(shown), 8))
+    about = {"title": title, "data": found.dataset}
+    pictures.sample_sheet(images, captions, path, columns, colours=colours, **about)
 
 
 def _spaced(label: str) -> str:

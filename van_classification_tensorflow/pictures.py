@@ -299,6 +299,8 @@ def sample_sheet(
     path: Path,
     columns: int = 8,
     colours: Sequence[str] | None = None,
+    title: str = "",
+    data: str = "",
 ) -> None:
     """Images (N, H, W, C) uint8, each under its caption of one or two lines.
 
@@ -308,6 +310,8 @@ def sample_sheet(
         path: Of the picture.
         columns: Images beside each other.
         colours: Of the captions; all black by default.
+        title: What they are.
+        data: What the pictures are called, under the title.
     """
     height, width = images.shape[1:3]
     rows, gap = -(-len(images) // columns), width // 16 + 1
@@ -315,8 +319,10 @@ def sample_sheet(
     # One picture: matplotlib takes seconds to lay out as many axes.
     tall, wide = rows * (height + head), columns * (width + gap)
     sheet = np.full((tall, wide, images.shape[3]), 255, np.uint8)
-    figure = _figure(1.7 * columns, 1.7 * columns * tall / wide)
+    figure = _figure(1.7 * columns, 1.7 * columns * tall / wide + (0.6 if title else 0))
     axes = figure.subplots()
+    if title:
+        entitle(figure, title, data)
     texts = shown_lines(figure, captions, 27)
     for i, (image, text) in enumerate(zip(images, texts, strict=True)):
         top, left = i // columns * (height + head) + head, i % columns * (width + gap)
