@@ -1,9 +1,13 @@
 """The root namespace is this list, and importing it has no side effects."""
 
+import ast
 import os
+import re
 import subprocess
 import sys
+from importlib import import_module
 from importlib.util import find_spec
+from pathlib import Path
 
 import pytest
 
@@ -36,6 +40,19 @@ def test_names():
         assert getattr(package, name) is not None
     with pytest.raises(AttributeError, match="no attribute 'Van'"):
         _ = package.Van
+
+
+def test_the_readme_imports_what_there_is():
+    readme = Path(__file__).parents[1] / "README.md"
+    blocks = re.findall(r"```python\n(.*?)```", readme.read_text(encoding="utf-8"), re.DOTALL)
+    nodes = [node for block in blocks for node in ast.walk(ast.parse(block))]
+    imports = [one for one in nodes if isinstance(one, ast.ImportFrom) and one.module]
+    ours = [one for one in imports if str(one.module).startswith(package.__name__)]
+    assert len(ours) > 5
+    for one in ours:
+        module = import_module(str(one.module))
+        for alias in one.names:
+            assert hasattr(module, alias.name), f"{one.module} has no {alias.name}"
 
 
 def _python(code, **environment):
