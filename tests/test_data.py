@@ -203,7 +203,7 @@ def test_a_class_may_be_called_train(tmp_path):
         ({"a/1.png": b"", "b/": b""}, "without a picture: b; fill or remove"),
         (
             {"a/1.txt": b"", "b/": b""},
-            r"without a picture: a, b; .* Left out, .*: 1: 1 .txt \(1.txt\).",
+            r"without a picture: a, b; .* Left out 1 file .*: 1 .txt \(1.txt\).",
         ),
     ],
 )
@@ -299,7 +299,7 @@ def test_pictures_are_known_by_content_and_what_is_left_out_is_counted(tmp_path)
     training, validation = open_data(folder(tmp_path, files))
     assert (len(training), len(validation)) == (4, 1)
     assert training.left_out == (
-        "Left out, as no pictures or hidden: 4: 1 .csv (list.csv), 1 .txt (notes.txt), "
+        "Left out 4 files that are hidden or no pictures: 1 .csv (list.csv), 1 .txt (notes.txt), "
         "1 hidden (.4.png), 1 without an ending (README)."
     )
     assert open_data("digits")[0].left_out == ""

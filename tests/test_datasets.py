@@ -93,7 +93,7 @@ def test_pictures_at_any_depth_and_what_is_no_picture(folders):
     assert dataset.count == 2
     assert any("Folders without a picture: 1 (cat)" in note for note in dataset.notes)
     assert dataset.notes[-1] == (
-        "Left out, as no pictures or hidden: 2: 1 .md (readme.md), 1 .txt (notes.txt)."
+        "Left out 2 files that are hidden or no pictures: 1 .md (readme.md), 1 .txt (notes.txt)."
     )
 
 

@@ -338,7 +338,7 @@ def test_a_folder_of_classes_gives_the_accuracy(tmp_path, folders):
     console = Console(file=io.StringIO(), width=200)
     made = export("digits", tmp_path / "d.xml", precision="int8", data=folders, console=console)
     said = console.file.getvalue()
-    assert "Left out, as no pictures or hidden: 1: 1 .txt (notes.txt)." in said
+    assert "Left out 1 file that is hidden or no picture: 1 .txt (notes.txt)." in said
     assert "1 cannot be read and are left out" in said
     assert "broken.png: not a picture of JPEG" in said
     assert made.calibrated + made.pictures == 40
@@ -362,7 +362,10 @@ def test_a_folder_without_classes_will_do(tmp_path, folders, micro):
     made = export(
         micro, tmp_path / "m.onnx", precision="int8", data=folders, agreement=0, console=console
     )
-    assert "Left out, as no pictures or hidden: 1: 1 .txt (notes.txt)." in console.file.getvalue()
+    assert (
+        "Left out 1 file that is hidden or no picture: 1 .txt (notes.txt)."
+        in console.file.getvalue()
+    )
     assert made.accuracy is None
     assert made.pictures == 41 - 20 - (made.calibrated == 20)
 

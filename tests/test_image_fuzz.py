@@ -19,6 +19,9 @@ from PIL import Image
 
 from van_classification_tensorflow.images import ImageError, open_image
 
+from .test_images import chunk, png
+from .test_tiff_file import written
+
 resource = pytest.importorskip("resource")
 if not hasattr(os, "fork"):
     pytest.skip("decodes in children", allow_module_level=True)
@@ -85,7 +88,17 @@ def originals() -> list[bytes]:
         file = io.BytesIO()
         image.save(file, kind, **options)
         made.append(file.getvalue())
-    return made
+    wide = rng.integers(0, 1 << 16, (20, 24, 3))
+    options = {"number": 3, "order": ">", "compression": 8, "predictor": 3, "rows": 7}
+    clear = chunk(b"tRNS", struct.pack(">3H", *wide[0, 0]))
+    rows = [row.tobytes() for row in wide.astype(">u2")]
+    return [
+        *made,
+        written(wide, 16, 2, planes=2, rows=20),
+        written(rng.random((20, 24, 1)), 32, 1, **options),
+        written(wide >> 8, 8, 6, tile=16, tags={530: [1, 1]}),
+        png((24, 20), 16, 2, rows, clear, chunk(b"tEXt", b"Comment\0" + bytes(50))),
+    ]
 
 
 def mutated(number: int) -> bytes:

@@ -153,7 +153,7 @@ def test_pictures_in_folders_are_known_by_content(tree):
     assert seen == ["a.JPG", "b.png", "3.tiff", "4.jpeg", "1.gif", *known, "2.webp"]
     assert len(left_out) == 7
     assert str(left_out) == (
-        "Left out, as no pictures or hidden: 7: 3 without an ending (empty), "
+        "Left out 7 files that are hidden or no pictures: 3 without an ending (empty), "
         "2 .txt (notes.txt), 1 .nef (raw.NEF), 1 hidden (.d.bmp)."
     )
     assert not LeftOut()

@@ -54,7 +54,7 @@ def test_csv(folder, tmp_path):
     failed, said = predict([folder], output=tmp_path / "x.csv", top=3)
     assert failed == 2
     assert "digits: shorter side to 32 (box)" in said
-    assert "Left out, as no pictures or hidden: 1: 1 .txt (notes.txt)." in said
+    assert "Left out 1 file that is hidden or no picture: 1 .txt (notes.txt)." in said
     assert "2 of 14 failed" in said
     assert "broken.png" in said
     with (tmp_path / "x.csv").open(newline="") as file:

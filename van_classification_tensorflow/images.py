@@ -76,15 +76,18 @@ def open_image(source: Any, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """
     if isinstance(source, (str, os.PathLike)):
         with _regular_file(source) as file:
-            return _decoded(printable(source), lambda: _open(file, max_pixels))
+            return _decoded(printable(source), lambda: _upright_8_bit(_open(file, max_pixels)))
     if isinstance(source, (bytes, bytearray, memoryview)):
         data = io.BytesIO(source)
-        return _decoded(f"{len(data.getbuffer()):,} bytes", lambda: _open(data, max_pixels))
+        name = f"{len(data.getbuffer()):,} bytes"
+        return _decoded(name, lambda: _upright_8_bit(_open(data, max_pixels)))
     if isinstance(source, Image.Image):
         name = printable(getattr(source, "filename", "") or "the picture")
         return _decoded(name, lambda: _copied(source, max_pixels))
     if isinstance(source, np.ndarray):
-        return _decoded("the array", lambda: _checked(_from_array(source), max_pixels))
+        return _decoded(
+            "the array", lambda: _upright_8_bit(_checked(_from_array(source), max_pixels))
+        )
     raise ImageError(
         "a picture must be a path, bytes, a PIL image or a uint8 array. "
         f"Received: {type(source).__name__}"
@@ -117,7 +120,7 @@ def printable(path: Any) -> str:
 def _decoded(name: str, read: Callable[[], Image.Image]) -> Image.Image:
     _quiet.begin()
     try:
-        return _upright_8_bit(read())
+        return read()
     except ImageError as error:
         raise ImageError(f"{name}: {error}") from None
     except MemoryError as error:
@@ -322,7 +325,7 @@ def _copied(image: Any, max_pixels: int) -> Image.Image:
         _checked(image, max_pixels)
         is_whole_file = isinstance(image, ImageFile.ImageFile) and image.format in FORMATS
         if not (is_whole_file and image.tile and image.fp and image.tell() == 0):
-            return image.copy()
+            return _upright_8_bit(image.copy())
         # Not decoded yet: by the same way as a file, which knows what Pillow reads wrong.
         before = image.fp.tell()
         image.fp.seek(0)

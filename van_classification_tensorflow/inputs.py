@@ -47,7 +47,10 @@ class LeftOut:
         ]
         if more := sum(count for _, (count, _) in ranked[4:]):
             shown.append(f"{more:,} others")
-        return f"Left out, as no pictures or hidden: {len(self):,}: {', '.join(shown)}."
+        what = "file that is hidden or no picture"
+        if len(self) > 1:
+            what = "files that are hidden or no pictures"
+        return f"Left out {len(self):,} {what}: {', '.join(shown)}."
 
 
 def no_pictures(where: str, left_out: LeftOut) -> str:
