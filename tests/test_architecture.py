@@ -8,6 +8,7 @@ import van_classification_tensorflow
 PACKAGE = Path(van_classification_tensorflow.__file__).parent
 # From the top: what stands further down may import what stands further up.
 ORDER = [
+    "registration",
     "config",
     "labels",
     "scores",

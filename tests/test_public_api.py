@@ -102,10 +102,53 @@ def test_other_backends_do_not_import_tensorflow(backend):
     assert _python(code, KERAS_BACKEND=backend)[-1] == "False"
 
 
-def test_a_saved_model_loads_once_the_class_is_imported(tmp_path):
-    package.VAN(embed_dims=[8], mlp_ratios=[2], depths=[1], num_classes=2).save(
-        tmp_path / "m.keras"
+_LOAD = """
+import json, sys
+path = sys.argv[1]
+{imports}
+assert not [m for m in sys.modules if m.startswith("van_classification_tensorflow.")
+            and m.split(".")[1] != "registration"]
+model = keras.saving.load_model(path)
+import van_classification_tensorflow as package
+print(type(model).__name__, type(model.layers[1]).__name__, isinstance(model, package.VAN))
+"""
+
+
+@pytest.mark.parametrize(
+    "imports",
+    [
+        "import keras; import van_classification_tensorflow",
+        "import van_classification_tensorflow; import keras",
+        "import van_classification_tensorflow; from keras.saving import load_model; import keras",
+    ],
+)
+def test_importing_the_package_is_enough_to_load_a_file(tmp_path, imports):
+    model = package.VAN(embed_dims=[8], mlp_ratios=[2], depths=[1], num_classes=2)
+    package.fuse(model).save(tmp_path / "m.keras")
+    done = subprocess.run(
+        [sys.executable, "-c", _LOAD.format(imports=imports), str(tmp_path / "m.keras")],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
     )
-    code = "from van_classification_tensorflow import VAN; import keras; "
-    code += f"print(keras.saving.load_model({str(tmp_path / 'm.keras')!r}).name)"
-    assert _python(code)[-1] == "van"
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["FusedVAN", "OverlapPatchEmbed", "True"]
+
+
+def test_every_registered_name_has_a_stand_in():
+    import keras
+
+    from van_classification_tensorflow import fusion, optim, preprocessing_layer  # noqa: F401
+    from van_classification_tensorflow.registration import registered
+
+    own = "van_classification_tensorflow>"
+    stand_ins = registered()
+    known = {n: one for n, one in keras.saving.get_custom_objects().items() if n.startswith(own)}
+    assert known.keys() == stand_ins.keys()
+    for name, one in known.items():
+        assert one.__module__ != "van_classification_tensorflow.registration", name
+    layer = stand_ins[f"{own}LayerScale"].from_config({"init_value": 0.5})
+    assert type(layer) is known[f"{own}LayerScale"]
+    assert layer.init_value == 0.5
+    assert float(stand_ins[f"{own}gelu"](keras.ops.array(0.0))) == 0

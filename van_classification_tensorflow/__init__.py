@@ -9,6 +9,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING
 
+from .registration import register as _register
+
 __version__ = "2.0.0.dev0"
 
 _HOME = {
@@ -47,6 +49,8 @@ __all__ = [
     "load_checkpoint",
     "preprocess_input",
 ]
+
+_register()
 
 if TYPE_CHECKING:
     from .applications import (
