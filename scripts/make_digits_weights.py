@@ -11,8 +11,8 @@ import tempfile
 from pathlib import Path
 
 from van_classification_tensorflow import demo
-from van_classification_tensorflow.checkpoint import read_weights
 from van_classification_tensorflow.convert import describe, write_safetensors
+from van_classification_tensorflow.pretrained import open_pretrained
 
 TARGET = Path(demo.__file__).parent / "data" / "digits.safetensors"
 
@@ -20,8 +20,8 @@ TARGET = Path(demo.__file__).parent / "data" / "digits.safetensors"
 def main(folder: Path) -> None:
     if not (folder / "model.keras").is_file():
         demo.run(folder)
-    weights = read_weights(folder / "model.keras")
-    write_safetensors(TARGET, weights.tensors, describe(weights))
+    opened = open_pretrained(folder / "model.keras")
+    write_safetensors(TARGET, opened.weights.tensors, describe(opened))
     print(f"{TARGET}: {TARGET.stat().st_size:,} bytes")
 
 

@@ -26,6 +26,7 @@ ORDER = [
     "hdf5_file",
     "names",
     "keras_config",
+    "beside",
     "checkpoint",
     "download",
     "weights",

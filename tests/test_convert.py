@@ -187,7 +187,7 @@ def test_a_failure_while_writing_leaves_the_old(tmp_path, monkeypatch):
     target = tmp_path / "x.pth"
     target.write_text("precious")
 
-    def full(path, tensors):
+    def full(path, tensors, **options):
         path.write_bytes(b"half")
         raise OSError(28, "No space left on device")
 

@@ -12,7 +12,10 @@ import numpy as np
 import pytest
 
 from van_classification_tensorflow.checkpoint import CheckpointError, read_checkpoint, read_weights
+from van_classification_tensorflow.classifier import Classifier
 from van_classification_tensorflow.convert import convert
+from van_classification_tensorflow.preprocessing import Preprocessing
+from van_classification_tensorflow.pretrained import open_pretrained
 from van_classification_tensorflow.torch_file import TorchFile
 
 from .parity import GOLDEN
@@ -90,6 +93,8 @@ def test_everything_a_training_script_saves(tmp_path, zip_layout):
     for name, tensor in model.state_dict().items():
         np.testing.assert_array_equal(found.tensors[name], tensor.numpy(), name)
     assert set(found.ignored) == contents.keys() - {"state_dict"}
+    assert found.metadata["args"]["lr"] == 1e-3
+    assert found.metadata["args"]["size"] == (3, 224, 224)
     with open(path, "rb") as file:
         opened = TorchFile(file)
         assert opened.root["nested"] == contents["nested"]
@@ -97,6 +102,17 @@ def test_everything_a_training_script_saves(tmp_path, zip_layout):
         exp = opened.root["optimizer"]["state"][0]["exp_avg"]
         expected = optimizer.state_dict()["state"][0]["exp_avg"].numpy()
         np.testing.assert_array_equal(opened.array(exp), expected)
+
+
+def test_the_preprocessing_of_a_training_checkpoint(tmp_path):
+    state = {
+        n: torch.from_numpy(a.copy())
+        for n, a in read_checkpoint(GOLDEN / "micro.safetensors").tensors.items()
+    }
+    args = argparse.Namespace(mean=[0.1, 0.2, 0.3], std=None, crop_pct=0.8, interpolation="")
+    torch.save({"state_dict": state, "args": args, "epoch": 3}, tmp_path / "x.pth.tar")
+    opened = open_pretrained(tmp_path / "x.pth.tar")
+    assert opened.preprocessing == Preprocessing(crop_pct=0.8, mean=(0.1, 0.2, 0.3))
 
 
 @pytest.mark.parametrize("protocol", [2, 3, 4, 5])
@@ -167,3 +183,91 @@ def test_transformers_reads_what_is_written(tmp_path, head):
             again = read_weights(tmp_path / "again").tensors
             for name, array in read_weights(GOLDEN / "micro_official.pth.tar").tensors.items():
                 np.testing.assert_array_equal(array, again[name], name)
+
+
+IMAGENET = {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]}
+PROCESSORS = {
+    "convnext": ("ConvNextImageProcessor", {"size": 64, "resample": 3, **IMAGENET}),
+    "convnext, all halves": (
+        "ConvNextImageProcessor",
+        {"size": {"shortest_edge": 65}, "crop_pct": 0.9},
+    ),
+    "convnext, squashed": ("ConvNextImageProcessor", {"size": {"shortest_edge": 384}}),
+    "convnext, mean only": ("ConvNextImageProcessor", {"size": 64, "do_rescale": False}),
+    "vit": ("ViTImageProcessor", {"size": 64, "rescale_factor": 1 / 127.5, "image_mean": 1.0}),
+    "clip": ("CLIPImageProcessor", {"size": {"shortest_edge": 75}, "crop_size": 64}),
+    "bit": ("BitImageProcessor", {"size": {"shortest_edge": 70}, "crop_size": 64, "resample": 0}),
+    "deit": ("DeiTImageProcessor", {"size": {"height": 75, "width": 75}, "crop_size": 64}),
+}
+
+
+@pytest.fixture(scope="module")
+def pictures():
+    """RGB, of several shapes: with half pixels left over by the crop, smaller and square ones."""
+    from PIL import Image
+
+    def picture(width, height):
+        pixels = np.random.default_rng(0).integers(0, 256, (height // 8, width // 8, 3), np.uint8)
+        return Image.fromarray(pixels).resize((width, height), 3)
+
+    return [picture(*size) for size in ((401, 300), (333, 500), (260, 90), (64, 64), (389, 515))]
+
+
+def assert_same_probabilities(pipeline, classifier, pictures):
+    classes = len(classifier.labels)
+    for picture in pictures:
+        theirs = {one["label"]: one["score"] for one in pipeline(picture, top_k=classes)}
+        ours = {one.label: one.probability for one in classifier(picture, top=classes)}
+        assert theirs.keys() == ours.keys()
+        assert max(abs(theirs[name] - ours[name]) for name in ours) <= 1e-6
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        name if "halves" in name else pytest.param(name, marks=pytest.mark.slow)
+        for name in PROCESSORS
+    ],
+)
+def test_probabilities_of_the_pipeline_of_transformers(tmp_path, pictures, name):
+    transformers = pytest.importorskip("transformers", reason="scripts/test_backends.sh has it")
+    model = transformers.VanForImageClassification.from_pretrained(GOLDEN / "micro_hf")
+    model.config.id2label = {i: f"of_my own {i}" for i in range(10)}
+    kind, options = PROCESSORS[name]
+    model.save_pretrained(tmp_path / "theirs")
+    getattr(transformers, kind)(**options).save_pretrained(tmp_path / "theirs")
+    classifier = Classifier(tmp_path / "theirs", engine="numpy")
+    # And back: what is written here is read there, with the same probabilities.
+    report = convert(tmp_path / "theirs", tmp_path / "ours", naming="huggingface")
+    assert report.notes == ()
+    for folder in ("theirs", "ours"):
+        pipeline = transformers.pipeline("image-classification", model=str(tmp_path / folder))
+        assert_same_probabilities(pipeline, classifier, pictures)
+
+
+@pytest.mark.slow
+def test_own_preprocessing_in_the_pipeline_of_transformers(tmp_path, pictures):
+    from safetensors.numpy import load_file, save_file
+
+    transformers = pytest.importorskip("transformers", reason="scripts/test_backends.sh has it")
+    for i, record in enumerate(
+        (
+            Preprocessing(64, 0.9, crop_rounding="down"),
+            Preprocessing.of_sizes(97, 64, interpolation="lanczos", crop_rounding="down"),
+            Preprocessing(
+                400, 0.95, "box", (0.1, 0.2, 0.3), (0.4, 0.5, 0.6), "shorter side", "down"
+            ),
+            Preprocessing(64, 0.75, "hamming", resize="both sides", crop_rounding="down"),
+        )
+    ):
+        about = {"labels": [f"n0000000{k} of_my own" for k in range(10)]}
+        about |= {"preprocessing": record.to_dict()}
+        source = tmp_path / f"{i}.safetensors"
+        tensors = load_file(GOLDEN / "micro.safetensors")
+        save_file(tensors, source, metadata={"van": json.dumps(about)})
+        assert convert(source, tmp_path / f"{i}", naming="huggingface").notes == ()
+        pipeline = transformers.pipeline("image-classification", model=str(tmp_path / f"{i}"))
+        classifier = Classifier(source, engine="numpy", labels=about["labels"])
+        scores = {one["label"]: one["score"] for one in pipeline(pictures[0], top_k=10)}
+        for one in classifier(pictures[0], top=10):
+            assert abs(scores[f"{one.wnid} {one.label}"] - one.probability) <= 1e-6

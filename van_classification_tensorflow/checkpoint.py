@@ -11,27 +11,43 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 
+from . import beside
 from .hdf5_file import Hdf5File, printable
 from .keras_config import INSTEAD, ONLY_IN_TRAINING, QUANTISED, describe
-from .names import Architecture, architecture_of, check, translate
+from .names import Architecture, architecture_of, check, translate, without_prefix
 from .stored_zip import StoredZip
-from .torch_file import Tensor, TorchFile
+from .torch_file import Namespace, Tensor, TorchFile
 
 # Where training scripts keep the weights, in the order of preference.
 WRAPPERS = ("state_dict", "model", "model_state_dict", "model_ema", "state_dict_ema")
-_PREFIXES = ("module.", "model.")
+
+# What a folder is read for, the first that is there: transformers', and a run of `van train`.
+_INDEX = ".index.json"
+_OF_TRANSFORMERS = (
+    "model.safetensors",
+    f"model.safetensors{_INDEX}",
+    "pytorch_model.bin",
+    f"pytorch_model.bin{_INDEX}",
+)
+_OF_A_FOLDER = (*_OF_TRANSFORMERS, "best.keras", "last.keras")
+_MAX_SHARDS = 200
 
 # A B6 has 2,842 tensors, with BatchNorm's counters 3,300; names of at most 100 letters.
 _MAX_TENSORS = 20_000
 _MAX_NAME = 200
 _MAX_JSON = 1 << 20  # bytes of a safetensors header or a `.keras` configuration
+_MAX_JSON_FILE = 8 << 20  # of a config.json: the names of 21,841 classes, twice, are 2 million
 _HDF5_START = b"\x89HDF\r\n\x1a\n"
 
 
@@ -49,7 +65,10 @@ class Checkpoint:
             (Keras 2), "keras weights", "keras".
         wrapper: Entry of the file that held the tensors; "" if they stood at the top.
         ignored: {entry: why it was left out}.
-        metadata: What the file says of itself: safetensors' metadata, `.keras`'s configuration.
+        metadata: What the file says of itself, as it says it: safetensors' metadata ("van": this
+            package's, JSON), `.keras`'s configuration ("config"), and of others' "config.json"
+            and "preprocessor_config.json" beside it, OpenMMLab's "meta", timm's "args".
+        path: What was read; of a folder, the file in it.
     """
 
     tensors: dict[str, np.ndarray]
@@ -57,49 +76,169 @@ class Checkpoint:
     wrapper: str = ""
     ignored: dict[str, str] = field(default_factory=dict)
     metadata: dict[str, Any] = field(default_factory=dict)
+    path: Path = Path()
 
     @property
-    def about(self) -> dict[str, Any]:
+    def own(self) -> dict[str, Any]:
         """What a file of this package says of itself: sizes, labels, preprocessing; unchecked."""
         said = self.metadata.get("config")
         if said is None:
             try:
                 said = json.loads(self.metadata.get("van", "{}"))
-            except (ValueError, RecursionError):
+            except (ValueError, TypeError, RecursionError):
                 said = {}
         return said if isinstance(said, dict) else {}
+
+    @cached_property
+    def about(self) -> dict[str, Any]:
+        """What is said beside the tensors, by this package or by others; unchecked.
+
+        "labels", "preprocessing" and "classifier_activation" as a file of this package has them,
+        what else that has, and what `beside.py` adds.
+        """
+        metadata = self.metadata
+        if "config.json" in metadata or "preprocessor_config.json" in metadata:
+            files = (metadata.get(n) for n in ("config.json", "preprocessor_config.json"))
+            # It wins over what is in the tensors' file: it is what others read, and edit.
+            return self.own | beside.of_transformers(*files)
+        if self.own:
+            return self.own
+        if "meta" in metadata:
+            return beside.of_openmmlab(metadata["meta"])
+        return beside.of_timm(metadata["args"]) if "args" in metadata else {}
+
+
+def weight_file(path: str | os.PathLike) -> Path:
+    """The file that `path` means: itself, or what a folder is read for.
+
+    Raises:
+        CheckpointError: A folder that has none.
+    """
+    path = Path(path)
+    if not path.is_dir():
+        return path
+    for name in _OF_A_FOLDER:
+        if (path / name).is_file():
+            return path / name
+    raise CheckpointError(
+        f"{path}: a folder without {', '.join(_OF_A_FOLDER[:-1])} or {_OF_A_FOLDER[-1]}"
+    )
+
+
+def files_beside(file: Path) -> list[Path]:
+    """The files of transformers that say what is in `file`, as far as they are there."""
+    if file.name not in _OF_TRANSFORMERS:
+        return []
+    names = ("config.json", "preprocessor_config.json")
+    return [file.with_name(name) for name in names if file.with_name(name).is_file()]
 
 
 def read_checkpoint(path: str | os.PathLike, wrapper: str | None = None) -> Checkpoint:
     """Reads a weight file; recognises its format by its content, not by its name.
 
     Args:
-        path: A file, or a folder of Hugging Face's (its `model.safetensors` or
-            `pytorch_model.bin` is read).
+        path: A file; or a folder: of transformers (`model.safetensors` or `pytorch_model.bin`,
+            also in several files with an index), or of a run of `van train` (`best.keras`).
         wrapper: Entry that holds the weights, such as "model_ema"; by default the first one
-            there is of `WRAPPERS`.
+            there is of `WRAPPERS`. With a dot at its end, what stands before the names of one
+            of several models in the same entry: "teacher.".
 
     Raises:
         CheckpointError: The file is damaged, of another format, or holds more than tensors and
             plain data. Nothing in it is ever executed.
         OSError: There is no such file, or it cannot be opened.
     """
-    path = Path(path)
-    if path.is_dir():
-        path = _file_of(path)
+    file = weight_file(path)
+    prefix = wrapper if wrapper is not None and wrapper.endswith(".") else None
+    wrapper = None if prefix else wrapper
+    with _refused(path):
+        found = _read_shards(file) if file.name.endswith(_INDEX) else _read_file(file, wrapper)
+        metadata = found.metadata | _read_beside(file)
+        tensors, outside = without_prefix(found.tensors, prefix)
+        ignored = found.ignored | outside
+        return _checked(
+            replace(found, tensors=tensors, ignored=ignored, metadata=metadata, path=file)
+        )
+
+
+@contextmanager
+def _refused(path: str | os.PathLike) -> Iterator[None]:
+    """What goes wrong with a file, as a `CheckpointError` that names it."""
+    try:
+        yield
+    except (ValueError, MemoryError, RecursionError) as error:
+        what = str(error)
+        if not isinstance(error, ValueError):
+            too = "needs more memory" if isinstance(error, MemoryError) else "is nested deeper"
+            what = f"it {too} than there is"
+        raise CheckpointError(f"{path} was refused, nothing was loaded: {what}") from error
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[BinaryIO]:
     # Not blocking: a named pipe would wait for a writer for ever.
     flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
     with open(os.open(path, flags), "rb", buffering=0) as file:
         if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-            raise CheckpointError(f"{path}: not a regular file")
-        try:
-            return _checked(_read(file, path, wrapper))
-        except (ValueError, MemoryError, RecursionError) as error:
-            what = str(error)
-            if not isinstance(error, ValueError):
-                too = "needs more memory" if isinstance(error, MemoryError) else "is nested deeper"
-                what = f"it {too} than there is"
-            raise CheckpointError(f"{path} was refused, nothing was loaded: {what}") from error
+            raise ValueError(f"{printable(path.name)} is not a regular file")
+        yield file
+
+
+def _read_file(path: Path, wrapper: str | None) -> Checkpoint:
+    with _opened(path) as file:
+        return _read(file, path, wrapper)
+
+
+def _read_json(path: Path) -> Any:
+    with _opened(path) as file:
+        text = file.read(_MAX_JSON_FILE + 1)
+    if len(text) > _MAX_JSON_FILE:
+        raise ValueError(f"{path.name} has more than {_MAX_JSON_FILE:,} bytes")
+    return _json(text, path.name)
+
+
+def _read_beside(file: Path) -> dict[str, Any]:
+    """{name: content} of transformers' files beside `file`, where they are of a VAN."""
+    found = {one.name: _read_json(one) for one in files_beside(file)}
+    config = found.get("config.json")
+    if isinstance(config, dict) and not beside.TRANSFORMERS_KEYS & config.keys():
+        return {}  # of something else, which has such a file as well
+    if config is not None:
+        beside.check_transformers(config)
+    return found
+
+
+def _read_shards(index: Path) -> Checkpoint:
+    """Several files that are one: `index` says which tensor is in which file beside it."""
+    content = _read_json(index)
+    shards = content.get("weight_map") if isinstance(content, dict) else None
+    ending = ".safetensors" if ".safetensors" in index.name else ".bin"
+    if not isinstance(shards, dict) or not shards:
+        raise ValueError(f"{index.name} has no `weight_map`")
+    for file in shards.values():
+        plain = isinstance(file, str) and re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", file)
+        if not plain or not file.endswith(ending):
+            raise ValueError(
+                f"{index.name} names the file {printable(file)}; expected a plain name that ends "
+                f"in {ending}"
+            )
+    files = sorted(set(shards.values()))
+    if len(files) > _MAX_SHARDS or len(shards) > _MAX_TENSORS:
+        raise ValueError(
+            f"{index.name}: {len(shards):,} tensors in {len(files):,} files; allowed: "
+            f"{_MAX_TENSORS:,} in {_MAX_SHARDS}"
+        )
+    tensors: dict[str, np.ndarray] = {}
+    layout, metadata = "", {}
+    for file in files:
+        found = _read_file(index.with_name(file), None)
+        promised = {name for name, its in shards.items() if its == file}
+        if found.tensors.keys() != promised:
+            wrong = sorted(map(str, found.tensors.keys() ^ promised))
+            raise ValueError(f"{index.name} and {file} differ: {_listed(wrong)}")
+        tensors |= found.tensors
+        layout, metadata = found.layout, found.metadata
+    return Checkpoint(tensors, f"{layout}, {len(files)} files", metadata=metadata)
 
 
 @dataclass(frozen=True)
@@ -139,19 +278,14 @@ def read_weights(
     try:
         state = translate(found.tensors)
         architecture = architecture_of(state.tensors)
+        if "config.json" in found.metadata:
+            beside.check_sizes(found.metadata["config.json"], architecture)
         specs = architecture.tensors()
         tensors = check(state.tensors, specs, allow_nonfinite=allow_nonfinite)
     except ValueError as error:
         raise CheckpointError(f"{path} was refused, nothing was loaded: {error}") from error
     ignored = {**found.ignored, **state.ignored}
     return ModelWeights(tensors, architecture, state.naming, found, ignored)
-
-
-def _file_of(folder: Path) -> Path:
-    for name in ("model.safetensors", "pytorch_model.bin"):
-        if (folder / name).is_file():
-            return folder / name
-    raise CheckpointError(f"{folder}: a folder without model.safetensors or pytorch_model.bin")
 
 
 def _read(file: BinaryIO, path: Path, wrapper: str | None) -> Checkpoint:
@@ -229,7 +363,16 @@ def _read_torch(file: BinaryIO, wrapper: str | None) -> Checkpoint:
     if sum(view.nbytes for view in views.values()) > size:
         raise ValueError("tensors that share their numbers: together more bytes than the file has")
     tensors = {name: opened.array(view) for name, view in views.items()}
-    return Checkpoint(_without_prefix(tensors), opened.layout, found, ignored)
+    return Checkpoint(tensors, opened.layout, found, ignored, _said(root))
+
+
+def _said(root: dict) -> dict[str, Any]:
+    """What stands beside the weights: this package's card, OpenMMLab's `meta`, timm's `args`."""
+    said = {key: root[key] for key in ("van", "meta", "args") if key in root}
+    if type(said.get("args")) is Namespace:
+        said["args"] = said["args"].attributes
+    kinds = {"van": str, "meta": dict, "args": dict}
+    return {key: value for key, value in said.items() if type(value) is kinds[key]}
 
 
 def _has_tensors(entry: dict) -> bool:
@@ -240,15 +383,6 @@ def _why_ignored(key: Any, value: Any) -> str:
     if type(value) is dict and _has_tensors(value):
         return f"other weights; to read them instead: wrapper={printable(key)}"
     return "training state" if type(value) in (dict, list) else "not weights"
-
-
-def _without_prefix(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Without `module.` and the like, where every name has it."""
-    for _ in range(2):  # DataParallel around a wrapper, at most
-        for prefix in _PREFIXES:
-            if tensors and all(name.startswith(prefix) for name in tensors):
-                tensors = {name.removeprefix(prefix): a for name, a in tensors.items()}
-    return tensors
 
 
 def _listed(names: Any, most: int = 8) -> str:
@@ -271,11 +405,12 @@ def _read_safetensors(file: BinaryIO, path: Path) -> Checkpoint:
     try:
         with safe_open(path, framework="np") as opened:
             tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
-            metadata = dict(opened.metadata() or {})
+            said = opened.metadata() or {}
     except (SafetensorError, TypeError, AttributeError, KeyError, OverflowError) as error:
         # The last four: dtypes that NumPy does not have.
         raise ValueError(f"not a valid safetensors file: {error}") from error
-    return Checkpoint(_without_prefix(tensors), "safetensors", metadata=metadata)
+    metadata = {key: said[key] for key in ("format", "van") if key in said}
+    return Checkpoint(tensors, "safetensors", metadata=metadata)
 
 
 def _json(text: bytes | bytearray, what: str) -> Any:

@@ -161,7 +161,8 @@ class Classifier:
             raise ValueError(f"`weights` must be a name or a path. Received: weights={weights!r}")
         sizes = opened.weights.architecture
         self._opened: Pretrained = opened
-        self.name, self.notes, self._width = opened.name, opened.notes, sizes.embed_dims[-1]
+        self.name, self._width = opened.name, sizes.embed_dims[-1]
+        self.notes = opened.remarks(labels, preprocessing)
         default = Preprocessing().with_channels(sizes.in_chans) or Preprocessing()
         self._prepare(preprocessing or opened.preprocessing or default, test_size, sizes.in_chans)
         _check_side(self.preprocessing.input_size, sizes)

@@ -423,7 +423,11 @@ def convert(parser: ArgumentParser) -> Any:
         "folder to make",
     )
     parser.add_argument("--naming", help="official (default), huggingface or mmpretrain")
-    parser.add_argument("--wrapper", help="entry of a PyTorch file to read, such as model_ema")
+    parser.add_argument(
+        "--wrapper",
+        help="entry of a PyTorch file to read, such as model_ema; or, of several models in one, "
+        "what stands before its names: teacher.",
+    )
     parser.add_argument("--allow-nonfinite", action="store_true", help="accept NaN and infinities")
     parser.add_argument(
         "--overwrite", action="store_true", help="replace the target if it is there"

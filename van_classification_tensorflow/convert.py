@@ -13,13 +13,14 @@ from typing import Any
 
 import numpy as np
 
+from .beside import class_names, to_openmmlab, to_transformers
 from .checkpoint import ModelWeights, read_weights
-from .labels import imagenet_classes, labels_of
 from .names import NAMINGS, Architecture, spell
 from .output import to_json
-from .pretrained import of_weights
+from .preprocessing import Preprocessing
+from .pretrained import Pretrained, of_weights
 from .runtimes import format_of
-from .scores import SIGMOID, activation_of
+from .scores import SIGMOID, SOFTMAX, activation_of
 from .torch_file import write_torch
 
 _KERAS = (".keras", ".weights.h5")
@@ -105,27 +106,35 @@ def convert(
             raise ValueError(f"{source}: {name} does not fit into float32")
     weights = replace(weights, tensors=tensors)
 
-    metadata = describe(weights)
-    keeps = kind in ("safetensors", "folder") or target.name.endswith(".keras")
-    independent = metadata.get("classifier_activation") == SIGMOID
-    if independent and weights.architecture.num_classes != 1 and not keeps:
-        notes.append(
-            f"{target.name} cannot say that its classes do not exclude each other (sigmoid), and "
-            "will be read as if they did: .safetensors and .keras keep it"
-        )
+    opened = of_weights(os.fspath(source), weights)
+    written_so = ["labels"] if opened.labels is not None else []
+    written_so += ["preprocessing"] if kind == "folder" else []
+    assumed = (opened.assumed[what] for what in written_so if what in opened.assumed)
+    notes += filter(None, (opened.notes, *assumed))
     write: Callable[[Path], Any]
     if kind == "keras":
-        write = lambda path: _write_keras(path, weights)  # noqa: E731
+        write = lambda path: _write_keras(path, opened)  # noqa: E731
         written = f"Keras 3 {'model' if target.name.endswith('.keras') else 'weights'}"
     else:
         named = spell(weights.tensors, naming)
         written = f"{kind}, {naming} names"
         if kind == "torch":
-            write = lambda path: write_torch(path, named)  # noqa: E731
+            write = lambda path: _write_torch(path, named, naming, opened)  # noqa: E731
         elif kind == "safetensors":
-            write = lambda path: write_safetensors(path, named, metadata)  # noqa: E731
+            write = lambda path: write_safetensors(path, named, describe(opened))  # noqa: E731
         else:
-            write = lambda path: _write_folder(path, named, metadata, weights)  # noqa: E731
+            files, said = hugging_face_files(opened)
+            notes += said
+            write = lambda path: _write_folder(path, named, describe(opened), files)  # noqa: E731
+    only_tensors = target.name.endswith(".weights.h5") or (kind, naming) == ("torch", "huggingface")
+    if only_tensors and (opened.labels is not None or opened.preprocessing is not None):
+        notes.append(f"{target.name} holds tensors only: labels and preprocessing are left out")
+    independent = opened.activation == SIGMOID and weights.architecture.num_classes != 1
+    if only_tensors and independent:
+        notes.append(
+            f"{target.name} cannot say that its classes do not exclude each other (sigmoid), and "
+            "will be read as if they did: .safetensors and .keras keep it"
+        )
     _whole_or_not(target, write)
     return Report(weights, target, written, tuple(notes))
 
@@ -171,17 +180,16 @@ def _whole_or_not(target: Path, write: Callable[[Path], Any]) -> None:
 # --- The formats ---
 
 
-def describe(weights: ModelWeights) -> dict[str, Any]:
+def describe(opened: Pretrained) -> dict[str, Any]:
     """What a file of ours says of itself, beside its tensors; kept from the source if it said."""
-    opened = of_weights("the source", weights)
     kept: dict[str, Any] = {}
     if opened.labels is not None:
         kept["labels"] = opened.labels
     if opened.preprocessing is not None:
         kept["preprocessing"] = opened.preprocessing.to_dict()
-    if "classifier_activation" in weights.source.about:
+    if opened.activation != SOFTMAX:
         kept["classifier_activation"] = opened.activation
-    return {**architecture_to_dict(weights.architecture), **kept}
+    return {**architecture_to_dict(opened.weights.architecture), **kept}
 
 
 def architecture_to_dict(architecture: Architecture) -> dict[str, Any]:
@@ -207,34 +215,67 @@ def write_safetensors(path: Path, tensors: dict[str, np.ndarray], metadata: dict
     path.chmod(mode)
 
 
+def _write_torch(path: Path, tensors: dict, naming: str, opened: Pretrained) -> None:
+    """With the classes where OpenMMLab looks for them; transformers wants nothing but tensors."""
+    if naming == "huggingface":
+        write_torch(path, tensors, wrapper="")
+        return
+    meta = to_openmmlab(opened.labels, opened.weights.architecture.num_classes)
+    card = {"van": json.dumps(describe(opened))}
+    write_torch(path, tensors, beside=card | ({"meta": meta} if meta else {}))
+
+
 def _write_folder(
-    path: Path, tensors: dict[str, np.ndarray], metadata: dict, weights: ModelWeights
+    path: Path, tensors: dict[str, np.ndarray], metadata: dict, files: dict[str, Any]
 ) -> None:
-    """A folder that transformers' `VanForImageClassification.from_pretrained` takes."""
+    """A folder that `transformers.pipeline("image-classification")` takes."""
     path.mkdir()
     write_safetensors(path / "model.safetensors", tensors, metadata)
-    config = hugging_face_config(weights.architecture, metadata.get("labels"))
-    (path / "config.json").write_text(to_json(config, indent=2) + "\n", encoding="utf-8")
+    for name, content in files.items():
+        (path / name).write_text(to_json(content, indent=2) + "\n", encoding="utf-8")
 
 
-def hugging_face_config(architecture: Architecture, labels: Any = None) -> dict[str, Any]:
-    """The `VanConfig` of transformers as JSON; `labels`: one text per class."""
-    classes = architecture.num_classes or 0
-    if labels == "imagenet1k" and classes == len(imagenet_classes()):
-        labels = [c.lemmas for c in imagenet_classes()]
-    elif labels is not None:
-        labels = [label.name.replace("_", " ") for label in labels_of(labels, classes)]
-    else:
-        labels = [f"LABEL_{i}" for i in range(classes)]
+def hugging_face_files(opened: Pretrained) -> tuple[dict[str, Any], list[str]]:
+    """({file of transformers beside the weights: its JSON}, what a user of them should know)."""
+    sizes = opened.weights.architecture
+    default = Preprocessing().with_channels(sizes.in_chans)
+    preprocessing = opened.preprocessing or default
+    activation = opened.activation
+    files = {"config.json": hugging_face_config(sizes, opened.labels, preprocessing, activation)}
+    if preprocessing is None:
+        return files, [f"no preprocessor_config.json: none is known of {sizes.in_chans} channels"]
+    files["preprocessor_config.json"], notes = to_transformers(preprocessing)
+    return files, notes
+
+
+def hugging_face_config(
+    architecture: Architecture,
+    labels: Any = None,
+    preprocessing: Preprocessing | None = None,
+    classifier_activation: Any = SOFTMAX,
+) -> dict[str, Any]:
+    """The `VanConfig` of transformers as JSON.
+
+    Args:
+        architecture: Sizes.
+        labels: One text per class, or a key of `labels.labels_of`; None: unknown.
+        preprocessing: Its `input_size` is the model's `image_size`.
+        classifier_activation: "sigmoid" makes it a multi-label model.
+
+    Raises:
+        ValueError: transformers cannot express it.
+    """
+    names = class_names(labels, architecture.num_classes or 0)
     stages = len(architecture.depths)
     ratios = list(architecture.config.mlp_ratios)
     if not all(isinstance(ratio, int) for ratio in ratios):
         raise ValueError(f"transformers takes only whole mlp_ratios. Received: {ratios}")
+    problem = {SIGMOID: {"problem_type": "multi_label_classification"}}
     return {
-        "architectures": ["VanForImageClassification" if classes else "VanModel"],
+        "architectures": ["VanForImageClassification" if names else "VanModel"],
         "model_type": "van",
         "num_channels": architecture.in_chans,
-        "image_size": 224,
+        "image_size": preprocessing.input_size if preprocessing else 224,
         "patch_sizes": [7] + [3] * (stages - 1),
         "strides": [4] + [2] * (stages - 1),
         "hidden_sizes": list(architecture.embed_dims),
@@ -246,20 +287,20 @@ def hugging_face_config(architecture: Architecture, labels: Any = None) -> dict[
         "layer_scale_init_value": 0.01,
         "drop_path_rate": 0.0,
         "dropout_rate": 0.0,
-        "id2label": {str(i): label for i, label in enumerate(labels)},
-        "label2id": {label: i for i, label in enumerate(labels)},
+        "id2label": {str(i): name for i, name in enumerate(names)},
+        "label2id": {name: i for i, name in enumerate(names)},
+        **problem.get(classifier_activation, {}),
     }
 
 
-def _write_keras(path: Path, weights: ModelWeights) -> None:
+def _write_keras(path: Path, opened: Pretrained) -> None:
     from .load import load_checkpoint
     from .model import VAN
 
-    architecture = weights.architecture
+    weights, architecture = opened.weights, opened.weights.architecture
     config = architecture.config
-    about = of_weights("the source", weights)
     if architecture.num_classes is not None:  # what else a file names is not given to Keras
-        activation_of(about.activation, architecture.num_classes, about.name)
+        activation_of(opened.activation, architecture.num_classes, opened.name)
     model = VAN(
         architecture.configuration,
         embed_dims=config.embed_dims,
@@ -268,9 +309,9 @@ def _write_keras(path: Path, weights: ModelWeights) -> None:
         in_chans=architecture.in_chans,
         num_classes=architecture.num_classes or 1000,
         include_top=architecture.num_classes is not None,
-        classifier_activation=about.activation if architecture.num_classes else None,
+        classifier_activation=opened.activation if architecture.num_classes else None,
         data_format="channels_last",
     )
     load_checkpoint(model, weights.tensors, allow_nonfinite=True)
-    about.describe(model, architecture.num_classes, architecture.in_chans)
+    opened.describe(model, architecture.num_classes, architecture.in_chans)
     model.save(path) if path.name.endswith(".keras") else model.save_weights(path)

@@ -14,9 +14,10 @@ from typing import Any
 import keras
 import numpy as np
 
+from .beside import check_sizes
 from .checkpoint import read_checkpoint
 from .layers import BatchNorm
-from .names import Architecture, TensorSpec, check, translate
+from .names import Architecture, TensorSpec, architecture_of, check, translate
 
 _LEAVES = {
     "weight": ("kernel", "gamma"),
@@ -160,9 +161,10 @@ def load_checkpoint(
             f"Changed: {', '.join(changed)}"
         )
     if isinstance(source, (str, os.PathLike)):
-        tensors, origin = read_checkpoint(source, wrapper).tensors, str(source)
+        found = read_checkpoint(source, wrapper)
+        tensors, origin, config = found.tensors, str(source), found.metadata.get("config.json")
     elif isinstance(source, Mapping):
-        tensors, origin = dict(source), "`source`"
+        tensors, origin, config = dict(source), "`source`", None
     else:
         raise ValueError(
             "`source` must be a path, or a mapping {tensor name: array}. "
@@ -173,6 +175,8 @@ def load_checkpoint(
     changes: list[str] = []
     try:
         tensors = translate(tensors).tensors
+        if config is not None:
+            check_sizes(config, architecture_of(tensors))
         if adapt:
             tensors, changes = _adapted(tensors, specs, model)
         arrays = check(tensors, specs, unneeded, allow_nonfinite)

@@ -219,7 +219,11 @@ def architecture_of(tensors: Mapping[str, Any]) -> Architecture:
 
     def shape(name: str, rank: int) -> tuple[int, ...]:
         if name not in tensors:
-            raise ValueError(f"these are not the weights of a VAN: {name} is missing")
+            there = ", ".join(ascii(str(one)[:80]) for one in list(tensors)[:3])
+            raise ValueError(
+                f"these are not the weights of a VAN: {name} is missing. It has: {there}"
+                + (f" and {len(tensors) - 3:,} more" if len(tensors) > 3 else "")
+            )
         found = tuple(np.shape(tensors[name]))
         if len(found) != rank or 0 in found:
             raise ValueError(f"{name} has shape {found}; expected {rank} axes, none of them 0")
@@ -321,16 +325,97 @@ class StateDict:
     ignored: dict[str, str] = field(default_factory=dict)
 
 
+# The first tensor of a VAN in each PyTorch naming, and the module that may hold all but the head.
+_FIRST = {
+    "patch_embed1.proj.weight": "backbone",
+    "patch_embed1.projection.weight": "backbone",
+    "encoder.stages.0.embeddings.convolution.weight": "van",
+}
+# What may stand beside that module and be the VAN's, or is told apart later.
+_BESIDE = ("head.", "classifier.", *_FOREIGN)
+# What PyTorch puts anywhere into a name when it wraps a module.
+_WRAPPED = re.compile(r"(^|\.)(?:(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.)+")
+_MAX_PLACES = 20
+# What training code calls the model; of several VANs in one file the one so called is meant.
+_USUAL = frozenset(("module", "model", "net", "network"))
+
+
+def without_prefix(
+    tensors: Mapping[str, Any], prefix: str | None = None
+) -> tuple[dict[str, Any], dict[str, str]]:
+    """The tensors of one VAN, named as if it stood alone: `net.norm1.bias` -> `norm1.bias`.
+
+    Where the VAN stands is found from the names that every VAN has.
+
+    Args:
+        tensors: {name: anything}; where no such name is found, they stay as they are.
+        prefix: Which one, where there are several: "teacher.".
+
+    Returns:
+        The tensors, and {name: why it was left out} of what belongs to something else.
+
+    Raises:
+        ValueError: There are several, and none of the usual name; or none under `prefix`; or
+            two names are the same without the prefix.
+    """
+    spelled = {name: _WRAPPED.sub(r"\1", str(name)) for name in tensors}
+    places: dict[str, str] = {}  # {where its first tensor is: where its head would be}
+    for name in spelled.values():
+        for first, body in _FIRST.items():
+            place = name.removesuffix(first)
+            if place != name and (not place or place.endswith(".")):
+                at = f".{place}".rfind(f".{body}.")
+                places[place] = place if at < 0 else place[:at]
+    if prefix is None and not places:
+        return dict(tensors), {}
+    if len(places) > _MAX_PLACES:
+        raise ValueError(f"{len(places):,} VANs are in it; allowed: {_MAX_PLACES}")
+    place = _chosen(places, prefix)
+    outer = places.pop(place)
+    inner = place.removeprefix(outer).partition(".")[0]
+    inner = f"{inner}." if inner else ""
+    kept: dict[str, Any] = {}
+    ignored: dict[str, str] = {}
+    for name, tensor in tensors.items():
+        bare = spelled[name]
+        another = next((p for p, its in places.items() if its and bare.startswith(its)), None)
+        if another is not None and len(places[another]) > len(outer):
+            ignored[str(name)] = f"another VAN's; to read that instead: wrapper={another!r}"
+        elif not bare.startswith((place, *(f"{outer}{beside}" for beside in _BESIDE))):
+            ignored[str(name)] = f"stands outside {place!r}, where the VAN is"
+        else:
+            if bare.startswith(place):
+                bare = inner + bare.removeprefix(place)
+            bare = bare.removeprefix(outer)
+            if bare in kept:
+                raise ValueError(f"two tensors are {bare!r} without what stands before it")
+            kept[bare] = tensor
+    return kept, ignored
+
+
+def _chosen(places: Collection[str], prefix: str | None) -> str:
+    found = ", ".join(repr(place) for place in sorted(places)) or "none"
+    if prefix is not None:
+        if prefix in places:
+            return prefix
+        raise ValueError(f"`wrapper`={prefix!r}: no VAN stands there. VANs are under: {found}")
+    usual = [p for p in places if not {*p.split(".")[:-1]} - _USUAL - {"backbone", "van"}]
+    if len(places) == 1 or len(usual) == 1:
+        return usual[0] if usual else next(iter(places))
+    example = sorted(places)[-1]
+    raise ValueError(f"several VANs are in it, under {found}; to choose one: wrapper={example!r}")
+
+
 def translate(tensors: Mapping[str, Any]) -> StateDict:
     """Translates weights of any known naming, recognised by the names.
 
     Raises:
-        ValueError: Two names mean the same tensor.
+        ValueError: Two names mean the same tensor, or it holds several VANs.
     """
+    tensors, ignored = without_prefix(tensors)
     naming, translate = _recognise(tensors)
     official: dict[str, Any] = {}
     origin: dict[str, Any] = {}
-    ignored: dict[str, str] = {}
     for name, array in tensors.items():
         translated = name
         if isinstance(name, str):

@@ -16,6 +16,8 @@ from PIL import Image
 
 MAX_RESIZED = 50_000_000  # pixels, before the crop
 INTERPOLATIONS = ("nearest", "box", "bilinear", "hamming", "bicubic", "lanczos")  # Pillow's
+RESIZES = ("shorter side", "both sides")
+CROP_ROUNDINGS = ("nearest", "down")
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,11 @@ class Preprocessing:
         interpolation: Pillow's filter: nearest, box, bilinear, hamming, bicubic or lanczos.
         mean: Taken from each channel after scaling to [0, 1]; 1 or 3 channels.
         std: What each channel is then divided by; as many as `mean`.
+        resize: "shorter side" keeps the picture's proportions; "both sides" makes it a square
+            (transformers' ViT, timm's "squash").
+        crop_rounding: Where half a pixel is left over, the crop begins at the "nearest" whole
+            one (half to even: torchvision, timm, OpenMMLab), or it is rounded "down"
+            (transformers).
 
     Raises:
         ValueError: A value is out of its range, or `mean` and `std` do not fit together.
@@ -41,6 +48,8 @@ class Preprocessing:
     interpolation: str = "bicubic"
     mean: tuple[float, ...] = (0.5, 0.5, 0.5)
     std: tuple[float, ...] = (0.5, 0.5, 0.5)
+    resize: str = "shorter side"
+    crop_rounding: str = "nearest"
 
     def __post_init__(self) -> None:
         size, share = self.input_size, self.crop_pct
@@ -58,6 +67,11 @@ class Preprocessing:
                 f"`interpolation` must be one of Pillow's: {', '.join(INTERPOLATIONS)}. "
                 f"Received: {self.interpolation!r}"
             )
+        for name, allowed in (("resize", RESIZES), ("crop_rounding", CROP_ROUNDINGS)):
+            if (received := getattr(self, name)) not in allowed:
+                raise ValueError(
+                    f"`{name}` must be one of {', '.join(allowed)}. Received: {received!r}"
+                )
         # Plain numbers, also from NumPy's: the record goes into JSON.
         object.__setattr__(self, "input_size", int(size))
         object.__setattr__(self, "crop_pct", float(share))
@@ -75,6 +89,22 @@ class Preprocessing:
     def resize_to(self) -> int:
         """Length of the shorter side before the crop, in pixels (timm's floor, 248 for 224)."""
         return math.floor(self.input_size / self.crop_pct)
+
+    @classmethod
+    def of_sizes(cls, resize_to: int, input_size: int, **others: Any) -> Preprocessing:
+        """The record for exactly `resize_to` pixels before the crop; `others`: its other fields.
+
+        Raises:
+            ValueError: The crop is larger than the resized picture, or a value out of its range.
+        """
+        if not 0 < input_size <= resize_to:
+            raise ValueError(
+                f"a crop of {input_size} pixels out of {resize_to}: it must be smaller or the same"
+            )
+        share = input_size / resize_to
+        if math.floor(input_size / share) != resize_to:  # rounded, it would be a pixel less
+            share = math.nextafter(share, 0)
+        return cls(input_size, share, **others)
 
     @property
     def channels(self) -> int:
@@ -156,10 +186,12 @@ class Preprocessing:
         mode = "L" if self.channels == 1 else "RGB"
         width, height = image.size
         short = self.resize_to
-        if min(width, height) == short:
+        if min(width, height) == short and (self.resize == "shorter side" or width == height):
             return image if image.mode == mode else image.convert(mode)
+        if self.resize == "both sides":
+            size = short, short
         # The longer side rounded down, as torchvision does.
-        if width < height:
+        elif width < height:
             size = short, int(short * height / width)
         else:
             size = int(short * width / height), short
@@ -173,8 +205,9 @@ class Preprocessing:
         return image.resize(size, Image.Resampling[self.interpolation.upper()])
 
     def _centre(self, resized: Image.Image) -> np.ndarray:
-        left = round((resized.width - self.input_size) / 2.0)
-        top = round((resized.height - self.input_size) / 2.0)
+        whole = round if self.crop_rounding == "nearest" else math.floor
+        left = whole((resized.width - self.input_size) / 2.0)
+        top = whole((resized.height - self.input_size) / 2.0)
         return self._cut(resized, left, top)
 
     def _cut(self, image: Image.Image, left: int, top: int) -> np.ndarray:
@@ -195,8 +228,15 @@ class Preprocessing:
         return replace(self, mean=self.mean[:1] * channels, std=self.std[:1] * channels)
 
     def to_dict(self) -> dict[str, Any]:
-        """The record as JSON can hold it."""
-        return asdict(self) | {"mean": list(self.mean), "std": list(self.std)}
+        """The record as JSON can hold it; of the last two fields only what is not the default.
+
+        So that earlier versions, which do not know them, read all records that they can follow.
+        """
+        record = asdict(self) | {"mean": list(self.mean), "std": list(self.std)}
+        for field in fields(self)[-2:]:
+            if record[field.name] == field.default:
+                del record[field.name]
+        return record
 
     @classmethod
     def of(cls, record: Any, argument: str = "preprocessing") -> Preprocessing | None:
@@ -230,9 +270,10 @@ class Preprocessing:
         return cls(**record)
 
     def __str__(self) -> str:
+        down = " (offset rounded down)" if self.crop_rounding == "down" else ""
         return (
-            f"shorter side to {self.resize_to} ({self.interpolation}), "
-            f"centre crop {self.input_size}, mean {self.mean}, std {self.std}"
+            f"{self.resize} to {self.resize_to} ({self.interpolation}), "
+            f"centre crop {self.input_size}{down}, mean {self.mean}, std {self.std}"
         )
 
 

@@ -128,9 +128,11 @@ class PreprocessingLayer(keras.layers.Layer):
         return _weights(ops, size, self._resized(ops, size, other), self.preprocessing)
 
     def _resized(self, xp, size, other):
-        """Length of an axis once the shorter one has its length; the longer one rounded down."""
+        """Length of an axis once the picture is resized; of the longer one rounded down."""
         short = float(self.preprocessing.resize_to)
-        return xp.where(size <= other, short, xp.floor(short * size / other))
+        square = self.preprocessing.resize == "both sides"
+        longer = short if square else xp.floor(short * size / other)
+        return xp.where(size <= other, short, longer)
 
 
 def _weights(xp, size, resized, preprocessing: Preprocessing):
@@ -139,7 +141,8 @@ def _weights(xp, size, resized, preprocessing: Preprocessing):
     side = preprocessing.input_size
     scale = size / resized
     stretch = xp.maximum(scale, 1.0)  # a filter grows with what one output line covers
-    first = xp.round((resized - side) / 2.0)
+    whole = xp.round if preprocessing.crop_rounding == "nearest" else xp.floor
+    first = whole((resized - side) / 2.0)
     line = first + np.arange(side, dtype="float64")[:, None]
     centre = (line + 0.5) * scale
     position = xp.arange(size, dtype="float64")[None]

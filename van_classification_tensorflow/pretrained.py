@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import os
 import warnings
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from .beside import OPENMMLAB
 from .cache import fetch
 from .checkpoint import CheckpointError, ModelWeights, read_weights
 from .images import printable
@@ -31,6 +33,7 @@ class Pretrained:
         labels: Names of the classes or a key of `labels.labels_of`; None where none are known.
         preprocessing: How the input is made; None where the file does not say.
         notes: What else one should know.
+        assumed: {"labels" or "preprocessing": what stands in for what nobody says of it}.
     """
 
     name: str
@@ -38,6 +41,13 @@ class Pretrained:
     labels: str | tuple[str, ...] | None = None
     preprocessing: Preprocessing | None = None
     notes: str = ""
+    assumed: Mapping[str, str] = field(default_factory=dict)
+
+    def remarks(self, labels: Any = None, preprocessing: Any = None) -> str:
+        """`notes` and what is assumed, but for what the caller gives himself; "" if nothing."""
+        given = {"labels": labels, "preprocessing": preprocessing}
+        assumed = (text for key, text in self.assumed.items() if given[key] is None)
+        return " ".join(filter(None, (self.notes, *assumed)))
 
     @property
     def activation(self) -> Any:
@@ -73,7 +83,7 @@ class Pretrained:
 _MAX_INPUT_SIZE = 4096  # that a file may ask for; pixels
 
 # Endings of weight files: a text that ends so is a path, there or not.
-_SUFFIXES = (".pth", ".pth.tar", ".pt", ".bin", ".safetensors", ".h5", ".keras")
+_SUFFIXES = (".pth", ".pth.tar", ".pt", ".bin", ".safetensors", ".h5", ".keras", ".index.json")
 
 
 def open_pretrained(
@@ -102,7 +112,7 @@ def open_pretrained(
             "predict`, `van evaluate` and `van benchmark` take; give the weights it was made of"
         )
     if isinstance(pretrained, os.PathLike):
-        return of_weights(os.fspath(pretrained), read_weights(pretrained))
+        return _of_path(pretrained)
     if pretrained is not True and not isinstance(pretrained, str):
         raise ValueError(
             f"`{argument}` must be True, False, a name of the catalogue (`van weights list`) or a "
@@ -115,7 +125,7 @@ def open_pretrained(
             f"{', '.join(with_weights)}"
         )
     if isinstance(pretrained, str) and _looks_like_a_path(pretrained):
-        return of_weights(os.fspath(pretrained), read_weights(pretrained))
+        return _of_path(pretrained)
     record = find(pretrained, configuration, argument)
     weights = read_weights(local_file(record))
     return Pretrained(record.name, weights, record.labels, record.preprocessing, record.notes)
@@ -133,22 +143,36 @@ def check_known(
         find(pretrained, configuration, argument)
 
 
+def _of_path(path: str | os.PathLike) -> Pretrained:
+    weights = read_weights(path)
+    file = weights.source.path
+    # Of a run's folder the file, so that it is said which; of transformers' the folder.
+    name = os.fspath(file if file.suffix == ".keras" else path)
+    return of_weights(name.rstrip(os.sep) or name, weights)
+
+
 def of_weights(name: str, weights: ModelWeights) -> Pretrained:
     """Weights with the labels and the preprocessing that their file names.
 
     Raises:
-        CheckpointError: They make no sense.
+        CheckpointError: They make no sense, or cannot be followed.
     """
-    about = weights.source.about
+    about, classes = weights.source.about, weights.architecture.num_classes
+    notes = [note for note in about.get("notes") or () if isinstance(note, str)]
     labels, preprocessing = about.get("labels"), about.get("preprocessing")
-    if not about:  # a file of others: of so many classes there is only one well-known set
-        known = {1000: "imagenet1k", 21_841: "imagenet22k"}
-        labels = known.get(weights.architecture.num_classes or 0)
     try:
-        if labels is not None:
-            if isinstance(labels, list):
-                labels = tuple(map(str, labels))
-            labels_of(labels, weights.architecture.num_classes or 0)
+        if "problem" in about:
+            raise ValueError(about["problem"])
+        if classes is None or (isinstance(labels, list) and not labels):
+            labels = None
+        elif labels is not None:
+            labels = tuple(map(str, labels)) if isinstance(labels, list) else labels
+            count = 1000 if labels == "imagenet1k" else len(labels)
+            if about.get("origin") == OPENMMLAB and count != classes:
+                # A frequent slip there: the names of the kind of data set, not of one's own.
+                notes.append(f"{OPENMMLAB} names {count:,} classes, which are not these.")
+                labels = None
+            labels_of(labels, classes)
         if preprocessing is not None:
             preprocessing = Preprocessing.from_dict(preprocessing)
             if preprocessing.resize_to > 2 * _MAX_INPUT_SIZE:
@@ -157,14 +181,32 @@ def of_weights(name: str, weights: ModelWeights) -> Pretrained:
                 raise ValueError(f"an input of {preprocessing.input_size:,} pixels a side")
     except (ValueError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{name} was refused: what it says of itself: {error}") from error
-    return Pretrained(name, weights, labels, preprocessing)
+    assumed = {}
+    # Of so many classes there is only one well-known set.
+    known = {1000: "imagenet1k", 21_841: "imagenet22k"}.get(classes or 0)
+    if labels is None and classes is not None:
+        if "labels" not in about and not weights.source.own and known:
+            labels = known
+            assumed["labels"] = f"It names no classes: {_SETS[known]}'s {classes:,} are assumed."
+        else:
+            assumed["labels"] = "It names no classes: they are called 'class 0', 'class 1', ..."
+    if preprocessing is None:
+        assumed["preprocessing"] = (
+            "It does not say how its pictures are prepared: as for the published ImageNet-1k "
+            "weights is assumed."
+        )
+    return Pretrained(name, weights, labels, preprocessing, " ".join(notes), assumed)
+
+
+_SETS = {"imagenet1k": "ImageNet-1k", "imagenet22k": "ImageNet-22k"}
 
 
 def _looks_like_a_path(text: str) -> bool:
     # What `find` knows wins over a file or folder of that name, which can be written ./imagenet.
     if text in KNOWN_NAMES:
         return False
-    return "/" in text or os.sep in text or text.lower().endswith(_SUFFIXES) or Path(text).is_file()
+    named_so = "/" in text or os.sep in text or text.lower().endswith(_SUFFIXES)
+    return named_so or os.path.exists(text)
 
 
 def local_file(record: Weights, **options: Any) -> Path:

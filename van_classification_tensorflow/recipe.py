@@ -334,13 +334,9 @@ class Recipe:
     def preprocessing(self, default: Preprocessing | None = None) -> Preprocessing:
         """How a picture becomes the input in evaluation; `default`: of the pretrained weights."""
         known = default or Preprocessing()
-        return Preprocessing(
-            self.input_size or known.input_size,
-            self.crop_pct or known.crop_pct,
-            self.interpolation or known.interpolation,
-            self.mean or known.mean,
-            self.std or known.std,
-        )
+        names = ("input_size", "crop_pct", "interpolation", "mean", "std")
+        mine = {name: getattr(self, name) for name in names}
+        return replace(known, **{name: value for name, value in mine.items() if value})
 
     def drop_path(self, model: str | None) -> float:
         """`drop_path_rate`, or the authors' for a member of the family."""

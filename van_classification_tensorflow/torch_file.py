@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, BinaryIO
 
 import ml_dtypes
@@ -73,6 +74,13 @@ class Inert:
     """Something around the weights (a command line's arguments, say) of which nothing is kept."""
 
     name: str
+
+
+@dataclass(frozen=True, slots=True)
+class Namespace:
+    """The arguments of a training script, as data: `argparse.Namespace`."""
+
+    attributes: dict[str, Any]
 
 
 class TorchFile:
@@ -242,6 +250,12 @@ def _size(arguments: tuple) -> tuple:
     return arguments[0]
 
 
+def _namespace(arguments: tuple) -> Namespace:
+    if arguments:
+        raise ValueError("a Namespace with arguments; expected none")
+    return Namespace({})
+
+
 def _inert(name: str) -> Callable[[tuple], Inert]:
     return lambda arguments: Inert(name)
 
@@ -253,11 +267,21 @@ _NAMES: dict[str, Any] = {
     "torch Size": _size,
     "collections OrderedDict": _ordered_dict,
     "collections defaultdict": _default_dict,
+    "argparse Namespace": _namespace,
+    # A dictionary, in which Lightning keeps a model's arguments.
+    **{
+        f"{package} AttributeDict": _ordered_dict
+        for package in (
+            "pytorch_lightning.utilities.parsing",
+            "lightning.pytorch.utilities.parsing",
+            "lightning_fabric.utilities.data",
+            "lightning.fabric.utilities.data",
+        )
+    },
     # What the training scripts save beside the weights.
     **{
         name: _inert(name)
         for name in (
-            "argparse Namespace",
             "torch device",
             "numpy dtype",
             "numpy.core.multiarray scalar",
@@ -450,14 +474,18 @@ class _Pickle:
         if type(arguments) is not tuple or not callable(function):
             raise ValueError("a call of something that is not one of the few names allowed")
         value = function(arguments)
-        if type(value) is dict:
+        if type(value) in (dict, Namespace):
             self.nest(value, ())
         self.stack.append(value)
 
     def build(self) -> None:
         """Attributes: state dicts carry their `_metadata` so, argument lists everything."""
         state, target = self.pop(), self.stack[-1]
-        if type(target) is not Inert and (type(target) is not dict or type(state) is not dict):
+        if type(target) is Namespace:
+            if type(state) is dict and not target.attributes:  # else nothing of it is kept
+                target.attributes.update(state)
+                self.nest(target, list(state.values()))
+        elif type(target) is not Inert and (type(target) is not dict or type(state) is not dict):
             raise ValueError(f"attributes set on a {type(target).__name__.strip('_')}")
 
     def storage(self) -> None:
@@ -595,15 +623,26 @@ _INSTRUCTIONS: dict[int, Callable[[_Pickle], Any]] = {
 # --- Writing ---
 
 
-def write_torch(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
-    """Writes `{"state_dict": tensors}` as `torch.save` would, for `torch.load(weights_only=True)`.
+def write_torch(
+    path: Path,
+    tensors: Mapping[str, np.ndarray],
+    wrapper: str = "state_dict",
+    beside: Mapping[str, Any] = MappingProxyType({}),
+) -> None:
+    """Writes a state dict as `torch.save` would, for `torch.load(weights_only=True)`.
 
     Args:
         path: File to write; replaced if there is one.
         tensors: {name: array}, of any dtype that is read here.
+        wrapper: Entry that holds them; "": they stand at the top, as transformers wants them.
+        beside: Other entries: texts, lists of texts, and dictionaries of these.
     """
     kinds = {dtype: kind.encode() for kind, dtype in _DTYPES.items()}
-    out = bytearray(b"\x80\x02}" + _text("state_dict") + b"}(")
+    out = bytearray(b"\x80\x02}")
+    if wrapper:
+        out += b"(" + b"".join(_text(key) + _plain(value) for key, value in beside.items())
+        out += _text(wrapper) + b"}"
+    out += b"("
     for key, (name, array) in enumerate(tensors.items()):
         steps = [stride // array.itemsize for stride in np.empty(array.shape, array.dtype).strides]
         out += _text(name) + b"ctorch._utils\n_rebuild_tensor_v2\n(("
@@ -612,7 +651,7 @@ def write_torch(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
         out += b"(" + b"".join(map(_integer, array.shape)) + b"t"
         out += b"(" + b"".join(map(_integer, steps)) + b"t"
         out += b"\x89ccollections\nOrderedDict\n)RtR"
-    out += b"us."
+    out += b"uu." if wrapper else b"u."
     with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
         archive.writestr("archive/data.pkl", bytes(out))
         archive.writestr("archive/byteorder", b"little")
@@ -621,8 +660,17 @@ def write_torch(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
         archive.writestr("archive/version", b"3\n")
 
 
+def _plain(value: Any) -> bytes:
+    if isinstance(value, str):
+        return _text(value)
+    if isinstance(value, dict):
+        items = b"".join(_text(key) + _plain(one) for key, one in value.items())
+        return b"}(" + items + b"u"
+    return b"](" + b"".join(map(_plain, value)) + b"e"
+
+
 def _text(text: str) -> bytes:
-    encoded = text.encode()
+    encoded = text.encode("utf-8", "surrogatepass")
     return b"X" + _U4.pack(len(encoded)) + encoded
 
 

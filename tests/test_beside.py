@@ -1,0 +1,421 @@
+"""What other code bases write beside the tensors is taken, or refused by name."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from van_classification_tensorflow.beside import of_openmmlab, of_timm, to_transformers
+from van_classification_tensorflow.checkpoint import CheckpointError, read_checkpoint, read_weights
+from van_classification_tensorflow.classifier import Classifier
+from van_classification_tensorflow.convert import convert
+from van_classification_tensorflow.names import spell
+from van_classification_tensorflow.preprocessing import Preprocessing
+from van_classification_tensorflow.pretrained import open_pretrained
+from van_classification_tensorflow.torch_file import write_torch
+
+from .parity import GOLDEN
+
+OWN = [f"my_own {i}" for i in range(10)]
+# As transformers 4.57 saves its ConvNextImageProcessor.
+CONVNEXT = {
+    "crop_pct": 0.875,
+    "do_normalize": True,
+    "do_rescale": True,
+    "do_resize": True,
+    "image_mean": [0.485, 0.456, 0.406],
+    "image_std": [0.229, 0.224, 0.225],
+    "image_processor_type": "ConvNextImageProcessor",
+    "resample": 3,
+    "rescale_factor": 0.00392156862745098,
+    "size": {"shortest_edge": 64},
+}
+IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
+
+
+def folder(path, config=None, processor=CONVNEXT, without=()):
+    """A copy of `micro_hf`, with changes to its JSON."""
+    shutil.copytree(GOLDEN / "micro_hf", path)
+    known = json.loads((path / "config.json").read_text())
+    known |= {"id2label": {str(i): name for i, name in enumerate(OWN)}} | (config or {})
+    known = {key: value for key, value in known.items() if key not in without}
+    (path / "config.json").write_text(json.dumps(known))
+    if processor is not None:
+        (path / "preprocessor_config.json").write_text(json.dumps(processor))
+    return path
+
+
+def official():
+    tensors = load_file(GOLDEN / "micro.safetensors")
+    return {n: a for n, a in tensors.items() if not n.endswith("num_batches_tracked")}
+
+
+# --- transformers ---
+
+
+def test_a_folder_of_transformers_says_labels_and_preprocessing(tmp_path):
+    opened = open_pretrained(folder(tmp_path / "hf"))
+    assert opened.labels == tuple(OWN)
+    expected = Preprocessing.of_sizes(
+        73, 64, interpolation="bicubic", crop_rounding="down", **IMAGENET
+    )
+    assert opened.preprocessing == expected
+    assert (opened.remarks(), opened.activation) == ("", "softmax")
+    # Also where a file of the folder is named; not where it is a copy elsewhere.
+    assert open_pretrained(tmp_path / "hf" / "model.safetensors").labels == tuple(OWN)
+    shutil.copy(tmp_path / "hf" / "model.safetensors", tmp_path / "alone.safetensors")
+    alone = open_pretrained(tmp_path / "alone.safetensors")
+    assert (alone.labels, alone.preprocessing) == (None, None)
+    assert "'class 0'" in alone.remarks()
+    assert "published ImageNet-1k" in alone.remarks()
+    assert alone.remarks(labels=OWN, preprocessing=expected) == ""
+
+
+@pytest.mark.parametrize(
+    ("processor", "expected"),
+    [
+        ({"size": 96, "feature_extractor_type": "ConvNextFeatureExtractor"}, (109, 96, "bilinear")),
+        ({"size": {"shortest_edge": 384}}, (384, 384, "bilinear", "both sides")),
+        ({"image_processor_type": "ViTImageProcessor"}, (224, 224, "bilinear", "both sides")),
+        (
+            {"image_processor_type": "CLIPImageProcessor", "size": {"shortest_edge": 75}},
+            "a crop of 224 pixels out of 75",
+        ),
+        ({"image_processor_type": "BitImageProcessor", "crop_size": 200}, (224, 200, "bicubic")),
+        (
+            {"image_processor_type": "DeiTImageProcessorFast", "crop_size": None},
+            (256, 224, "bicubic", "both sides"),
+        ),
+        (
+            {"image_processor_type": "CLIPImageProcessor", "do_center_crop": False},
+            "do_center_crop false: inputs that are not square",
+        ),
+        ({"image_processor_type": "LevitImageProcessor"}, "the processor 'LevitImageProcessor'"),
+        ({"image_processor_type": ["x"]}, "the processor"),
+        ({"do_resize": False}, "do_resize false"),
+        ({"do_pad": True}, "'do_pad' True"),
+        ({"size": {"height": 64, "width": 64}}, "size {'height': 64, 'width': 64}"),
+        (
+            {"image_processor_type": "ViTImageProcessor", "size": {"height": 64, "width": 32}},
+            "not square",
+        ),
+        ({"size": {"shortest_edge": 64.5}}, "a whole number"),
+        ({"size": 10**9}, "a whole number, 1 to 8192"),
+        ({"crop_pct": "much"}, "crop_pct 'much'"),
+        ({"resample": 6}, "resample 6"),
+        ({"image_mean": ["a"]}, "image_mean"),
+        ({"image_std": 0}, "`std` divides"),
+        ({"rescale_factor": None, "do_rescale": "yes"}, "do_rescale 'yes'"),
+        ({"size": 64, "do_center_crop": True, "crop_size": 32}, "crop_size 32 after `size`"),
+        ([], "is no JSON object"),
+    ],
+)
+def test_processors(tmp_path, processor, expected):
+    place = folder(tmp_path / "hf", processor=processor)
+    if isinstance(expected, str):
+        with pytest.raises(CheckpointError, match="what it says of itself") as caught:
+            open_pretrained(place)
+        assert expected in str(caught.value)
+        assert len(str(caught.value).splitlines()) == 1
+        # The weights alone are read.
+        assert read_weights(place).architecture.num_classes == 10
+        return
+    opened = open_pretrained(place)
+    before, side, interpolation, *resize = expected
+    found = opened.preprocessing
+    assert (found.resize_to, found.input_size, found.interpolation) == (before, side, interpolation)
+    assert [found.resize] == (resize or ["shorter side"])
+    assert found.crop_rounding == "down"
+    assert ("fast one" in opened.remarks()) == str(processor).count("Fast")
+
+
+def test_every_way_to_scale_is_the_same_normalisation(tmp_path):
+    pixels = np.arange(192, dtype=np.uint8).reshape(8, 8, 3)
+    for i, (changes, expected) in enumerate(
+        (
+            (
+                {"rescale_factor": 1 / 127.5, "image_mean": 1.0, "image_std": 1.0},
+                pixels / 127.5 - 1,
+            ),
+            ({"do_rescale": False, "do_normalize": False}, pixels / 1.0),
+            ({"do_normalize": False}, pixels / 255),
+        )
+    ):
+        found = open_pretrained(folder(tmp_path / f"{i}", processor=CONVNEXT | changes))
+        np.testing.assert_allclose(found.preprocessing.normalise(pixels), expected, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("config", "says"),
+    [
+        ({"hidden_act": "relu"}, "hidden_act 'relu'"),
+        ({"hidden_act": "gelu_new"}, "hidden_act 'gelu_new'"),
+        ({"layer_norm_eps": 1e-5}, "layer_norm_eps 1e-05"),
+        ({"layer_norm_eps": None}, "layer_norm_eps None"),
+        ({"strides": [2, 2, 2, 2]}, "strides"),
+        ({"patch_sizes": [7, 3, 3, 5]}, "patch_sizes"),
+        ({"patch_sizes": []}, "patch_sizes"),
+        ({"layer_scale_init_value": 0}, "layer_scale_init_value 0"),
+        ({"layer_scale_init_value": None}, "layer scale is on"),
+        ({"model_type": "convnext"}, "of a model of type 'convnext'"),
+        ({"num_channels": 1}, "num_channels 1"),
+        ({"depths": [1, 1, 1, 1]}, "depths"),
+        ({"hidden_sizes": [8, 16, 24, 64]}, "hidden_sizes"),
+        ({"mlp_ratios": [4, 4, 2, 4]}, "mlp_ratios"),
+        ({"mlp_ratios": "8"}, "mlp_ratios '8'"),
+    ],
+)
+def test_another_architecture_is_refused_by_name(tmp_path, config, says):
+    place = folder(tmp_path / "hf", config)
+    with pytest.raises(CheckpointError) as caught:
+        read_weights(place)
+    assert says in str(caught.value)
+    assert "nothing was loaded" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("config", "says"),
+    [
+        ({"id2label": {"0": "a", "1": "b"}}, "each of 10 classes. Received: 2 names"),
+        ({"id2label": {str(i + 1): "a" for i in range(10)}}, "without a gap"),
+        ({"id2label": {str(i): ["a"] for i in range(10)}}, "must hold texts"),
+        ({"id2label": ["a"]}, "without a gap"),
+        ({"problem_type": "regression"}, "not the scores of classes"),
+        ({"problem_type": ["x"]}, "not the scores of classes"),
+    ],
+)
+def test_labels_that_make_no_sense(tmp_path, config, says):
+    with pytest.raises(CheckpointError, match=says):
+        open_pretrained(folder(tmp_path / "hf", config))
+
+
+def test_what_stands_beside_the_tensors_is_read_with_care(tmp_path):
+    place = folder(tmp_path / "hf")
+    for text, says in (
+        (b'{"model_type": "van", "model_type": "van"}', "config.json has a key twice"),
+        (b"[1]", "config.json is no JSON object"),
+        (b'{"a": ' * 100_000, "nested too deep|no JSON"),
+        (b" " * (8 << 20) + b"{}", "more than 8,388,608 bytes"),
+    ):
+        (place / "config.json").write_bytes(text)
+        with pytest.raises(CheckpointError, match=says):
+            read_checkpoint(place)
+    # One of something else, in a folder of other things: not taken.
+    (place / "config.json").write_text('{"name": "my project"}')
+    assert open_pretrained(place / "model.safetensors").labels is None
+
+
+def test_unknown_names_and_many_labels(tmp_path):
+    bare = {"id2label": {str(i): f"LABEL_{i}" for i in range(10)}}
+    opened = open_pretrained(folder(tmp_path / "bare", bare))
+    assert opened.labels is None
+    assert "'class 0'" in opened.remarks()
+    several = folder(tmp_path / "several", {"problem_type": "multi_label_classification"})
+    assert open_pretrained(several).activation == "sigmoid"
+    assert read_checkpoint(several).about["classifier_activation"] == "sigmoid"
+
+
+@pytest.fixture(scope="module")
+def thousand():
+    """A small VAN of 1,000 classes."""
+    tensors = official()
+    rng = np.random.default_rng(0)
+    head = {"head.weight": rng.normal(size=(1000, 32)), "head.bias": np.zeros(1000)}
+    return {**tensors, **{name: array.astype(np.float32) for name, array in head.items()}}
+
+
+def test_a_thousand_own_classes_are_not_imagenets(tmp_path, thousand):
+    save_file(thousand, tmp_path / "x.safetensors")
+    guessed = Classifier(tmp_path / "x.safetensors")
+    assert guessed.labels[0].wnid == "n01440764"
+    assert "ImageNet-1k's 1,000 are assumed" in guessed.notes
+    convert(tmp_path / "x.safetensors", tmp_path / "hf", naming="huggingface")
+    own = [f"part_{i}" for i in range(1000)]
+    config = json.loads((tmp_path / "hf" / "config.json").read_text())
+    assert config["id2label"]["0"] == "tench, Tinca tinca"  # as transformers' own say it
+    assert open_pretrained(tmp_path / "hf").labels == "imagenet1k"
+    for names, expected in ((own, own), ([f"LABEL_{i}" for i in range(1000)], None)):
+        config["id2label"] = {str(i): name for i, name in enumerate(names)}
+        (tmp_path / "hf" / "config.json").write_text(json.dumps(config))
+        found = Classifier(tmp_path / "hf")
+        assert "ImageNet-1k's" not in found.notes
+        wanted = expected or [f"class {i}" for i in range(1000)]
+        assert [label.name for label in found.labels] == wanted
+        if expected:
+            convert(tmp_path / "hf", tmp_path / "x.keras")
+            assert read_checkpoint(tmp_path / "x.keras").about["labels"] == own
+
+
+# --- timm ---
+
+
+def test_arguments_of_timm():
+    assert Preprocessing.from_dict(of_timm({"lr": 1e-3})["preprocessing"]) == Preprocessing()
+    args = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225], "crop_pct": 0.95}
+    args |= {"img_size": 256, "input_size": None, "interpolation": "", "num_classes": 10}
+    found = Preprocessing.from_dict(of_timm(args)["preprocessing"])
+    assert found == Preprocessing(256, 0.95, "bicubic", **IMAGENET)
+    args |= {"input_size": [3, 192, 192], "interpolation": "bilinear", "mean": [0.4]}
+    found = Preprocessing.from_dict(of_timm(args)["preprocessing"])
+    assert (found.input_size, found.interpolation) == (192, "bilinear")
+    assert found.mean == (0.4, 0.4, 0.4)
+    for wrong in ({"mean": "x"}, {"crop_pct": 0}, {"input_size": []}, {"interpolation": "random"}):
+        assert "its `args`: " in of_timm(wrong)["problem"]
+    assert "border" in of_timm({"crop_mode": "border"})["problem"]
+
+
+@pytest.mark.parametrize("file", ["micro_official.pth.tar", "micro_official_legacy.pth.tar"])
+def test_a_training_checkpoint_of_timm(file):
+    opened = open_pretrained(GOLDEN / file)
+    args = read_checkpoint(GOLDEN / file).metadata["args"]
+    assert args["model"]
+    assert opened.preprocessing == Preprocessing()
+    assert "It names no classes" in opened.remarks()
+
+
+# --- OpenMMLab ---
+
+PIPELINE = """
+data_preprocessor = dict(
+    mean=[123.675, 116.28, 103.53], num_classes=10, std=[58.395, 57.12, 57.375], to_rgb=True)
+model = dict(backbone=dict(arch='tiny', type='VAN'), type='ImageClassifier')
+test_dataloader = dict(
+    batch_size=128,
+    dataset=dict(
+        pipeline=[
+            dict(type='LoadImageFromFile'),
+            dict(backend='pillow', edge='short', interpolation='bicubic', scale=248,
+                 type='ResizeEdge'),
+            dict(crop_size=224, type='CenterCrop'),
+            dict(type='PackInputs'),
+        ],
+        type='ImageNet'))
+launcher = None
+"""
+OLD_PIPELINE = """
+data = dict(test=dict(type='ImageNet', pipeline=[
+    dict(type='LoadImageFromFile'),
+    dict(type='Resize', size=(256, -1), backend='pillow'),
+    dict(type='CenterCrop', crop_size=(224, 224)),
+    dict(type='Normalize', mean=[127.5, 127.5, 127.5], std=[127.5, 127.5, 127.5], to_rgb=True),
+    dict(type='ImageToTensor', keys=['img']), dict(type='Collect', keys=['img'])]))
+"""
+
+
+def test_meta_of_openmmlab():
+    found = of_openmmlab({"dataset_meta": {"classes": OWN}, "cfg": PIPELINE})
+    assert found["labels"] == OWN
+    expected = Preprocessing.of_sizes(248, 224, **IMAGENET)
+    assert Preprocessing.from_dict(found["preprocessing"]).resize_to == 248
+    np.testing.assert_allclose(found["preprocessing"]["mean"], expected.mean, atol=1e-12)
+    assert found["notes"] == []
+    old = of_openmmlab({"CLASSES": tuple(OWN), "config": OLD_PIPELINE})
+    assert old["labels"] == OWN
+    assert Preprocessing.from_dict(old["preprocessing"]) == Preprocessing.of_sizes(
+        256, 224, interpolation="bilinear"
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        (PIPELINE.replace("to_rgb=True", "to_rgb=False"), "BGR"),
+        (PIPELINE.replace("CenterCrop", "TenCrop"), "the step 'TenCrop'"),
+        (PIPELINE.replace("scale=248", "scale=(248, 300)"), "cannot be followed"),
+        (PIPELINE.replace("scale=248", "scale='248'"), "a whole number"),
+        (PIPELINE.replace("'bicubic'", "'area'"), "`interpolation` must be one of"),
+        (PIPELINE.replace("mean=[", "mean=['a', "), "unsupported operand"),
+        (PIPELINE.replace("scale=248", "scale=100"), "a crop of 224 pixels out of 100"),
+    ],
+)
+def test_pipelines_that_cannot_be_followed(text, says):
+    assert says in of_openmmlab({"cfg": text})["problem"]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "import os\nos.system('touch /tmp/owned')\n",
+        "test_pipeline = __import__('os').listdir()",
+        "test_pipeline = [dict(**{'type': 'x'})]",
+        "test_pipeline = [1, 2]",
+        "((((" * 1000,
+        "-" * 90_000 + "1",
+        "x = " + "1" + "+1" * 40_000,
+        "\0",
+        "a" * 200_000,
+    ],
+)
+def test_a_configuration_text_is_never_run(text):
+    found = of_openmmlab({"CLASSES": OWN, "cfg": text})
+    assert found["labels"] == OWN
+    assert "preprocessing" not in found
+    assert found["notes"] == ["The configuration text in its `meta` could not be read."]
+
+
+def test_resized_by_opencv_is_said():
+    found = of_openmmlab({"cfg": PIPELINE.replace("backend='pillow'", "backend='cv2'")})
+    assert "OpenCV" in found["notes"][0]
+
+
+def test_a_checkpoint_of_openmmlab_and_names_of_others(tmp_path):
+    named = spell(official(), "mmpretrain")
+    write_torch(tmp_path / "m.pth", named, beside={"meta": {"CLASSES": OWN, "cfg": PIPELINE}})
+    opened = open_pretrained(tmp_path / "m.pth")
+    assert opened.labels == tuple(OWN)
+    assert opened.preprocessing.resize_to == 248
+    # The slip of a configuration that names ImageNet's classes for ten of its own.
+    write_torch(tmp_path / "n.pth", named, beside={"meta": {"CLASSES": ["a", "b"]}})
+    opened = open_pretrained(tmp_path / "n.pth")
+    assert opened.labels is None
+    assert "names 2 classes, which are not these" in opened.remarks()
+
+
+# --- Written ---
+
+
+@pytest.mark.parametrize(
+    ("preprocessing", "kind", "shifted"),
+    [
+        (Preprocessing(), "ConvNextImageProcessor", "one crop in four"),
+        (Preprocessing(crop_rounding="down"), "ConvNextImageProcessor", ""),
+        (Preprocessing(480, 0.9, crop_rounding="down"), "CLIPImageProcessor", ""),
+        (Preprocessing(64, 1.0, "box", resize="both sides"), "ViTImageProcessor", ""),
+        (Preprocessing.of_sizes(67, 64, resize="both sides"), "DeiTImageProcessor", "every crop"),
+    ],
+)
+def test_processors_that_are_written_say_the_same(tmp_path, preprocessing, kind, shifted):
+    record, notes = to_transformers(preprocessing)
+    assert record["image_processor_type"] == kind
+    assert (shifted in " ".join(notes)) if shifted else notes == []
+    read = open_pretrained(folder(tmp_path / "hf", processor=record)).preprocessing
+    assert read.resize_to == preprocessing.resize_to
+    for field in ("input_size", "interpolation", "mean", "std", "resize"):
+        assert getattr(read, field) == getattr(preprocessing, field)
+
+
+@pytest.mark.parametrize("target", ["o.pth", "m.pth", "x.safetensors", "hf", "k.keras"])
+def test_every_written_format_keeps_what_belongs_to_the_tensors(tmp_path, target):
+    source = folder(tmp_path / "source", {"problem_type": "multi_label_classification"})
+    naming = {"m.pth": "mmpretrain", "hf": "huggingface"}.get(target)
+    report = convert(source, tmp_path / target, naming=naming)
+    assert report.notes == ()
+    first, again = open_pretrained(source), open_pretrained(tmp_path / target)
+    for what in ("labels", "preprocessing", "activation"):
+        assert getattr(again, what) == getattr(first, what), what
+    if target == "hf":
+        config = json.loads((tmp_path / "hf" / "config.json").read_text())
+        assert (config["image_size"], config["problem_type"]) == (64, "multi_label_classification")
+        assert list(config["id2label"].values()) == OWN
+    if target == "m.pth":
+        meta = read_checkpoint(tmp_path / target).metadata["meta"]
+        assert meta == {"CLASSES": OWN, "dataset_meta": {"classes": OWN}}
+
+
+def test_files_of_tensors_alone_say_what_is_left_out(tmp_path):
+    source = folder(tmp_path / "source")
+    report = convert(source, tmp_path / "pytorch_model.bin", naming="huggingface")
+    assert "holds tensors only: labels and preprocessing are left out" in report.notes[0]
+    assert read_checkpoint(tmp_path / "pytorch_model.bin").wrapper == ""  # as transformers reads
