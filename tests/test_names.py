@@ -12,6 +12,7 @@ from van_classification_tensorflow.names import (
     check,
     spell,
     translate,
+    without_prefix,
 )
 
 from .parity import GOLDEN
@@ -150,3 +151,58 @@ def test_check_widens_half_precision_and_refuses_nan(official):
 def test_a_long_list_of_problems_is_cut(official):
     with pytest.raises(ValueError, match=r"missing \(164\):\n(  .*\n){20}  \.\.\. and 144 more"):
         check({}, MICRO.tensors())
+
+
+FIRST, HF_FIRST = "patch_embed1.proj.weight", "encoder.stages.0.embeddings.convolution.weight"
+MM_FIRST = "patch_embed1.projection.weight"
+
+
+@pytest.mark.parametrize(
+    ("names", "kept"),
+    [
+        ([FIRST, "head.bias"], [FIRST, "head.bias"]),
+        (["_orig_mod.module." + FIRST, "_orig_mod.module.head.bias"], [FIRST, "head.bias"]),
+        (["model._orig_mod." + FIRST, "model._orig_mod.head.bias"], [FIRST, "head.bias"]),
+        ([FIRST, "block1.0._orig_mod.norm1.bias"], [FIRST, "block1.0.norm1.bias"]),
+        (["net." + FIRST, "net.head.bias", "loss.weight", "val_acc.tp"], [FIRST, "head.bias"]),
+        (["my.own.path." + FIRST, "my.own.path.head.bias", "x"], [FIRST, "head.bias"]),
+        (["backbone." + FIRST, "head.bias", "loss.weight"], ["backbone." + FIRST, "head.bias"]),
+        (
+            ["backbone.module." + FIRST, "backbone.module.norm1.bias", "head.bias"],
+            ["backbone." + FIRST, "backbone.norm1.bias", "head.bias"],
+        ),
+        (
+            ["model.backbone." + MM_FIRST, "model.head.fc.bias", "model.decode_head.x", "ema.y"],
+            ["backbone." + MM_FIRST, "head.fc.bias", "decode_head.x"],
+        ),
+        (
+            ["module.van." + HF_FIRST, "module.van.layernorm.bias", "module.classifier.bias"],
+            ["van." + HF_FIRST, "van.layernorm.bias", "classifier.bias"],
+        ),
+        (["student." + HF_FIRST, "student.layernorm.bias"], [HF_FIRST, "layernorm.bias"]),
+        # Of several the usual name is meant.
+        (["model." + FIRST, "model.head.bias", "teacher." + FIRST], [FIRST, "head.bias"]),
+        (["teacher.backbone." + MM_FIRST, "teacher.head.fc.bias", FIRST, "x"], [FIRST, "x"]),
+        (["model." + FIRST, "model.teacher." + FIRST, "model.head.bias"], [FIRST, "head.bias"]),
+        (["foo", "bar.baz"], ["foo", "bar.baz"]),
+    ],
+)
+def test_the_prefix_is_found_from_the_names(names, kept):
+    found, ignored = without_prefix({name: i for i, name in enumerate(names)})
+    assert list(found) == kept
+    assert len(found) + len(ignored) == len(names)
+
+
+def test_one_of_several_models_is_chosen():
+    both = dict.fromkeys([f"{who}.{name}" for who in "ab" for name in (FIRST, "head.bias")], 0)
+    with pytest.raises(ValueError, match=r"several VANs are in it, under 'a\.', 'b\.'; to choose"):
+        without_prefix(both)
+    found, ignored = without_prefix(both, "b.")
+    assert list(found) == [FIRST, "head.bias"]
+    assert ignored.keys() == {f"a.{FIRST}", "a.head.bias"}
+    with pytest.raises(ValueError, match=r"no VAN stands there\. VANs are under: 'a\.', 'b\.'"):
+        without_prefix(both, "c.")
+    with pytest.raises(ValueError, match="30 VANs are in it"):
+        without_prefix({f"m{i}.{FIRST}": 0 for i in range(30)})
+    with pytest.raises(ValueError, match="two tensors are 'patch_embed1"):
+        without_prefix({FIRST: 0, f"_orig_mod.{FIRST}": 1})

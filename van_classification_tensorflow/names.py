@@ -370,6 +370,10 @@ def without_prefix(
         return dict(tensors), {}
     if len(places) > _MAX_PLACES:
         raise ValueError(f"{len(places):,} VANs are in it; allowed: {_MAX_PLACES}")
+    shortest = {outer: place for place, outer in sorted(places.items(), reverse=True)}
+    places = {
+        place: outer for outer, place in shortest.items()
+    }  # else one VAN twice, as `translate` says
     place = _chosen(places, prefix)
     outer = places.pop(place)
     inner = place.removeprefix(outer).partition(".")[0]
