@@ -508,7 +508,8 @@ def class_names(labels: str | Sequence[str] | None, num_classes: int) -> list[st
     """
     if labels is None:
         return [f"LABEL_{i}" for i in range(num_classes)]
-    texts = [label.text for label in labels_of(labels, num_classes)]
+    # Of a single output that names both of its classes: the positive one.
+    texts = [label.text for label in labels_of(labels, num_classes)][-num_classes:]
     if num_classes == 1000 and texts == [one.text for one in labels_of("imagenet1k", 1000)]:
         return [one.lemmas for one in imagenet_classes()]
     return texts

@@ -16,7 +16,7 @@ from .beside import OPENMMLAB
 from .cache import fetch
 from .checkpoint import CheckpointError, ModelWeights, read_weights
 from .images import printable
-from .labels import labels_of
+from .labels import labels_of, right_number
 from .preprocessing import Preprocessing
 from .runtimes import format_of
 from .scores import SIGMOID, SOFTMAX
@@ -138,7 +138,7 @@ def check_known(
     if isinstance(pretrained, os.PathLike) or (
         isinstance(pretrained, str) and _looks_like_a_path(pretrained)
     ):
-        os.stat(pretrained)
+        os.stat(without_slash(pretrained))
     elif isinstance(pretrained, str):
         find(pretrained, configuration, argument)
 
@@ -147,8 +147,13 @@ def _of_path(path: str | os.PathLike) -> Pretrained:
     weights = read_weights(path)
     file = weights.source.path
     # Of a run's folder the file, so that it is said which; of transformers' the folder.
-    name = os.fspath(file if file.suffix == ".keras" else path)
-    return of_weights(name.rstrip(os.sep) or name, weights)
+    return of_weights(without_slash(file if file.suffix == ".keras" else path), weights)
+
+
+def without_slash(path: str | os.PathLike) -> str:
+    """The path without a slash at its end, which changes nothing."""
+    text = os.fspath(path)
+    return text.rstrip("/" + os.sep) or text
 
 
 def of_weights(name: str, weights: ModelWeights) -> Pretrained:
@@ -168,7 +173,7 @@ def of_weights(name: str, weights: ModelWeights) -> Pretrained:
         elif labels is not None:
             labels = tuple(map(str, labels)) if isinstance(labels, list) else labels
             count = 1000 if labels == "imagenet1k" else len(labels)
-            if about.get("origin") == OPENMMLAB and count != classes:
+            if about.get("origin") == OPENMMLAB and not right_number(count, classes):
                 # A frequent slip there: the names of the kind of data set, not of one's own.
                 notes.append(f"{OPENMMLAB} names {count:,} classes, which are not these.")
                 labels = None
