@@ -28,7 +28,7 @@ from van_classification_tensorflow.numpy_model import forward
 from van_classification_tensorflow.pretrained import open_pretrained
 from van_classification_tensorflow.runtimes import About, open_runtime
 
-from .parity import load_seeded
+from .parity import MICRO, load_seeded
 from .tiny_artefacts import FORMATS, about, build, random_weights
 
 # What a head may be: (outputs, activation, labels).
@@ -367,3 +367,21 @@ def test_predictions_are_decoded_by_their_order():
     ):
         assert [name for _, name, _ in ours] == [name for _, name, _ in by_softmax]
         assert all(0 < share < 1 for _, _, share in ours)
+
+
+@pytest.mark.parametrize(
+    "which", ["both named", pytest.param("independent", marks=pytest.mark.slow)]
+)
+def test_beside_the_original(tmp_path, which):
+    """Transformers has one output as well, and the same figures come of it."""
+    pytest.importorskip("transformers")
+    pytest.importorskip("torch")
+    outputs, activation, labels = HEADS[which]
+    four_stages = {**MICRO, "num_classes": outputs}
+    model = load_seeded(VAN(**four_stages, classifier_activation=activation))
+    model.labels, model.preprocessing = labels, PREPROCESSING
+    model.save(tmp_path / "m.keras")
+    data = folders(tmp_path / "data", labels)
+    found = evaluate(data, tmp_path / "m.keras", engine="numpy", against_original=True)
+    assert found.original.agrees
+    assert found.original.pictures == 6
