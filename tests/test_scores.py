@@ -20,7 +20,7 @@ from van_classification_tensorflow.config import VANConfig
 from van_classification_tensorflow.convert import convert
 from van_classification_tensorflow.datasets import open_dataset
 from van_classification_tensorflow.evaluate import evaluate, report
-from van_classification_tensorflow.export import export
+from van_classification_tensorflow.export import _source, export
 from van_classification_tensorflow.labels import Label
 from van_classification_tensorflow.load import architecture, to_official
 from van_classification_tensorflow.model import van
@@ -174,6 +174,16 @@ def test_other_activations_are_refused_by_name(tmp_path, activation):
     ):
         with pytest.raises(ValueError, match=said):
             refuse()
+    assert _source(model, features=True).activation is None  # no scores are made
+
+
+def test_what_was_saved_with_the_softmax_of_one_number():
+    """Earlier files say softmax."""
+    config = VAN(**TINY, num_classes=1).get_config()
+    assert config["classifier_activation"] == "sigmoid"
+    again = VAN.from_config({**config, "classifier_activation": "softmax"})
+    assert again.get_layer("pred").activation is keras.activations.sigmoid
+    assert again.get_config() == config
 
 
 def test_independent_classes_become_a_softmax_with_a_word(tmp_path):
@@ -249,10 +259,14 @@ def test_a_single_output_of_others(tmp_path):
 def test_a_file_whose_every_probability_is_one_is_refused():
     record = about(classes=1, output="probabilities")
     del record["activation"]
-    with pytest.raises(ValueError, match=r"a probability of 1 for every picture.*export it anew"):
-        About.from_json(json.dumps(record))
+    for said in ({}, {"activation": "softmax"}):
+        with pytest.raises(ValueError, match=r"a probability of 1 for every picture.*export it"):
+            About.from_json(json.dumps(record | said))
     record["output"] = "logits"
     assert About.from_json(json.dumps(record)).activation == "sigmoid"
+    record["activation"] = "softmax"
+    assert About.from_json(json.dumps(record)).activation == "sigmoid"
+    del record["activation"]
     record["architecture"]["num_classes"] = 10
     assert About.from_json(json.dumps(record)).activation == "softmax"
 

@@ -499,7 +499,7 @@ def _source(model: Any, features: bool) -> _Source:
         said = model.get_config()["classifier_activation"]
     activation = None
     if sizes.num_classes is not None:
-        activation = activation_of(said, sizes.num_classes, name)
+        activation = None if features else activation_of(said, sizes.num_classes, name)
         pooling = "avg"
     elif pooling is None and not isinstance(model, (str, os.PathLike)):
         raise ValueError(
@@ -507,7 +507,7 @@ def _source(model: Any, features: bool) -> _Source:
         )
     if features and sizes.num_classes is not None:
         tensors = {n: a for n, a in tensors.items() if not n.startswith("head.")}
-        sizes, activation = replace(sizes, num_classes=None), None
+        sizes = replace(sizes, num_classes=None)
     preprocessing = record or Preprocessing().with_channels(sizes.in_chans)
     if preprocessing is None:
         raise ValueError(

@@ -27,7 +27,7 @@ from .labels import right_number
 from .names import Architecture
 from .preprocessing import Preprocessing
 from .quiet import without_warnings
-from .scores import ACTIVATIONS, activation_of
+from .scores import ACTIVATIONS, SIGMOID, activation_of
 from .weights import KNOWN_NAMES
 
 METADATA_KEY = "van_classification_tensorflow"
@@ -144,14 +144,15 @@ def _one_of(record: dict[str, Any], key: str, allowed: Sequence[str]) -> str:
 def _activation(record: dict[str, Any], output: str, classes: int | None) -> str | None:
     if output == "features":
         return None
-    if record.get("activation") is not None:
-        return _one_of(record, "activation", ACTIVATIONS)
-    if output == "probabilities" and classes == 1:
+    said = record.get("activation")
+    if said is not None:
+        _one_of(record, "activation", ACTIVATIONS)
+    if output == "probabilities" and classes == 1 and said != SIGMOID:
         raise ValueError(
             "it gives a probability of 1 for every picture, the softmax of a single number: export "
             "it anew"
         )
-    return activation_of(None, classes or 0, "it")
+    return activation_of(said, classes or 0, "it")
 
 
 def _text(record: dict[str, Any], key: str) -> str:
