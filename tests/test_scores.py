@@ -383,9 +383,8 @@ def test_predictions_are_decoded_by_their_order():
         assert all(0 < share < 1 for _, _, share in ours)
 
 
-@pytest.mark.parametrize(
-    "which", ["both named", pytest.param("independent", marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("which", ["both named", "independent"])
 def test_beside_the_original(tmp_path, which):
     """Transformers has one output as well, and the same figures come of it."""
     pytest.importorskip("transformers")
