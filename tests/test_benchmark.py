@@ -562,7 +562,8 @@ def test_the_table_fits_a_terminal(tmp_path):
     lines = [line.split() for line in text.splitlines()]
     #        p50        p99        images/s  peak    above  cold    load    cores   spread
     row = ["1,234.6", "1,239.6", "0.81", "12,345", "190", "3.00", "2.00", "123.46", "1.10"]
-    assert ["a.onnx", *row] in lines
+    assert ["1", "a.onnx", *row] in lines
+    assert ["1", "long/a.onnx", "float32", "0.00", "0.03"] in lines
     assert sum("long/a.onnx" in line for line in text.splitlines()) == 1  # then it is short
     assert "b $x$ [bold]" in text
     assert "8.13" in text

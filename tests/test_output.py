@@ -1,6 +1,7 @@
 """Results reach the standard output, whatever the error stream is; the screens fit a terminal."""
 
 import contextlib
+import io
 import json
 import os
 import pty
@@ -10,14 +11,16 @@ import threading
 import numpy as np
 import pytest
 from PIL import Image
+from rich.cells import cell_len
+from rich.console import Console
 
-from van_classification_tensorflow import benchmark_report
+from van_classification_tensorflow import benchmark_report, predict
 from van_classification_tensorflow.cli import main
 from van_classification_tensorflow.digits import load_digits
-from van_classification_tensorflow.output import to_json
+from van_classification_tensorflow.output import common_folder, shortened, to_json
 
 from .parity import GOLDEN
-from .test_benchmark import FOUND
+from .test_benchmark import FOUND, measured
 from .tiny_artefacts import about, build, random_weights
 
 
@@ -135,6 +138,103 @@ def test_many_records_on_one_terminal_are_not_mixed_with_a_bar(folder, tmp_path,
     assert len([json.loads(line) for line in screen.decode().splitlines()]) == 201
     assert b"\x1b" not in screen
     assert b"201/201" not in errors
+
+
+# --- Screens ---
+
+BASE = "/home/someone/projects/2026/holiday-photos/originals/camera-roll"
+CLASSES = ("golden_retriever", "soft-coated_wheaten_terrier", "Chesapeake_Bay_retriever")
+
+
+def on_screen(thing, width):
+    """Lines as a terminal of so many columns shows them."""
+    console = Console(file=io.StringIO(), width=width)
+    thing(console) if callable(thing) else console.print(thing)
+    lines = console.file.getvalue().splitlines()
+    assert max(map(cell_len, lines)) <= width
+    return lines
+
+
+@pytest.mark.parametrize("width", [80, 120])
+@pytest.mark.parametrize(
+    "names", ["IMG_{:04}.JPG", "a{:04}" + 20 * "_long_name" + ".png", "写真{:04}"]
+)
+def test_predictions_name_every_picture_and_class(width, names):
+    predictions = [{"label": label, "probability": 0.3} for label in CLASSES]
+    paths = [f"{BASE}/{names.format(i)}" for i in range(3)]
+    records = [{"path": path, "error": None, "predictions": predictions} for path in paths]
+    records.append({"path": f"{BASE}/x", "error": f"{BASE}/x: damaged", "predictions": []})
+    lines = on_screen(predict._table(records), width)
+    text = "".join(line.split()[0] for line in lines[3:] if line[1:2].strip() and line.split())
+    for i in range(3):
+        assert names.format(i) in text
+    for label in CLASSES:
+        assert sum(label in line for line in lines) == 3
+    assert f"In {BASE}" in lines[0]
+    assert any("damaged" in line and BASE not in line for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("paths", "folder"),
+    [
+        (["a/b/1", "a/b/2"], "a/b"),
+        (["/a/b/1", "/a/c/2"], "/a"),
+        (["/a/1"], ""),
+        (["1", "2"], ""),
+        (["/a/1", "a/1"], ""),
+        (["/a/1", "/b/1"], ""),
+        (["a/1", "b/1"], ""),
+    ],
+)
+def test_what_paths_have_in_common(paths, folder):
+    assert common_folder(paths) == folder
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_contenders_can_be_told_from_each_other(width):
+    weights = [f"{BASE}/exported/van_b0-flowers.onnx", f"{BASE}/exported/van_b0-flowers-int8.onnx"]
+    weights += [f"{BASE}/runs/{name}/best.keras" for name in ("flowers", "birds")]
+    found = [measured(name, p50=1234.5) for name in weights]
+    found.append(measured(weights[0], "keras jax"))
+    lines = on_screen(lambda console: benchmark_report.report(found, console), width)
+    start = next(i for i, line in enumerate(lines) if "p50 ms" in line)
+    cells = [line.lstrip(" 123456789").split()[0] for line in lines[2 : start - 2]]
+    for name in weights:
+        assert name in "".join(cells)  # on several lines
+    rows = lines[start + 1 :]
+    assert [row.split()[0] for row in rows] == ["1", "2", "3", "4", "5"]  # a line each
+    if width == 120:
+        assert "runs/birds/best.keras" in rows[3]
+        assert "keras jax" in rows[4]
+
+
+@pytest.mark.parametrize("most", range(1, 12))
+def test_a_name_is_shortened_in_its_middle(most):
+    for text in ("/home/x/photos/1.png", "写真のフォルダ/猫.png", "short"):
+        assert cell_len(shortened(text, most)) <= most
+    assert shortened("abcdefghij", 7) == "ab…ghij"
+    assert shortened("abc", 3) == "abc"
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_a_report_is_wrapped_beside_its_words(width, tmp_path, monkeypatch):
+    monkeypatch.setenv("COLUMNS", str(width))
+    source, target = GOLDEN / "micro_mmpretrain.pth", tmp_path / f"{'long' * 20}.pth"
+    with terminal(monkeypatch, "stdout") as screen:
+        assert run("convert", source, target) == 0
+    lines = screen.decode().splitlines()
+    assert max(map(cell_len, lines)) <= width
+    assert [line[:9] for line in lines if line[0] != " "][:2] == ["read     ", "model    "]
+    assert str(target) in "".join(line.strip() for line in lines)
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_the_list_of_weights_is_not_cut(width, monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", str(width))
+    assert run("weights", "list") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(cell_len, [line for line in lines if not line.startswith("Cache")])) <= width
+    assert not any("…" in line for line in lines)
 
 
 # --- JSON ---

@@ -150,8 +150,8 @@ def test_a_table_on_a_terminal(folder, monkeypatch, capsys):
     finally:
         odd.unlink()
     text = capsys.readouterr().out.replace("\n", "")
-    assert "Best" in text
-    assert "[red]" in text
+    assert "Best first" in text
+    assert "[red]odd.png" in text
 
 
 @pytest.mark.parametrize(

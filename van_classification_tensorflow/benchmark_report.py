@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import os
 import platform
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, fields
 from datetime import UTC, datetime
@@ -19,7 +20,7 @@ from . import __version__, pictures
 from .benchmark import Measurement, Setting, UnsteadyError, benchmark, setting_words
 from .folders import check_folder, write_folder
 from .images import printable
-from .output import messages, results, say, to_json
+from .output import Shortened, common_folder, messages, results, say, to_json
 
 _FILES = ("benchmark.csv", "launches.json", "latency.png", "throughput.png")
 
@@ -74,14 +75,16 @@ def report(found: Sequence[Measurement], console: Console) -> None:
     console.print(
         f"{where['cpu']}, {where['cores']} cores, {threads} threads", highlight=False, markup=False
     )
-    console.print(_table(found, "", _STATIC))
+    contenders = dict.fromkeys((one.weights, one.engine) for one in found)
+    numbers = {key: number for number, key in enumerate(contenders, 1)}
+    console.print(_table(found, "", _STATIC, numbers))
     for setting, there in _by_setting(found).items():
         console.print()
         title = _title(setting)
         macs = sorted({one.macs for one in there if one.macs is not None})
         if macs:
             title += f": {', '.join(f'{n / 1e9:.3f}' for n in macs)} GMACs an image"
-        console.print(_table(there, title, _FIGURES))
+        console.print(_table(there, title, _FIGURES, numbers))
 
 
 def _number(digits: int, attribute: str, scale: float = 1) -> Callable[[Measurement], str]:
@@ -117,17 +120,25 @@ def _table(
     found: Sequence[Measurement],
     title: str,
     columns: Mapping[str, Callable[[Measurement], str]],
+    numbers: Mapping[tuple[str, str], int],
 ) -> Table:
-    """A row for each contender; narrow enough for a terminal of 80 columns."""
+    """A row for each contender, by its number; narrow enough for a terminal of 80 columns.
+
+    The first table, without a title, has the whole names; in the others a row is one line.
+    """
     table = Table(title=title or None, title_justify="left", padding=(0, 0, 0, 1), box=None)
+    table.add_column("", justify="right", no_wrap=True)
     table.add_column("", overflow="fold")
     for column in columns:
         table.add_column(column, justify="right", no_wrap=True)
-    # The first table has the whole names.
-    name = _short_names(found).__getitem__ if title else _two_lines
+    short, engines = _short_names(found), Counter(weights for weights, _ in numbers)
     rows = {(one.weights, one.engine): [cell(one) for cell in columns.values()] for one in found}
     for key, cells in rows.items():
-        table.add_row(*map(Text, (name(key), *cells)))
+        weights, engine = short[key].rsplit("\n", 1)
+        if engines[key[0]] > 1:
+            weights = f"{weights}, {engine}"
+        name = Shortened(weights) if title else Text(_two_lines(key))
+        table.add_row(str(numbers[key]), name, *map(Text, cells))
     return table
 
 
@@ -203,7 +214,8 @@ def _short_names(found: Sequence[Measurement]) -> dict[tuple[str, str], str]:
     pairs = list(dict.fromkeys((one.weights, one.engine) for one in found))
     short = [_two_lines((Path(weights).name, engine)) for weights, engine in pairs]
     if len(set(short)) < len(pairs):
-        short = [_two_lines(pair) for pair in pairs]
+        folder = common_folder([weights for weights, _ in pairs])
+        short = [_two_lines((weights.removeprefix(folder).lstrip("/"), e)) for weights, e in pairs]
     return dict(zip(pairs, short, strict=True))
 
 

@@ -368,8 +368,9 @@ def export(parser: ArgumentParser) -> Any:
 
     def run(weights: str, output: Path, **options: Any) -> None:
         from .export import export
+        from .output import print_report
 
-        print("\n".join(export(weights, output, **options).lines()))
+        print_report(export(weights, output, **options).lines())
 
     return run
 
@@ -435,8 +436,9 @@ def convert(parser: ArgumentParser) -> Any:
 
     def run(source: str, target: str, **options: Any) -> None:
         from .convert import convert
+        from .output import print_report
 
-        print("\n".join(convert(source, target, **options).lines()))
+        print_report(convert(source, target, **options).lines())
 
     return run
 
@@ -448,7 +450,7 @@ def weights_list(parser: ArgumentParser) -> Any:
         from rich.table import Table
 
         from .cache import cache_dir, cached_path
-        from .output import results
+        from .output import results, say
         from .weights import CATALOGUE
 
         table = Table("Name", title="Published weights", min_width=64)
@@ -475,10 +477,10 @@ def weights_list(parser: ArgumentParser) -> Any:
             "unverified.\nMB: the weights in float32. Top-1, top-5: percent on ImageNet-1k at "
             "224, as published, not measured here.\nSHA-256: the published first digits.\nLicence: "
             "Apache-2.0; the authors add: for commercial use, please contact the authors. "
-            f"digits: MIT.\nCache: {cache_dir()}",
+            "digits: MIT.",
             highlight=False,
-            soft_wrap=True,
         )
+        say(console, f"Cache: {cache_dir()}")
 
     return run
 

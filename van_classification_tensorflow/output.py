@@ -14,7 +14,9 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rich.console import Console
+from rich.cells import cell_len, set_cell_size
+from rich.console import Console, ConsoleOptions, RenderResult
+from rich.measure import Measurement
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -24,6 +26,7 @@ from rich.progress import (
     TextColumn,
     TimeRemainingColumn,
 )
+from rich.table import Table
 from rich.text import Text
 
 _UNBROKEN = 10_000  # columns of what is no terminal: nothing is cut or folded for a program
@@ -79,11 +82,34 @@ def progress_bar(console: Console, *columns: ProgressColumn) -> Progress:
 
 
 def shortened(text: str, most: int) -> str:
-    """At most so many characters: of a path its beginning and, more of it, its end are kept."""
-    if len(text) <= most:
+    """At most so many columns: of a path its beginning and, more of it, its end are kept."""
+    if cell_len(text) <= most:
         return text
-    head = (most - 1) // 3
-    return f"{text[:head]}…{text[head + 1 - most :]}"
+    head = max(most - 1, 0) // 3
+    tail = set_cell_size(text[::-1], max(most - 1 - head, 0))[::-1]
+    return f"{set_cell_size(text, head)}…{tail}"
+
+
+class Shortened:
+    """A cell of a table that shortens its text to what room there is, so that it fits one line."""
+
+    def __init__(self, text: str):
+        self.text = text
+
+    def __rich_measure__(self, console: Console, options: ConsoleOptions) -> Measurement:
+        return Measurement(1, cell_len(self.text)).with_maximum(options.max_width)
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        yield Text(shortened(self.text, options.max_width), no_wrap=True)
+
+
+def common_folder(paths: Sequence[str]) -> str:
+    """The folder that all of several paths lie in, to be said once; "" where there is none."""
+    folders = {os.path.dirname(path) for path in paths}
+    if len(paths) < 2 or "" in folders or len({os.path.isabs(one) for one in folders}) > 1:
+        return ""
+    found = os.path.commonpath(folders)
+    return "" if found == os.sep else found
 
 
 class _Name(ProgressColumn):
@@ -109,6 +135,21 @@ def pictures_bar(console: Console) -> Progress:
         TextColumn("{task.fields[rate]}"),
         TimeRemainingColumn(),
     )
+
+
+def print_report(lines: Sequence[str]) -> None:
+    """Lines of a word and what it is, on the standard output; wrapped beside the words there."""
+    console = results()
+    if not console.is_terminal:
+        print("\n".join(lines))
+        return
+    grid = Table.grid(padding=(0, 2))
+    grid.add_column(no_wrap=True)
+    grid.add_column(overflow="fold")
+    for line in lines:
+        word, _, rest = line.partition(" ")
+        grid.add_row(Text(word), Text(rest.lstrip()))
+    console.print(grid)
 
 
 # Not text (bytes of a file name that are no UTF-8), not shown, or ends of lines to some readers.

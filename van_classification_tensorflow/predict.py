@@ -19,14 +19,24 @@ from typing import Any, TextIO
 
 import numpy as np
 from filelock import FileLock, Timeout
-from rich.console import Console
+from rich.box import SIMPLE_HEAD
+from rich.console import Console, Group
 from rich.table import Table
 from rich.text import Text
 
 from .classifier import Classifier, Result, check_at_least
 from .images import printable
 from .inputs import LeftOut, expand, no_pictures
-from .output import messages, pictures_bar, results, say, say_failures, to_json, write_line
+from .output import (
+    common_folder,
+    messages,
+    pictures_bar,
+    results,
+    say,
+    say_failures,
+    to_json,
+    write_line,
+)
 from .runtimes import format_of, is_installed
 
 FORMATS = (".csv", ".jsonl", ".parquet")
@@ -145,7 +155,7 @@ def _run(
         journal.finish(top, features)
         say(console, f"{journal.output}: {len(inputs):,} records")
     if shown:
-        results().print(_table(shown, top))
+        results().print(_table(shown))
     if failed:
         say_failures(console, f"{len(failed):,} of {len(inputs):,} failed", failed)
     return len(failed)
@@ -439,16 +449,25 @@ def _utf8(text: str) -> str:
     return text.encode("utf-8", "backslashreplace").decode()
 
 
-def _table(records: list[dict[str, Any]], top: int) -> Table:
-    table = Table("Picture", "Best", "%", "Then", show_lines=False)
-    table.columns[2].justify = "right"
-    for record in records:
-        name = Text(printable(record["path"]))  # a name may look like markup
+def _table(records: list[dict[str, Any]]) -> Group:
+    """For a terminal of 80 columns or more: a line for each class, and nothing is cut.
+
+    What all paths have in common stands above them.
+    """
+    paths = [printable(record["path"]) for record in records]
+    folder = common_folder(paths)
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    table.add_column("Picture", overflow="fold")
+    table.add_column("%", justify="right", no_wrap=True)
+    table.add_column("Best first", overflow="fold")
+    for path, record in zip(paths, records, strict=True):
+        name = Text(os.path.relpath(path, folder) if folder else path)  # it may look like markup
         if record["error"]:
-            why = record["error"].removeprefix(f"{printable(record['path'])}: ")
-            table.add_row(name, Text(why, "red"), "", "")
+            table.add_row(name, "", Text(record["error"].removeprefix(f"{path}: "), "red"))
             continue
-        first, *rest = record["predictions"]
-        then = ", ".join(f"{p['label']} {p['probability']:.1%}" for p in rest)
-        table.add_row(name, Text(first["label"]), f"{first['probability']:.1%}", Text(then))
-    return table
+        found = record["predictions"]
+        labels = Text("\n").join(
+            Text(one["label"], "" if place else "bold") for place, one in enumerate(found)
+        )
+        table.add_row(name, "\n".join(f"{100 * one['probability']:.1f}" for one in found), labels)
+    return Group(*([Text(f"In {folder}", overflow="fold")] if folder else []), table)

@@ -21,6 +21,7 @@ _NATIVE = ("tensorflow", "jax", "ai_edge_litert")
 _CHATTER = "|".join(
     (
         r"WARNING: All log messages before absl::InitializeLog",
+        r"To enable the following instructions: ",  # the second line of one
         r"[IW]\d{4} \d\d:\d\d:\S+ +\d+ \S+:\d+\] ",
         r"E\d{4} .*(Unable to register cu\w+ factory|failed call to cuInit)",
         r"\d{4}-\d\d-\d\d \d\d:\d\d:\S+: [IW] ",

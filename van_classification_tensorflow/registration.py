@@ -51,10 +51,10 @@ def registered() -> dict[str, Any]:
 
 def register() -> None:
     """Registers the stand-ins, now or when Keras is imported."""
-    if "keras" in sys.modules:
-        _tell(sys.modules["keras"])
-    else:
+    if "keras" not in sys.modules:
         sys.meta_path.insert(0, _WhenKerasComes())
+    elif sys.modules["keras"] is not None:  # which is how a module is kept from being imported
+        _tell(sys.modules["keras"])
 
 
 def _tell(keras: Any) -> None:
