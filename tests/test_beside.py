@@ -419,3 +419,102 @@ def test_files_of_tensors_alone_say_what_is_left_out(tmp_path):
     report = convert(source, tmp_path / "pytorch_model.bin", naming="huggingface")
     assert "holds tensors only: labels and preprocessing are left out" in report.notes[0]
     assert read_checkpoint(tmp_path / "pytorch_model.bin").wrapper == ""  # as transformers reads
+
+
+# --- Folders ---
+
+
+def sharded(path, ending=".safetensors", files=2):
+    """`micro_hf` in several files, as transformers writes large models; its index."""
+    folder(path)
+    for whole in ("model.safetensors", "pytorch_model.bin"):
+        (path / whole).unlink()
+    tensors = load_file(GOLDEN / "micro_hf" / "model.safetensors")
+    stem = "model" if ending == ".safetensors" else "pytorch_model"
+    shards = {
+        name: f"{stem}-{i % files + 1:05}-of-{files:05}{ending}" for i, name in enumerate(tensors)
+    }
+    for file in set(shards.values()):
+        its = {name: tensors[name] for name in tensors if shards[name] == file}
+        if ending == ".bin":
+            write_torch(path / file, its, wrapper="")
+        else:
+            save_file(its, path / file, metadata={"format": "pt"})
+    index = path / f"{stem}{ending}.index.json"
+    index.write_text(json.dumps({"metadata": {"total_size": 1}, "weight_map": shards}))
+    return index
+
+
+@pytest.mark.parametrize("ending", [".safetensors", ".bin"])
+def test_folders_in_several_files(tmp_path, ending):
+    index = sharded(tmp_path / "hf", ending, files=3)
+    expected = read_weights(GOLDEN / "micro_hf").tensors
+    for path in (tmp_path / "hf", index, f"{tmp_path / 'hf'}/"):
+        found = open_pretrained(path)
+        assert found.labels == tuple(OWN)
+        assert "3 files" in found.weights.source.layout
+        for name, array in found.weights.tensors.items():
+            np.testing.assert_array_equal(array, expected[name])
+
+
+def test_hostile_indices(tmp_path):
+    index = sharded(tmp_path / "hf")
+    good = json.loads(index.read_text())["weight_map"]
+    first = next(iter(good))
+    shutil.copy(GOLDEN / "micro.safetensors", tmp_path / "outside.safetensors")
+    many = {f"x{i}": f"m-{i}.safetensors" for i in range(300)}
+    for shards, says in (
+        (good | {first: "../outside.safetensors"}, "expected a plain name"),
+        (good | {first: str(tmp_path / "outside.safetensors")}, "expected a plain name"),
+        (good | {first: "..\\outside.safetensors"}, "expected a plain name"),
+        (good | {first: "x.bin"}, "ends in .safetensors"),
+        (good | {first: 3}, "expected a plain name"),
+        (good | {"more": good[first]}, "differ: 'more'"),
+        ({n: file for n, file in good.items() if n != first}, "differ: "),
+        (many, "300 tensors in 300 files"),
+        ({}, "no `weight_map`"),
+        ([], "no `weight_map`"),
+    ):
+        index.write_text(json.dumps({"weight_map": shards}))
+        with pytest.raises(CheckpointError) as caught:
+            read_checkpoint(tmp_path / "hf")
+        assert says in str(caught.value)
+    index.write_text(json.dumps({"weight_map": good | {first: "gone.safetensors"}}))
+    with pytest.raises(FileNotFoundError, match=r"gone\.safetensors"):
+        read_checkpoint(tmp_path / "hf")
+
+
+def test_the_folder_of_a_run_is_its_best_model(tmp_path):
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "metrics.csv").write_text("epoch\n")
+    with pytest.raises(CheckpointError, match=r"a folder without .*best\.keras or last\.keras"):
+        open_pretrained(run)
+    convert(folder(tmp_path / "hf"), run / "last.keras")
+    assert open_pretrained(run).name == str(run / "last.keras")
+    shutil.copy(run / "last.keras", run / "best.keras")
+    for given in (run, f"{run}/", str(run)):
+        opened = open_pretrained(given)
+        assert (opened.name, opened.labels) == (str(run / "best.keras"), tuple(OWN))
+
+
+def test_a_bare_name_and_a_slash_at_its_end(tmp_path, monkeypatch):
+    from van_classification_tensorflow import export, predict
+    from van_classification_tensorflow.pretrained import check_known
+    from van_classification_tensorflow.runtimes import format_of
+
+    folder(tmp_path / "mine")
+    (tmp_path / "saved").mkdir()
+    (tmp_path / "saved" / "saved_model.pb").write_bytes(b"")
+    monkeypatch.chdir(tmp_path)
+    for name in ("mine", "mine/", "./mine//"):
+        check_known(name)
+        assert open_pretrained(name).name == name.rstrip("/")
+        assert Classifier(name).labels[0].name == OWN[0]
+        assert predict._state(name) == predict._state("mine")
+        assert export._source(name, False).name == "mine"
+        convert(name, "out/" if name.endswith("/") else "out", naming="huggingface", overwrite=True)
+        assert (tmp_path / "out" / "config.json").is_file()
+    assert len(predict._state("mine")) == 6  # of three files
+    assert format_of("saved") == format_of("saved/") == "saved_model"
+    assert format_of("x.onnx") == format_of("x.onnx/") == "onnx"

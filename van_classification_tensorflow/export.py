@@ -159,6 +159,7 @@ class _Source:
     preprocessing: Preprocessing
     activation: str | None
     pooling: str = "avg"
+    notes: str = ""
 
     def keras_model(self, *, logits: bool = True, image_size: int | None = None) -> keras.Model:
         from .load import load_checkpoint
@@ -334,6 +335,8 @@ def export(
         version=__version__,
     )
     console = console or messages()
+    if source.notes:
+        say(console, source.notes)
     pictures = _pictures(data, source, precision == "int8", console)
     _import_runtime(kind)  # only now: TensorFlow takes its time, and may not be needed at all
     job = _Job(
@@ -485,6 +488,7 @@ def _source(model: Any, features: bool) -> _Source:
         tensors, sizes = opened.weights.tensors, opened.weights.architecture
         name, labels, record = opened.name, opened.labels, opened.preprocessing
         said, pooling = opened.activation, opened.weights.source.about.get("pooling")
+        notes = opened.remarks()
     else:
         from .load import architecture, to_official
         from .model import VAN
@@ -496,7 +500,7 @@ def _source(model: Any, features: bool) -> _Source:
             )
         tensors, sizes, name = to_official(model), architecture(model), model.name
         labels, record, pooling = model.labels, model.preprocessing, model.pooling
-        said = model.get_config()["classifier_activation"]
+        said, notes = model.get_config()["classifier_activation"], ""
     activation = None
     if sizes.num_classes is not None:
         activation = None if features else activation_of(said, sizes.num_classes, name)
@@ -517,9 +521,8 @@ def _source(model: Any, features: bool) -> _Source:
     texts = None
     if labels is not None and sizes.num_classes is not None:
         texts = tuple(label.text for label in labels_of(labels, sizes.num_classes))
-    return _Source(
-        os.path.basename(name), tensors, sizes, texts, preprocessing, activation, pooling or "avg"
-    )
+    name, pooling = os.path.basename(name), pooling or "avg"
+    return _Source(name, tensors, sizes, texts, preprocessing, activation, pooling, notes)
 
 
 # --- Pictures ---

@@ -24,6 +24,7 @@ from rich.console import Console, Group
 from rich.table import Table
 from rich.text import Text
 
+from .checkpoint import files_beside, weight_file
 from .classifier import Classifier, Result, check_at_least
 from .images import printable
 from .inputs import LeftOut, expand, no_pictures
@@ -165,7 +166,10 @@ def _state(path: str) -> list[int]:
     """Size and time of the weights' files, so that others of that name are noticed."""
     kind = format_of(path)
     files = [Path(path)]
-    if kind == "saved_model":
+    if kind is None and files[0].exists():
+        file = weight_file(path)
+        files = [file, *files_beside(file)]
+    elif kind == "saved_model":
         files = sorted(Path(path).rglob("*"))
     elif kind == "openvino":
         files.append(Path(path).with_suffix(".bin"))

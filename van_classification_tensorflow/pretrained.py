@@ -14,7 +14,7 @@ from typing import Any
 
 from .beside import OPENMMLAB
 from .cache import fetch
-from .checkpoint import CheckpointError, ModelWeights, read_weights
+from .checkpoint import CheckpointError, ModelWeights, read_weights, weight_file
 from .images import printable
 from .labels import labels_of, right_number
 from .preprocessing import Preprocessing
@@ -138,7 +138,7 @@ def check_known(
     if isinstance(pretrained, os.PathLike) or (
         isinstance(pretrained, str) and _looks_like_a_path(pretrained)
     ):
-        os.stat(without_slash(pretrained))
+        weight_file(without_slash(pretrained)).stat()
     elif isinstance(pretrained, str):
         find(pretrained, configuration, argument)
 

@@ -196,7 +196,7 @@ def format_of(path: Any) -> str | None:
         return None
     if isinstance(path, str) and path in KNOWN_NAMES:
         return None
-    name = os.fsdecode(path)
+    name = os.fsdecode(path).rstrip("/" + os.sep)  # which changes nothing
     if os.path.isfile(os.path.join(name, "saved_model.pb")):
         return "saved_model"
     return _ENDINGS.get(os.path.splitext(name)[1].lower())
