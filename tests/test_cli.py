@@ -216,3 +216,20 @@ def test_after_ctrl_c_it_says_how_to_go_on(resumable, capsys, monkeypatch, tmp_p
     assert code == 130
     hint = "; to go on: van predict --resume 'my pictures' --weights digits --output x.csv"
     assert errors == f"van: stopped{hint if resumable else ''}\n"
+
+
+@pytest.mark.parametrize("begun", [True, False])
+def test_a_run_that_is_stopped_at_once_goes_on_too(begun, capsys, monkeypatch, tmp_path):
+    from van_classification_tensorflow import train
+
+    def stopped(data, output, *_, **__):
+        output.mkdir()
+        if begun:
+            (output / "config.yaml").touch()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(train, "train", stopped)
+    code, errors = said(capsys, "train", "--data", "digits", "--output", tmp_path / "my run")
+    assert code == 130
+    hint = f"; to go on: van train --resume '{tmp_path / 'my run'}'"
+    assert errors == f"van: stopped{hint if begun else ''}\n"

@@ -237,6 +237,17 @@ def test_the_list_of_weights_is_not_cut(width, monkeypatch, capsys):
     assert not any("…" in line for line in lines)
 
 
+@pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
+def test_names_of_any_bytes_are_printed(encoding, tmp_path, monkeypatch):
+    target = tmp_path / os.fsdecode(b"n\xff \xc3\xa4.pth")
+    with (tmp_path / "out").open("w", encoding=encoding) as out:
+        monkeypatch.setattr(sys, "stdout", out)
+        assert run("convert", GOLDEN / "micro_mmpretrain.pth", target) == 0
+    assert target.exists()
+    shown = os.fsencode(target) if encoding == "utf-8" else rb"n\udcff \xe4.pth"
+    assert shown in (tmp_path / "out").read_bytes()
+
+
 # --- JSON ---
 
 

@@ -116,9 +116,11 @@ def train(parser: ArgumentParser) -> Any:
                 console=messages(),
                 report_to=results(),
             )
-        except Stopped:
-            print(f"van: stopped; to go on: van train --resume {output}", file=sys.stderr)
-            sys.exit(130)
+        except (Stopped, KeyboardInterrupt):
+            if not (output / "config.yaml").is_file():
+                raise KeyboardInterrupt from None  # nothing has been begun
+            command = ["train", "--resume", os.fspath(output)]
+            raise _Interrupted(command=command) from None
 
     return run
 
@@ -680,20 +682,29 @@ _PYTHON = {("van export", "weights"): "model", ("van export", "output"): "path"}
 
 
 class _Interrupted(KeyboardInterrupt):
-    """Ctrl-C in a command that can go on: with its arguments `without` some, and with `add`."""
+    """Ctrl-C in a command that can go on.
 
-    def __init__(self, without: Sequence[str] = (), add: Sequence[str] = ()):
+    It does by another `command`, or by the same arguments `without` some and with `add`.
+    """
+
+    def __init__(
+        self,
+        without: Sequence[str] = (),
+        add: Sequence[str] = (),
+        command: Sequence[str] | None = None,
+    ):
         super().__init__()
-        self.without, self.add = without, add
+        self.without, self.add, self.command = without, add, command
 
     def go_on(self, arguments: Sequence[str]) -> str:
-        command, *given = (one for one in arguments if one not in self.without)
-        return shlex.join(["van", command, *self.add, *given])
+        name, *given = self.command or (one for one in arguments if one not in self.without)
+        return shlex.join(["van", name, *self.add, *given])
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Entry point of the console command: exit 0, or one clear line and exit 1 or 2."""
     quiet_start()
+    _print_anything()
     parser = _Parser(
         prog="van", description="Visual Attention Network (arXiv 2202.09741) for Keras 3."
     )
@@ -718,6 +729,14 @@ def main(arguments: list[str] | None = None) -> None:
             hint = f"; to go on: {stopped.go_on(arguments)}"
         print(f"van: stopped{hint}", file=sys.stderr)
         sys.exit(130)
+
+
+def _print_anything() -> None:
+    """A name of bytes that are no text: as it is to a file or a program, escaped to a screen."""
+    stream = sys.stdout
+    if hasattr(stream, "reconfigure"):
+        as_it_is = stream.encoding.lower() == "utf-8" and not stream.isatty()
+        stream.reconfigure(errors="surrogateescape" if as_it_is else "backslashreplace")
 
 
 def _nobody_reads() -> None:

@@ -8,10 +8,8 @@ words are what a user needs.
 
 from __future__ import annotations
 
-import logging
 import os
 import sys
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -72,6 +70,9 @@ class _AtImport:
 @contextmanager
 def without_warnings() -> Iterator[None]:
     """Without what libraries log or warn of where it is known, and nothing to the user."""
+    import logging
+    import warnings
+
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
