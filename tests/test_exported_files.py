@@ -4,6 +4,7 @@ import ast
 import json
 import re
 import zipfile
+from dataclasses import fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,7 @@ TEXT = (Path(__file__).parents[1] / "docs" / "exported-files.md").read_text(enco
 EXAMPLE = re.search(r"<!-- example: onnx -->\n```python\n(.*?)```", TEXT, re.DOTALL)[1]
 RGB = Preprocessing(32, 0.9, "bicubic", (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 GREY = Preprocessing(31, 0.875, "bilinear", (0.5,), (0.25,))
+UNUSUAL = replace(RGB, input_size=33, resize="both sides", crop_rounding="down")
 # Sizes with halves at the cut, an odd one, and one that needs no resize.
 SIZES = [(61, 90), (90, 61), (35, 80), (47, 47), (300, 33)]
 
@@ -55,10 +57,10 @@ def test_the_example_needs_nothing_of_this_package_and_is_short():
         if isinstance(node, (ast.Import, ast.ImportFrom))
     }
     assert imported == {"json", "numpy", "onnxruntime", "PIL"}
-    assert len([line for line in EXAMPLE.splitlines() if line]) <= 16
+    assert len([line for line in EXAMPLE.splitlines() if line]) <= 19
 
 
-@pytest.mark.parametrize("preprocessing", [RGB, GREY])
+@pytest.mark.parametrize("preprocessing", [RGB, GREY, UNUSUAL])
 @pytest.mark.parametrize(
     ("outputs", "changes"),
     [
@@ -91,6 +93,8 @@ def test_the_document_names_every_key():
         assert f"`{key}`" in TEXT, key
         for inner in value if isinstance(value, dict) else ():
             assert f"`{inner}`" in TEXT, inner
+    for field in fields(Preprocessing):
+        assert f"`{field.name}`" in TEXT, field.name
 
 
 @pytest.mark.parametrize("format", FORMATS)
