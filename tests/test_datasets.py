@@ -107,6 +107,12 @@ def test_pictures_are_known_by_content(folders):
         open_dataset(data, PETS)
 
 
+def test_folders_of_wordnet_id_and_name_are_those_it_was_trained_on(folders):
+    names = ["n02123045 tabby", "n02124075 Egyptian cat"]
+    dataset = open_dataset(folders(dict.fromkeys(names, 1)), labels_of(names, 2))
+    assert [classes for _, classes in found(dataset)] == [(0,), (1,)]
+
+
 def test_names_compare_in_nfc_and_by_their_bytes(folders, tmp_path):
     composed, apart = "caf\N{LATIN SMALL LETTER E WITH ACUTE}", "cafe\N{COMBINING ACUTE ACCENT}"
     latin = os.fsdecode(b"th\xe9")

@@ -238,6 +238,8 @@ def match_classes(
     own = [comparable(label.name) for label in labels]
     times = Counter(own)
     by_name = {name: i for i, name in enumerate(own) if times[name] == 1}
+    # A folder called "n02123045 tabby" became a label of that WordNet id and name.
+    by_name |= {comparable(label.text): i for i, label in enumerate(labels) if label.wnid}
     exact = {n: by_name[word] for n in names if (word := comparable(n)) in by_name}
     if [*exact.values()] == [1] and len(names) == 2 and own == [negative_of(own[1]), own[1]]:
         exact = {n: exact.get(n, 0) for n in names}
