@@ -275,6 +275,15 @@ def test_a_training_checkpoint_of_timm(file):
     assert "It names no classes" in opened.remarks()
 
 
+def test_what_is_wrong_is_told_in_one_short_line(tmp_path):
+    about = {"preprocessing": {"mean": [1.0] * 100_000}}
+    save_file(official(), tmp_path / "x.safetensors", metadata={"van": json.dumps(about)})
+    with pytest.raises(CheckpointError, match="`mean` must hold one finite number") as caught:
+        open_pretrained(tmp_path / "x.safetensors")
+    assert len(str(caught.value)) < 1000
+    assert len(str(caught.value).splitlines()) == 1
+
+
 # --- OpenMMLab ---
 
 PIPELINE = """

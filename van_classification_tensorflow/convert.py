@@ -111,6 +111,7 @@ def convert(
     written_so += ["preprocessing"] if kind == "folder" else []
     assumed = (opened.assumed[what] for what in written_so if what in opened.assumed)
     notes += filter(None, (opened.notes, *assumed))
+    bare = naming == "huggingface" and target.name.endswith(".bin")  # as transformers reads it
     write: Callable[[Path], Any]
     if kind == "keras":
         write = lambda path: _write_keras(path, opened)  # noqa: E731
@@ -119,14 +120,14 @@ def convert(
         named = spell(weights.tensors, naming)
         written = f"{kind}, {naming} names"
         if kind == "torch":
-            write = lambda path: _write_torch(path, named, naming, opened)  # noqa: E731
+            write = lambda path: _write_torch(path, named, opened, bare)  # noqa: E731
         elif kind == "safetensors":
             write = lambda path: write_safetensors(path, named, describe(opened))  # noqa: E731
         else:
             files, said = hugging_face_files(opened)
             notes += said
             write = lambda path: _write_folder(path, named, describe(opened), files)  # noqa: E731
-    only_tensors = target.name.endswith(".weights.h5") or (kind, naming) == ("torch", "huggingface")
+    only_tensors = bare or target.name.endswith(".weights.h5")
     if only_tensors and (opened.labels is not None or opened.preprocessing is not None):
         notes.append(f"{target.name} holds tensors only: labels and preprocessing are left out")
     independent = opened.activation == SIGMOID and weights.architecture.num_classes != 1
@@ -215,9 +216,9 @@ def write_safetensors(path: Path, tensors: dict[str, np.ndarray], metadata: dict
     path.chmod(mode)
 
 
-def _write_torch(path: Path, tensors: dict, naming: str, opened: Pretrained) -> None:
-    """With the classes where OpenMMLab looks for them; transformers wants nothing but tensors."""
-    if naming == "huggingface":
+def _write_torch(path: Path, tensors: dict, opened: Pretrained, bare: bool) -> None:
+    """With the classes where OpenMMLab looks for them; `bare`: nothing but tensors."""
+    if bare:
         write_torch(path, tensors, wrapper="")
         return
     meta = to_openmmlab(opened.labels, opened.weights.architecture.num_classes)

@@ -185,7 +185,9 @@ def of_weights(name: str, weights: ModelWeights) -> Pretrained:
             if preprocessing.input_size > _MAX_INPUT_SIZE:
                 raise ValueError(f"an input of {preprocessing.input_size:,} pixels a side")
     except (ValueError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{name} was refused: what it says of itself: {error}") from error
+        why = " ".join(str(error).split())
+        why = why if len(why) <= 400 else f"{why[:400]}..."
+        raise CheckpointError(f"{name} was refused: what it says of itself: {why}") from error
     assumed = {}
     # Of so many classes there is only one well-known set.
     known = {1000: "imagenet1k", 21_841: "imagenet22k"}.get(classes or 0)
