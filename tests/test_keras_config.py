@@ -4,7 +4,7 @@ import keras
 import numpy as np
 import pytest
 
-from van_classification_tensorflow import VAN, VANB0, Classifier, Preprocessing
+from van_classification_tensorflow import VAN, VANB0, Classifier, Preprocessing, fuse
 from van_classification_tensorflow.checkpoint import CheckpointError, read_weights
 from van_classification_tensorflow.load import load_checkpoint, to_official
 
@@ -196,6 +196,92 @@ def test_what_it_cannot_be_is_refused_by_name(tmp_path, make, says):
         read_weights(tmp_path / "m.keras")
     instead = "load it with `keras.saving.load_model` and give `Classifier` the model"
     assert instead in str(raised.value)
+
+
+# --- The same in memory ---
+
+
+def _whole(**options):
+    model = load_seeded(VAN(**{**MICRO, "num_classes": 4, **options}))
+    model.labels, model.preprocessing = LABELS, Preprocessing(64, 1.0, "box")
+    return model
+
+
+def _quantised_whole():
+    model = _whole()
+    model.quantize("int8", type_check=False)
+    return model
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        _whole,
+        lambda: fuse(_whole()),
+        _quantised_whole,
+        lambda: _whole(data_format="channels_first"),
+        lambda: _whole(img_resolution=64),
+        lambda: _on_its_layers(*_softmax()),
+        lambda: _as_a_layer(*_softmax()),
+        lambda: _sequential(layers.Dense(4), layers.Softmax()),
+        lambda: _inside_another(layers.Dense(8, activation="relu"), *_softmax()),
+    ],
+)
+def test_a_model_in_memory(picture, make):
+    from PIL import Image
+
+    model = make()
+    classifier = Classifier(model)
+    assert [label.name for label in classifier.labels] == list(LABELS)
+    assert not classifier.notes
+    x = classifier.preprocessing(Image.fromarray(picture))[None]
+    if model.input_shape[1] == 3:
+        x = x.transpose(0, 3, 1, 2)
+    expected = keras.ops.convert_to_numpy(model(x))[0]
+    found = {p.index: p.probability for p in classifier(picture, top=4)}
+    np.testing.assert_allclose([found[i] for i in range(4)], expected, atol=1e-5)
+
+
+def test_other_scores_and_features_in_memory(picture):
+    model = _as_a_layer(layers.Dense(4, activation="sigmoid"))
+    classifier = Classifier(model)
+    assert classifier.activation == "sigmoid"
+    _answers(classifier, model, picture)
+    assert classifier.features(picture).shape == (32,)
+    features = Classifier(_headless()).features(picture)
+    np.testing.assert_allclose(classifier.features(picture), features, atol=1e-5)
+    with pytest.raises(ValueError, match="has no head"):
+        Classifier(_headless())(picture)
+
+
+def test_what_a_model_in_memory_does_not_say_is_said(picture):
+    backbone = load_seeded(VAN(**MICRO, include_top=False))
+    model = keras.Model(backbone.input, layers.Dense(3)(backbone.output))
+    notes = Classifier(model).notes
+    assert "It names no classes" in notes
+    assert "does not say how its pictures are prepared" in notes
+    backbone.labels = LABELS
+    assert "Its 4 labels are left out: it has 3 classes" in Classifier(model).notes
+    given = Classifier(model, labels={0: "a", 1: "b", 2: "c"}, preprocessing=Preprocessing(64))
+    assert not given.notes
+    assert [p.label for p in given(picture, top=3)] != []
+
+
+@pytest.mark.parametrize(
+    ("make", "says"),
+    [
+        (_scaled, "`preprocessing` must be given .* layer rescaling"),
+        (lambda: _as_a_layer(layers.Dense(1, activation="softmax")), "softmax of one output"),
+        (lambda: _as_a_layer(layers.Dense(4, activation="relu")), "scores are no probabilities"),
+        (_branched, "one output of 2 axes"),
+        (lambda: _headless(pooling=None), "one output of 2 axes"),
+        (lambda: _whole(img_resolution=96), "must be a size that 'van' takes"),
+        (lambda: keras.Sequential([keras.Input((4,)), layers.Dense(2)]), "with a VAN in it"),
+    ],
+)
+def test_a_model_in_memory_that_cannot_be_used(make, says):
+    with pytest.raises(ValueError, match=says):
+        Classifier(make())
 
 
 def test_a_model_on_an_input_of_ones_own(tmp_path):

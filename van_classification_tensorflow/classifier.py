@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator, Sequence, Sized
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -16,7 +17,7 @@ from PIL import Image
 
 from .config import min_image_size
 from .images import MAX_PIXELS, ImageError, open_image, printable
-from .labels import Label, labels_of
+from .labels import Label, labels_of, texts_of
 from .names import Architecture
 from .numpy_model import forward
 from .preprocessing import Preprocessing
@@ -26,6 +27,8 @@ from .scores import SOFTMAX, activation_of, classes_of, logits_of, of_classes, p
 
 if TYPE_CHECKING:
     import keras
+
+    from .memory import InMemory
 
 # Measured on two cores (`benchmarks/cold_start.py`): NumPy needs this many seconds for 10^9
 # multiply-accumulates, and this many pass before the Keras model has answered for the first time.
@@ -83,7 +86,8 @@ class Classifier:
         weights: `"van_b0"` ... for the ImageNet-1k weights, another name of `van weights list`,
             or the path of a weight file of any known format, or of an exported file
             (`van export`): *.onnx, *.xml, *.tflite or a SavedModel's folder. What this package
-            writes carries its labels and its preprocessing.
+            writes carries its labels and its preprocessing. Or a Keras model in memory: a `VAN`, a
+            fused or quantised one, or any model with a VAN in it that ends with scores or features.
         labels: Names of the classes, or "imagenet1k", "imagenet22k", "digits"; the weights' own
             by default. Of a single output: of the positive class, or of the negative and it.
         preprocessing: The weights' own by default, for files that name none the one of the
@@ -113,9 +117,9 @@ class Classifier:
 
     def __init__(
         self,
-        weights: str | os.PathLike = "van_b0",
+        weights: str | os.PathLike | keras.Model = "van_b0",
         *,
-        labels: str | Sequence[str] | None = None,
+        labels: Any = None,
         preprocessing: Preprocessing | None = None,
         test_size: int | None = None,
         crops: int = 1,
@@ -144,7 +148,13 @@ class Classifier:
         self.runtime: Runtime | None = None
         self.activation = SOFTMAX
         self._numpy_limit = 0  # pictures; of weights only
-        if format_of(weights) is None:
+        self._in_memory: InMemory | None = None
+        preprocessing = Preprocessing.of(preprocessing)
+        labels = texts_of(labels)
+        known = sys.modules.get("keras")  # where there is a model, it is there
+        if known is not None and isinstance(weights, known.Model):
+            self._open_model(weights, labels, preprocessing, test_size)
+        elif format_of(weights) is None:
             self._open_weights(weights, labels, preprocessing, test_size)
         else:
             self._open_exported(weights, labels, preprocessing, test_size)
@@ -173,6 +183,48 @@ class Classifier:
         side = self.preprocessing.input_size
         gmacs = sizes.macs(side, side) * self.crops * (2 if self.flip else 1) / 1e9
         self._numpy_limit = int(_KERAS_START_SECONDS / (_NUMPY_SECONDS_PER_GMAC * gmacs))
+
+    def _open_model(
+        self,
+        model: keras.Model,
+        labels: Sequence[str] | None,
+        preprocessing: Preprocessing | None,
+        test_size: int | None,
+    ) -> None:
+        from .memory import open_model
+
+        if self.engine == "numpy":
+            raise ValueError("`engine` must be 'keras' or 'auto' for a model in memory")
+        self._in_memory = opened = open_model(model)
+        self.__dict__["model"] = opened.model
+        self.name, notes = model.name, [opened.notes] if labels is None else []
+        found = preprocessing or opened.preprocessing
+        if preprocessing is None and opened.changed_by:
+            raise ValueError(
+                f"`preprocessing` must be given for {model.name!r}, whose layer "
+                f"{opened.changed_by} changes the pictures before the VAN sees them: what is to "
+                "come before that layer"
+            )
+        if found is None:
+            found = Preprocessing().with_channels(opened.channels) or Preprocessing()
+            notes.append(
+                "It does not say how its pictures are prepared: as for the published ImageNet-1k "
+                "weights is assumed."
+            )
+        self._prepare(found, test_size, opened.channels)
+        side = self.preprocessing.input_size
+        if side < opened.least or any(
+            fixed not in (None, side, opened.channels) for fixed in model.input_shape[1:]
+        ):
+            raise ValueError(
+                f"`test_size` must be a size that {model.name!r} takes, {model.input_shape}, at "
+                f"least {opened.least} pixels. Received: {side}"
+            )
+        self._width = opened.outputs if opened.features is None else opened.features.output_shape[1]
+        self.labels, self.notes = (), " ".join(filter(None, notes))
+        if opened.activation is not None:
+            self.activation = activation_of(opened.activation, opened.outputs, self.name)
+            self.labels = labels_of(labels or opened.labels, opened.outputs)
 
     def _open_exported(
         self,
@@ -344,6 +396,11 @@ class Classifier:
 
     def check_features(self) -> None:
         """Raises `ValueError` where an exported file gives something else than features."""
+        if self._in_memory is not None and self._in_memory.features is None:
+            raise ValueError(
+                f"{self.name} has no layer `Dense` whose input would be its features: give the "
+                "model that ends there"
+            )
         if self.runtime is None:
             return
         gives = "logits" if self.runtime.about is None else self.runtime.about.output
@@ -393,6 +450,8 @@ class Classifier:
         if count < size:
             padding = np.zeros((size - count, *inputs.shape[1:]), np.float32)
             inputs = np.concatenate([inputs, padding])
+        if self._in_memory is not None:
+            return self._in_memory(inputs, features)[:count]
         model = self._features if features else self.model
         return np.asarray(model.predict_on_batch(inputs))[:count]
 
