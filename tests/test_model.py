@@ -473,6 +473,47 @@ def test_numbers_from_numpy_are_numbers(tmp_path):
     assert keras.saving.load_model(tmp_path / "m.keras").output_shape == (None, 3)
 
 
+def test_plain_values_from_numpy_and_generators(tmp_path):
+    model = VAN(
+        embed_dims=iter([8, 16]),
+        mlp_ratios=(2 for _ in range(2)),
+        depths=np.ones(2, int),
+        num_classes=3,
+        img_resolution=np.array([32, 48]),
+        pooling=np.str_("avg"),
+        include_top=np.True_,
+        trainable=np.False_,
+        name=np.str_("mine"),
+        drop_rate=np.float32(0.5),
+    )
+    again = _saved(model, tmp_path)
+    assert again.get_config() == model.get_config()
+    assert again.input_shape == (None, 32, 48, 3)
+    assert type(model.name) is type(model.pooling) is str
+    assert type(VAN(np.str_("van_b0"), depths=[1] * 4).configuration) is str
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ({"img_resolution": {64, 96}}, "`img_resolution` must be None, a positive integer"),
+        ({"img_resolution": {64: 1, 96: 2}}, "`img_resolution` must be None"),
+        ({"img_resolution": np.array(64)}, "`img_resolution` must be None"),
+        ({"embed_dims": {8: 1, 16: 1, 24: 1, 32: 1}}, "`embed_dims` must be a list"),
+        ({"depths": {1, 2, 3, 4}}, "`depths` must be a list"),
+        ({"include_top": np.array([True, False])}, "`include_top` must be True or False"),
+        ({"include_top": "no"}, "`include_top` must be True or False"),
+        ({"trainable": "no"}, "`trainable` must be True or False"),
+        ({"pooling": np.array(["avg"])}, "`pooling` must be one of"),
+        ({"data_format": np.array(["a", "b"])}, "`data_format` must be one of"),
+        ({"drop_rate": np.array([0.1])}, "`drop_rate` must be a number"),
+    ],
+)
+def test_what_has_no_order_or_is_no_single_value_is_refused(arguments, says):
+    with pytest.raises(ValueError, match=says):
+        VAN(**{**MICRO, **arguments})
+
+
 def test_build_checks_its_argument(micro):
     with pytest.raises(ValueError, match="`input_shape` must be a shape"):
         micro.build(224)

@@ -163,3 +163,19 @@ def test_long_and_large_pictures_that_are_no_lines():
     assert large._resized(Image.new("L", (10, 10))).size == (8_000, 8_000)
     # The shorter side has its length already: nothing is resized.
     assert one(Image.new("L", (248, 201_614))).shape == (224, 224, 3)
+
+
+@pytest.mark.parametrize(
+    ("values", "says"),
+    [
+        ({"interpolation": np.array(["box", "a"])}, "`interpolation` must be one of"),
+        ({"mean": {0.1, 0.2, 0.3}}, "`mean` must hold"),
+        ({"std": {0.1: 1, 0.2: 2, 0.3: 3}}, "`std` must hold"),
+    ],
+)
+def test_what_has_no_order_or_is_no_single_value_is_refused(values, says):
+    with pytest.raises(ValueError, match=says):
+        Preprocessing(**values)
+    plain = Preprocessing(interpolation=np.str_("box"), mean=iter([0.1, 0.2, 0.3]))
+    assert type(plain.interpolation) is str
+    assert plain.mean == (0.1, 0.2, 0.3)

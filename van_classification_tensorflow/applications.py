@@ -14,7 +14,7 @@ from .config import CONFIGURATIONS, POOLINGS
 from .labels import imagenet_classes
 from .layers import foreign_tensorflow
 from .load import load_checkpoint
-from .model import VAN, check_choice, check_images, check_positive, van
+from .model import VAN, check_choice, check_flag, check_images, check_positive, van
 from .pretrained import open_pretrained
 
 
@@ -37,7 +37,8 @@ def _application(configuration: str) -> Callable[..., keras.Model]:
             )
         if classes is not None:
             classes = check_positive("classes", classes)
-        check_choice("pooling", pooling, POOLINGS)
+        pooling = check_choice("pooling", pooling, POOLINGS)
+        include_top = check_flag("include_top", include_top)
         data_format = keras.config.image_data_format()
         channels_first = data_format == "channels_first"
         shape = _shape(input_shape, input_tensor, channels_first)

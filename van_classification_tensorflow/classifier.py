@@ -136,13 +136,15 @@ class Classifier:
             ("max_pixels", max_pixels),
         ):
             check_at_least(name, value, 1)
-        if crops not in (1, 5):
+        if np.ndim(crops) or isinstance(crops, bool) or crops not in (1, 5):
             raise ValueError(f"`crops` must be 1 or 5. Received: crops={crops!r}")
-        if engine not in ENGINES:
+        if not isinstance(flip, (bool, np.bool_)):
+            raise ValueError(f"`flip` must be True or False. Received: flip={flip!r}")
+        if not isinstance(engine, str) or engine not in ENGINES:
             raise ValueError(
                 f"`engine` must be one of {', '.join(ENGINES)}. Received: engine={engine!r}"
             )
-        self.crops, self.flip = crops, flip
+        self.crops, self.flip = int(crops), bool(flip)
         self.batch_size, self.workers, self.max_pixels = batch_size, workers, max_pixels
         self.engine, self.notes = engine, ""
         self.runtime: Runtime | None = None

@@ -5,7 +5,7 @@ Imports neither Keras nor a backend.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from numbers import Integral, Real
 
@@ -33,10 +33,8 @@ class VANConfig:
     def __post_init__(self) -> None:
         for field, kind in (("embed_dims", Integral), ("mlp_ratios", Real), ("depths", Integral)):
             received = getattr(self, field)
-            if isinstance(received, str) or not isinstance(received, Iterable):
-                values = []
-            else:
-                values = list(received)
+            unordered = isinstance(received, (str, Mapping, Set))
+            values = [] if unordered or not isinstance(received, Iterable) else list(received)
             if not values:
                 raise ValueError(
                     f"`{field}` must be a list with one entry per stage (at least one stage). "

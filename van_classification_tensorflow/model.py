@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import os
 import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from numbers import Integral, Real
 from typing import Any
 
 import keras
+import numpy as np
 from keras import layers
 
 from .config import (
@@ -455,14 +456,22 @@ class VAN(keras.Model):
             in_chans = check_positive("in_chans", in_chans)
         if num_classes is not None:
             num_classes = check_positive("num_classes", num_classes)
-        data_format = data_format or keras.config.image_data_format()
-        check_choice("data_format", data_format, DATA_FORMATS)
-        check_choice("pooling", pooling, POOLINGS)
-        _check_rate("drop_rate", drop_rate)
-        _check_rate("drop_path_rate", drop_path_rate)
+        data_format = keras.config.image_data_format() if data_format is None else data_format
+        data_format = check_choice("data_format", data_format, DATA_FORMATS)
+        pooling = check_choice("pooling", pooling, POOLINGS)
+        include_top = check_flag("include_top", include_top)
+        trainable = check_flag("trainable", trainable)
+        drop_rate = _check_rate("drop_rate", drop_rate)
+        drop_path_rate = _check_rate("drop_path_rate", drop_path_rate)
+        name = str(name) if isinstance(name, str) else name  # also NumPy's
+        configuration = str(configuration) if isinstance(configuration, str) else configuration
+        lists: Any = (embed_dims, mlp_ratios, depths)  # which are read twice
+        lists = (list(one) if isinstance(one, Iterator) else one for one in lists)
+        embed_dims, mlp_ratios, depths = lists
         _activation(classifier_activation, num_classes)
         policy = keras.dtype_policies.get(dtype or keras.config.dtype_policy())
         asked = resolve(configuration, embed_dims, mlp_ratios, depths, num_stages=None)
+        img_resolution = _plain_resolution(img_resolution)
         _resolution(img_resolution, asked.num_stages)
 
         source = open_pretrained(pretrained, configuration)
@@ -668,7 +677,11 @@ class VAN(keras.Model):
                 keras.activations.get(self.classifier_activation)
             ),
             "data_format": self.data_format,
-            "img_resolution": self.img_resolution,
+            "img_resolution": (
+                list(self.img_resolution)
+                if isinstance(self.img_resolution, tuple)
+                else self.img_resolution
+            ),
             "pooling": self.pooling,
             "name": self.name,
             "dtype": keras.dtype_policies.serialize(self.dtype_policy),
@@ -747,17 +760,27 @@ def check_positive(argument: str, value) -> int:
     return int(value)
 
 
-def _check_rate(argument: str, value) -> None:
+def check_flag(argument: str, value) -> bool:
+    """`value` as a bool (NumPy's counts), or an error that names `argument`."""
+    if not isinstance(value, (bool, np.bool_)):
+        raise ValueError(f"`{argument}` must be True or False. Received: {argument}={value!r}")
+    return bool(value)
+
+
+def _check_rate(argument: str, value) -> float:
     if isinstance(value, bool) or not isinstance(value, Real) or not 0 <= float(value) < 1:
         raise ValueError(f"`{argument}` must be a number in [0, 1). Received: {argument}={value!r}")
+    return float(value)
 
 
-def check_choice(argument: str, value, allowed: tuple) -> None:
-    if value not in allowed:
+def check_choice(argument: str, value, allowed: tuple) -> Any:
+    """`value` as a plain text or None, or an error that names `argument`."""
+    if not (value is None or isinstance(value, str)) or value not in allowed:
         raise ValueError(
             f"`{argument}` must be one of {', '.join(map(repr, allowed))}. "
             f"Received: {argument}={value!r}"
         )
+    return value if value is None else str(value)
 
 
 def _check_size(argument: str, size, num_stages: int, received) -> None:
@@ -782,16 +805,31 @@ def _activation(classifier_activation, num_classes: int | None):
         ) from error
 
 
-def _resolution(img_resolution, num_stages: int) -> tuple[int | None, int | None]:
+def _plain_resolution(img_resolution) -> int | tuple[int, ...] | None:
+    """None, an int or a pair of them, from NumPy's and from anything that has an order."""
     if img_resolution is None:
-        return None, None
-    pair = (img_resolution,) * 2 if isinstance(img_resolution, Integral) else img_resolution
+        return None
     try:
-        height, width = (check_positive("img_resolution", side) for side in pair)
+        if isinstance(img_resolution, (str, bytes, Mapping, Set)):
+            raise TypeError
+        if isinstance(img_resolution, Iterable):
+            return tuple(check_positive("img_resolution", side) for side in img_resolution)
+        return check_positive("img_resolution", img_resolution)
     except (TypeError, ValueError) as error:
         raise ValueError(
             "`img_resolution` must be None, a positive integer, or a pair (height, width). "
             f"Received: {img_resolution!r}"
         ) from error
-    _check_size("img_resolution", (height, width), num_stages, img_resolution)
-    return height, width
+
+
+def _resolution(img_resolution, num_stages: int) -> tuple[int | None, int | None]:
+    if img_resolution is None:
+        return None, None
+    pair = img_resolution if isinstance(img_resolution, tuple) else (img_resolution,) * 2
+    if len(pair) != 2:
+        raise ValueError(
+            "`img_resolution` must be None, a positive integer, or a pair (height, width). "
+            f"Received: {img_resolution!r}"
+        )
+    _check_size("img_resolution", pair, num_stages, img_resolution)
+    return pair

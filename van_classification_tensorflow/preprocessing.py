@@ -6,7 +6,7 @@ Imports neither Keras nor a backend.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Set
 from dataclasses import asdict, dataclass, fields, replace
 from numbers import Integral, Real
 from typing import Any
@@ -62,7 +62,7 @@ class Preprocessing:
                 "`crop_pct` is a share of the shorter side: above 0 and at most 1 (0.9 for 90 %). "
                 f"Received: {share!r}"
             )
-        if self.interpolation not in INTERPOLATIONS:
+        if not isinstance(self.interpolation, str) or self.interpolation not in INTERPOLATIONS:
             raise ValueError(
                 f"`interpolation` must be one of Pillow's: {', '.join(INTERPOLATIONS)}. "
                 f"Received: {self.interpolation!r}"
@@ -73,6 +73,7 @@ class Preprocessing:
                     f"`{name}` must be one of {', '.join(allowed)}. Received: {received!r}"
                 )
         # Plain numbers, also from NumPy's: the record goes into JSON.
+        object.__setattr__(self, "interpolation", str(self.interpolation))
         object.__setattr__(self, "input_size", int(size))
         object.__setattr__(self, "crop_pct", float(share))
         object.__setattr__(self, "mean", _channels("mean", self.mean))
@@ -279,7 +280,8 @@ class Preprocessing:
 
 def _channels(name: str, received: Any) -> tuple[float, ...]:
     """One finite number per channel, 1 or 3 of them, or a ValueError that names the argument."""
-    values = tuple(received) if isinstance(received, Iterable) else ()
+    unordered = isinstance(received, (Mapping, Set))
+    values = tuple(received) if isinstance(received, Iterable) and not unordered else ()
     numbers = all(isinstance(v, Real) and not isinstance(v, bool) for v in values)
     if len(values) not in (1, 3) or not numbers or not all(map(math.isfinite, values)):
         raise ValueError(

@@ -41,11 +41,7 @@ class PreprocessingLayer(keras.layers.Layer):
 
     def __init__(self, preprocessing: Preprocessing | dict[str, Any] | None = None, **kwargs):
         super().__init__(**kwargs)
-        if preprocessing is None:
-            preprocessing = Preprocessing()
-        elif not isinstance(preprocessing, Preprocessing):
-            preprocessing = Preprocessing.from_dict(preprocessing)
-        self.preprocessing = preprocessing
+        self.preprocessing = Preprocessing.of(preprocessing) or Preprocessing()
         self.built = True
 
     def __call__(self, inputs, *args, **kwargs):
