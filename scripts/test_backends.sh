@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # The same code on the other Keras backends: layers, loading, parity (a reduced set), the imports,
 # and of the model: saving, sizes, data formats. Then torch and transformers as judges of the
-# weight files that are read and written here.
-# Needs the extras: pip install '.[jax,torch,original,test]'
+# weight files that are read and written here. Keras's and KerasHub's own tests of layers run whole.
+# Needs the extras: pip install '.[jax,keras-hub,torch,original,test]'
 set -euo pipefail
 cd "$(dirname "$0")/.."
 for backend in jax torch; do
@@ -12,6 +12,7 @@ for backend in jax torch; do
   KERAS_BACKEND=$backend python -m pytest -q tests/test_fusion.py tests/test_export.py \
     -k "every_stage or saved_and or head_of or (every_precision and onnx-float32)"
   KERAS_BACKEND=$backend python -m pytest -q tests/test_optim.py
+  KERAS_BACKEND=$backend python -m pytest -q -m "" tests/test_keras_harness.py tests/test_keras_hub.py
   KERAS_BACKEND=$backend python -m pytest -q tests/test_train.py \
     -k "folder or best_model or last or readmes or textbook"
   KERAS_BACKEND=$backend python -m pytest -q tests/test_model.py \
