@@ -91,5 +91,7 @@ def test_commands_that_start_tensorflow_say_nothing_of_their_own(tmp_path):
             cwd=tmp_path,
         )
         assert done.returncode == 0, done.stderr
-        said[command] = done.stderr.replace("Looking at digits, x.tflite\n", "")
-    assert not any(said.values()), said
+        said[command] = done.stderr
+    # What trains and measures says on the error stream how it goes, in its own words.
+    for words in ("absl", "oneDNN", "cuda", "XNNPACK", "WARNING", "Warning", "port.cc"):
+        assert not any(words in text for text in said.values()), said
