@@ -5,22 +5,50 @@
 # Needs the extras: pip install '.[jax,keras-hub,torch,original,test]'
 set -euo pipefail
 cd "$(dirname "$0")/.."
-for backend in jax torch; do
-  echo "== KERAS_BACKEND=$backend"
-  KERAS_BACKEND=$backend python -m pytest -q tests/test_layers.py tests/test_load.py tests/test_classifier.py \
+logs=$(mktemp -d)
+trap 'rm -rf "$logs"' EXIT
+pids=()
+
+# What one core does; `together` starts it beside the other.
+backend() {
+  KERAS_BACKEND=$1 python -m pytest -q tests/test_layers.py tests/test_load.py tests/test_classifier.py \
     tests/test_parity.py -k "not van_b1 and not van_b2"
-  KERAS_BACKEND=$backend python -m pytest -q tests/test_fusion.py tests/test_export.py \
+  KERAS_BACKEND=$1 python -m pytest -q tests/test_fusion.py tests/test_export.py \
     -k "every_stage or saved_and or head_of or (every_precision and onnx-float32)"
-  KERAS_BACKEND=$backend python -m pytest -q tests/test_optim.py
-  KERAS_BACKEND=$backend python -m pytest -q -m "" tests/test_keras_harness.py
-  KERAS_BACKEND=$backend python -m pytest -q tests/test_train.py \
+  KERAS_BACKEND=$1 python -m pytest -q tests/test_optim.py
+  KERAS_BACKEND=$1 python -m pytest -q -m "" tests/test_keras_harness.py
+  KERAS_BACKEND=$1 python -m pytest -q tests/test_train.py \
     -k "folder or best_model or last or readmes or textbook"
-  KERAS_BACKEND=$backend python -m pytest -q tests/test_model.py \
+  KERAS_BACKEND=$1 python -m pytest -q tests/test_model.py \
     -k "save or saving or sizes or channels_first or headless or clone or pyramid"
-  python -m pytest -q tests/test_public_api.py -k "$backend"
-done
-echo "== KerasHub's tests, channels-first as well"
-KERAS_BACKEND=torch python -m pytest -q -m slow tests/test_keras_hub.py
-echo "== torch and transformers as judges"
-python -c "import torch, transformers"  # or the tests below would be skipped
-python -m pytest -q tests/test_torch_oracle.py tests/test_evaluate.py
+  python -m pytest -q tests/test_public_api.py -k "$1"
+}
+judges() {
+  python -c "import torch, transformers"  # or the tests below would be skipped
+  python -m pytest -q tests/test_torch_oracle.py
+  python -m pytest -q tests/test_evaluate.py -k original
+}
+keras_hub() {
+  KERAS_BACKEND=torch python -m pytest -q -m slow tests/test_keras_hub.py
+}
+
+# Starts each of its arguments, waits for all, shows what they said, and fails if one did.
+together() {
+  local name failed=0
+  for name in "$@"; do
+    (set -euo pipefail; ${name/:/ }) > "$logs/$name" 2>&1 &
+    pids+=($!)
+  done
+  for name in "$@"; do
+    wait "${pids[0]}" || failed=1
+    pids=("${pids[@]:1}")
+    echo "== $name"
+    cat "$logs/$name"
+  done
+  return $failed
+}
+
+# The Ctrl-C tests need SIGINT, which bash has its background jobs ignore.
+set -m
+together backend:jax backend:torch
+together judges keras_hub
