@@ -8,6 +8,20 @@ import keras
 import pytest
 
 
+def pytest_addoption(parser):
+    parser.addoption(
+        "--thorough",
+        action="store_true",
+        help="as many random kills (20) and mutants (10,000) as the documents speak of",
+    )
+
+
+@pytest.fixture(scope="session")
+def thorough(request) -> bool:
+    """Whether the figures of the documents are wanted, for which there is not always time."""
+    return request.config.getoption("--thorough")
+
+
 @pytest.fixture(autouse=True)
 def _seed_and_policy():
     keras.utils.set_random_seed(0)

@@ -78,8 +78,8 @@ def test_a_thousand_mutants(made, kind):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", FORMATS)
-def test_ten_thousand_mutants(made, kind):
-    _fuzz(made, kind, 1000, 10_000)
+def test_thousands_of_mutants(made, kind, thorough):
+    _fuzz(made, kind, 1000, 10_000 if thorough else 3_000)
 
 
 def test_a_model_gets_all_or_nothing(made):

@@ -84,10 +84,12 @@ def _saving(snapshots: Path) -> bool:
 
 
 @pytest.mark.slow
-def test_killed_twenty_times(whole, tmp_path):
+def test_killed_at_any_moment(whole, tmp_path, thorough):
+    times = 20 if thorough else 6
     with ThreadPoolExecutor(2) as pool:
-        ends = list(pool.map(lambda i: kill_and_go_on(tmp_path / f"run{i}", i), range(20)))
+        ends = list(pool.map(lambda i: kill_and_go_on(tmp_path / f"run{i}", i), range(times)))
     digests, inside = zip(*ends, strict=True)
-    print(f"{sum(d == whole for d in digests)} of 20 the same; {sum(inside)} killed inside a save")
-    assert list(digests) == [whole] * 20
-    assert sum(inside) >= 3
+    same = sum(digest == whole for digest in digests)
+    print(f"{same} of {times} the same; {sum(inside)} killed inside a save")
+    assert list(digests) == [whole] * times
+    assert sum(inside) >= times // 6
