@@ -408,6 +408,16 @@ def test_frozen_stages_have_nothing_to_train():
     assert len(head_only.trainable_variables) == 2
 
 
+def test_what_a_run_froze_is_free_in_what_it_leaves(tmp_path):
+    recipe, found = TINY.with_(freeze=1), open_data("digits")
+    run = train._Run(tmp_path, "digits", recipe, *found, None, (0, 1), Console(quiet=True))
+    assert "block1_0" not in {v.path.split("/")[0] for v in run.model.trainable_variables}
+    run._refresh()
+    left = keras.saving.load_model(tmp_path / "last.keras")
+    assert all(layer.trainable for layer in left._flatten_layers())
+    assert "parts" not in left.get_config()
+
+
 def test_imagenets_folders_get_its_words():
     assert train.class_labels(("n01440764", "n02123045"))[1].endswith("tabby")
     assert train.class_labels(("n01440764", "cat")) == ("n01440764", "cat")

@@ -382,8 +382,10 @@ class _Run:
         # As one deploys it: probabilities out, float32, without the optimizer. Now, since making
         # layers draws from Python's random numbers, whose state a snapshot keeps.
         config = self.model.get_config() | {"classifier_activation": "softmax", "dtype": "float32"}
-        config.pop("frozen_layers", None)
         self._deployed = VAN.from_config(config)
+        # `freeze` is of this run only. One by one: on TensorFlow what is True already is not set.
+        for layer in self._deployed._flatten_layers():
+            layer.trainable = True
         self.batches = make_batches(recipe, self.model, found, shard)
         steps = self.batches.steps_per_epoch
         if steps % recipe.steps_per_execution:
