@@ -1,11 +1,14 @@
 """`.keras` files with a VAN in them, in every way Keras has to put a head on it, read as data."""
 
+import json
+
 import keras
 import numpy as np
 import pytest
 
 from van_classification_tensorflow import VAN, VANB0, Classifier, Preprocessing, fuse
 from van_classification_tensorflow.checkpoint import CheckpointError, read_weights
+from van_classification_tensorflow.keras_config import describe
 from van_classification_tensorflow.load import load_checkpoint, to_official
 
 from .parity import MICRO, load_seeded
@@ -196,6 +199,38 @@ def test_what_it_cannot_be_is_refused_by_name(tmp_path, make, says):
         read_weights(tmp_path / "m.keras")
     instead = "load it with `keras.saving.load_model` and give `Classifier` the model"
     assert instead in str(raised.value)
+
+
+class Functional(keras.Model):
+    """A stranger's, of the name of Keras's own: its `call` may do anything."""
+
+
+def test_a_strangers_class_of_the_same_name_is_refused(tmp_path):
+    inputs = keras.Input(SHAPE)
+    Functional(inputs, layers.Dense(4)(_headless()(inputs))).save(tmp_path / "m.keras")
+    with pytest.raises(CheckpointError, match=r"a model of class '[\w.]+test_keras_config\.Functi"):
+        read_weights(tmp_path / "m.keras")
+    config = json.loads(json.dumps(keras.saving.serialize_keras_object(_sequential(*_softmax()))))
+    assert describe(config).head == "mine"
+    head = config["config"]["layers"][-1]
+    for strange in ({"module": "mylib"}, {"module": None}, {"registered_name": "mylib>Dense"}):
+        entries = [*config["config"]["layers"][:-1], {**head, **strange}]
+        changed = {**config, "config": {**config["config"], "layers": entries}}
+        with pytest.raises(ValueError, match=r"its layer 'mine' \('[\w.]+\.Dense'\) is none of"):
+            describe(changed)
+
+
+@pytest.mark.parametrize("dims", [(2, 3, 1), (3, 2, 1)])
+def test_only_the_usual_permutation_is_read(tmp_path, picture, dims):
+    inputs = keras.Input((3, 64, 64))
+    backbone = _headless()
+    model = keras.Sequential([inputs, layers.Permute(dims), *backbone.layers[1:], *_softmax()])
+    model.save(tmp_path / "m.keras")
+    if dims == (2, 3, 1):
+        assert read_weights(tmp_path / "m.keras").architecture.num_classes == 4
+    else:
+        with pytest.raises(CheckpointError, match=r"Found: 'permute\w*' \('Permute'\)"):
+            read_weights(tmp_path / "m.keras")
 
 
 # --- The same in memory ---

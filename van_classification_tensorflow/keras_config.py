@@ -64,7 +64,7 @@ class Described:
 class _Layer:
     name: str
     kind: str
-    """Name of its class; of this package's with `_OURS` before it."""
+    """Name of its class: of this package's with `_OURS` before it, of a stranger's its module."""
     config: dict[str, Any]
 
 
@@ -80,7 +80,7 @@ def describe(config: Mapping[str, Any]) -> Described:
         return Described(about)
     if _kind(config) not in _MODELS:
         raise ValueError(
-            f"a model of class {printable(config.get('class_name'))}; expected this package's VAN, "
+            f"a model of class {printable(_kind(config))}; expected this package's VAN, "
             "alone or in a model of Keras's functional API (of a fused one, the VAN it was made "
             f"from): {INSTEAD}"
         )
@@ -127,10 +127,11 @@ def _without_more(described: Described, rest: list[_Layer], about: dict[str, Any
 def _kind(entry: Any) -> str:
     if not isinstance(entry, Mapping) or not isinstance(entry.get("config"), Mapping):
         raise ValueError("its config.json describes no model")
-    registered, name = entry.get("registered_name"), entry.get("class_name")
+    module, name, registered = map(entry.get, ("module", "class_name", "registered_name"))
     if isinstance(registered, str) and registered.startswith(_OURS):
         return registered
-    return str(name)
+    of_keras = str(module).split(".")[0] == "keras" and registered in (None, name)
+    return str(name) if of_keras else f"{module}.{name}"  # a stranger's class of the same name
 
 
 # --- The graph ---
@@ -203,8 +204,9 @@ def _body(layers: list[_Layer]) -> tuple[dict[str, Any], list[_Layer]]:
         about, rest = dict(layers[0].config), layers[1:]
         _check_parts(about.get("parts"))
         return (about, rest) if about.get("include_top", True) else _pooled(about, rest)
-    if layers and layers[0].kind == "Permute":  # of channels_first input
-        layers = layers[1:]
+    first = layers[0] if layers else None
+    if first and first.kind == "Permute" and first.config.get("dims") == [2, 3, 1]:
+        layers = layers[1:]  # of channels_first input
     about = {"include_top": False, "pooling": None}
     stage = block = count = 0
     for layer in layers:
