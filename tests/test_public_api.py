@@ -120,6 +120,8 @@ print(type(model).__name__, type(model.layers[1]).__name__, isinstance(model, pa
         "import keras; import van_classification_tensorflow",
         "import van_classification_tensorflow; import keras",
         "import van_classification_tensorflow; from keras.saving import load_model; import keras",
+        "import van_classification_tensorflow; from importlib.util import find_spec; "
+        "assert find_spec('keras') and find_spec('keras'); import keras",
     ],
 )
 def test_importing_the_package_is_enough_to_load_a_file(tmp_path, imports):

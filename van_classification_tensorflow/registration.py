@@ -7,8 +7,10 @@ asks for it: at once where Keras is there already, else as soon as it is.
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import sys
+import threading
 from importlib import import_module
 from typing import Any
 
@@ -64,20 +66,29 @@ def _tell(keras: Any) -> None:
 
 
 class _WhenKerasComes:
-    """Finds nothing itself; sees Keras being imported, once."""
+    """Finds nothing itself; sees Keras being imported, and looked for before that."""
+
+    def __init__(self) -> None:
+        self.others = threading.local()  # `asked` while the others are
 
     def find_spec(self, name: str, path: Any = None, target: Any = None) -> Any:
-        if name != "keras":
+        if name != "keras" or getattr(self.others, "asked", False):
             return None
-        sys.meta_path.remove(self)
-        spec = importlib.util.find_spec(name)
+        self.others.asked = True
+        try:
+            spec = importlib.util.find_spec(name)
+        finally:
+            self.others.asked = False
         if spec is None or spec.loader is None:
             return spec
         execute = spec.loader.exec_module
 
         def and_tell(module: Any) -> None:
             execute(module)
-            _tell(module)
+            if module.__name__ == name:  # one loader may be of several modules
+                _tell(module)
+                with contextlib.suppress(ValueError):  # done already
+                    sys.meta_path.remove(self)
 
         spec.loader.exec_module = and_tell  # type: ignore[method-assign]
         return spec
