@@ -187,13 +187,53 @@ def test_an_output_is_not_overwritten(folder, tmp_path):
     assert (tmp_path / "x.csv").read_text() == "precious"
 
 
-def test_resuming_what_is_finished_does_nothing(folder, tmp_path):
-    (tmp_path / "x.csv").write_text("precious")
-    failed, said = predict([folder], output=tmp_path / "x.csv", resume=True)
-    assert failed == 0
-    assert "is finished" in said
-    assert (tmp_path / "x.csv").read_text() == "precious"
-    assert [p.name for p in tmp_path.iterdir()] == ["x.csv"]
+@pytest.mark.parametrize("name", ["x.csv", "x.jsonl", "x.parquet", "f.parquet", "x.npy"])
+def test_resuming_what_is_finished_says_what_failed_and_does_nothing(folder, tmp_path, name):
+    if name.endswith(".parquet"):
+        pytest.importorskip("pyarrow")
+    picture = folder / "0" / "00.png"
+    odd = os.fsdecode("Ärger, \udce4\n.png".encode("utf-8", "surrogateescape"))
+    options = {"output": tmp_path / name, "features": name in ("x.npy", "f.parquet")}
+    predict([folder, odd, picture], **options)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+
+    def resumed(paths, **more):
+        # The weights are not asked for, and nothing is changed.
+        console = Console(file=io.StringIO(), width=200)
+        more = {**options, **more}
+        failed = run(list(map(str, paths)), "none", resume=True, console=console, **more)
+        return failed, console.file.getvalue()
+
+    failed, said = resumed([picture, odd, folder])
+    assert failed == 3
+    assert "is finished: it has all 16 records" in said
+    assert "3 of 16 failed" in said
+    assert "broken.png" in said
+    for paths, words in (
+        ([folder, odd], "is also of 1 pictures, such as .*00.png: resume with the same inputs"),
+        ([folder / "1", odd, picture], "is also of 9 pictures"),
+        ([folder, odd, picture, picture], "has no records of 1 pictures, such as .*00.png"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            resumed(paths)
+    if not options["features"]:
+        with pytest.raises(ValueError, match="with other settings: top=5"):
+            resumed([folder, odd, picture], top=3)
+    if name.endswith(".parquet"):
+        with pytest.raises(ValueError, match="with other settings: "):
+            resumed([folder, odd, picture], features=not options["features"])
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+@pytest.mark.parametrize("name", ["x.csv", "x.jsonl", "x.parquet", "x.npy"])
+@pytest.mark.parametrize("content", [b"precious", b"", b"\xff\0", b"[1]\n", b'{"path": 1}\n'])
+def test_what_is_no_output_of_ours_is_not_finished(folder, tmp_path, name, content):
+    if name.endswith(".parquet"):
+        pytest.importorskip("pyarrow")
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=r"was not written by .*--overwrite|has no records of 14"):
+        predict([folder], output=tmp_path / name, resume=True, features=name == "x.npy")
+    assert (tmp_path / name).read_bytes() == content
 
 
 @pytest.mark.parametrize("name", ["x.csv", "x.npy"])

@@ -182,14 +182,15 @@ def predict(parser: ArgumentParser) -> Any:
     parser.add_argument("--overwrite", action="store_true", help="replace the output, begin anew")
 
     def run(path: list[str], **options: Any) -> None:
-        from .predict import run
+        from .predict import Begun, run
 
         try:
             failed = run(path, **options)
-        except KeyboardInterrupt:
-            if options["output"] is None:
-                raise
+        except Begun:
             raise _Interrupted(without=("--overwrite", "--resume"), add=("--resume",)) from None
+        except KeyboardInterrupt:
+            # Nothing of this run is there: an output or a journal would be of an earlier one.
+            raise (KeyboardInterrupt if options["output"] is None else _Interrupted)() from None
         sys.exit(1 if failed else 0)
 
     return run

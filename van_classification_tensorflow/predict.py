@@ -67,8 +67,8 @@ def run(
         output: *.csv, *.jsonl or *.parquet; with `features` *.parquet or *.npy. None: a table
             on a terminal, JSON lines otherwise.
         features: Write pooled features instead of classes.
-        resume: Go on where a killed run with the same output stopped; nothing is left to do
-            where it is finished.
+        resume: Go on where a killed run with the same output stopped. Where it is finished, say
+            so and what failed; the inputs must be the same.
         overwrite: Replace `output`, and forget an unfinished run of it.
         stdin: Read where a path is "-".
         console: Where to report.
@@ -77,29 +77,31 @@ def run(
     Raises:
         ValueError: An argument is not allowed.
         OSError: The output cannot be written.
+        Begun: Ctrl-C; `resume` goes on.
     """
-    console = console or messages()
+    console, stdin = console or messages(), stdin or sys.stdin
     check_at_least("top", top, 1)
     _check_output(output, features, resume, overwrite)
     if output is None:
-        return _run(paths, weights, None, top, features, stdin or sys.stdin, console, options)
+        return _run(_inputs(paths, stdin, console), weights, None, top, features, console, options)
     with Journal(output, resume, features, overwrite) as journal:
+        inputs = _inputs(paths, stdin, console)
         if journal.finished:
-            say(console, f"{output} is finished: nothing to do; to make it anew: --overwrite")
-            return 0
-        return _run(paths, weights, journal, top, features, stdin or sys.stdin, console, options)
+            return _say_finished(output, inputs, None if features else top, console)
+        try:
+            return _run(inputs, weights, journal, top, features, console, options)
+        except KeyboardInterrupt:
+            if journal.begun:
+                raise Begun from None
+            raise
 
 
-def _run(
-    paths: Sequence[str],
-    weights: str,
-    journal: Journal | None,
-    top: int,
-    features: bool,
-    stdin: TextIO,
-    console: Console,
-    options: dict[str, Any],
-) -> int:
+class Begun(KeyboardInterrupt):
+    """Ctrl-C in a run that has a journal, so that it can be resumed."""
+
+
+def _inputs(paths: Sequence[str], stdin: TextIO, console: Console) -> list[str | bytes]:
+    """Every picture; there is one at least, and not all of them are missing."""
     left_out = LeftOut()
     inputs = list(expand(paths, stdin, left_out))
     if not inputs:
@@ -109,6 +111,66 @@ def _run(
         raise FileNotFoundError(f"{printable(inputs[0])}: no such file{more}")
     if left_out:
         say(console, str(left_out))
+    return inputs
+
+
+def _say_finished(
+    output: Path, inputs: Sequence[str | bytes], top: int | None, console: Console
+) -> int:
+    """Says that the output is there, and what failed; how many did.
+
+    Args:
+        output: Of an earlier run.
+        inputs: Of this one.
+        top: Classes for each picture; None for features.
+        console: Where to say it.
+
+    Raises:
+        ValueError: It is not the output for these inputs, or none at all.
+    """
+    try:
+        there = list(_READERS[output.suffix](output))
+        names = Counter(_utf8(record["path"]) for record in there)
+        errors = [str(record["error"]) for record in there if record["error"]]
+        kinds = {record["top"] for record in there if not record["error"]}
+    except Exception as error:  # whatever a file of something else may make a reader raise
+        raise ValueError(
+            f"{printable(output)} is there, and was not written by `van predict`; to replace it: "
+            "--overwrite"
+        ) from error
+    wanted = Counter(_utf8(name_of(source)) for source in inputs)
+    for more, what in ((wanted - names, "has no records of"), (names - wanted, "is also of")):
+        if more:
+            raise ValueError(
+                f"{printable(output)} is finished, and {what} {more.total():,} pictures, such as "
+                f"{printable(next(iter(more)))}: resume with the same inputs, or make it anew: "
+                "--overwrite"
+            )
+    if kinds and kinds != {top}:
+        was = ", ".join("features" if one is None else f"top={one}" for one in kinds)
+        raise ValueError(
+            f"{printable(output)} is finished, with other settings: {was}; to make it anew: "
+            "--overwrite"
+        )
+    say(
+        console,
+        f"{printable(output)} is finished: it has all {len(there):,} records (it does not say of "
+        "which weights); to make it anew: --overwrite",
+    )
+    if errors:
+        say_failures(console, f"{len(errors):,} of {len(there):,} failed", errors)
+    return len(errors)
+
+
+def _run(
+    inputs: list[str | bytes],
+    weights: str,
+    journal: Journal | None,
+    top: int,
+    features: bool,
+    console: Console,
+    options: dict[str, Any],
+) -> int:
     classifier = Classifier(weights, **options)
     if features:
         classifier.check_features()
@@ -287,6 +349,11 @@ class Journal:
 
     file: TextIO = io.StringIO()  # until `begin`
 
+    @property
+    def begun(self) -> bool:
+        """Whether this run writes its records down."""
+        return self.file is not Journal.file
+
     def begin(self, about: dict[str, Any], inputs: list[str | bytes]) -> list[str | bytes]:
         """The inputs that have no record yet."""
         done: Counter[str] = Counter()
@@ -429,6 +496,51 @@ def rows_beside(output: Path) -> Path:
     """The table of paths and errors, row by row, that stands beside an array of features."""
     return output.with_name(f"{output.name}.csv")
 
+
+def _read_csv(path: Path) -> Iterator[dict[str, Any]]:
+    with path.open(encoding="utf-8", newline="") as file:
+        reader = csv.DictReader(file, strict=True)
+        columns = reader.fieldnames or ()
+        if list(columns[:2]) != ["path", "error"]:
+            raise ValueError("the columns are others")
+        top = sum(name.startswith("label_") for name in columns)
+        for row in reader:
+            yield {"path": row["path"], "error": row["error"], "top": top}
+
+
+def _read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
+    with path.open("rb") as file:
+        for line in file:
+            record = json.loads(line)
+            yield {**record, "top": len(record["predictions"])}
+
+
+def _read_parquet(path: Path) -> Iterator[dict[str, Any]]:
+    from pyarrow import parquet
+
+    file = parquet.ParquetFile(path)
+    column = "features" if "features" in file.schema_arrow.names else "predictions"
+    for batch in file.iter_batches(columns=["path", "error", column]):
+        for record in batch.to_pylist():
+            yield {**record, "top": len(record[column] or ()) if column != "features" else None}
+
+
+def _read_npy(path: Path) -> Iterator[dict[str, Any]]:
+    rows = np.load(path, mmap_mode="r", allow_pickle=False).shape[0]
+    there = list(_read_csv(rows_beside(path)))
+    if len(there) != rows:
+        raise ValueError(f"{rows_beside(path)} is of another array")
+    for row in there:
+        yield {**row, "top": None}
+
+
+# Each record's path and error, and how many classes it names; None: it has features.
+_READERS = {
+    ".csv": _read_csv,
+    ".jsonl": _read_jsonl,
+    ".parquet": _read_parquet,
+    ".npy": _read_npy,
+}
 
 _WRITERS = {
     ".csv": _write_csv,
