@@ -1,6 +1,8 @@
 """What a command line names, expanded: every picture once, in order, whatever its name."""
 
+import gzip
 import io
+import lzma
 import os
 import stat
 
@@ -132,6 +134,37 @@ def test_a_picture_on_stdin(kind):
     assert piped(b"BMW.png\nRIFF.webp\n") == ["BMW.png", "RIFF.webp"]
     heic = b"\0\0\0\x18ftypheic" + bytes(50)  # its record will say what it is
     assert piped(heic) == [heic]
+
+
+def test_bytes_that_are_neither_picture_nor_list_are_one_input(tmp_path, monkeypatch):
+    noise = np.random.default_rng(0).bytes(50_000)
+    for data in (gzip.compress(noise), gzip.compress(b""), lzma.compress(noise), b"\1" + noise):
+        assert piped(data) == [data]
+    # A name may be of any bytes, if there is something of that name.
+    monkeypatch.chdir(tmp_path)
+    for end in (b"\n", b"\0"):
+        (tmp_path / "a\x1b.png").touch()
+        assert piped(b"a\x1b.png" + end + b"\2" + end) == ["a\x1b.png", "\2"]
+
+
+@pytest.mark.parametrize("end", [b"", b"\0"])
+def test_a_name_without_an_end_is_refused_early(end):
+    class Endless(io.RawIOBase):
+        given = 0
+
+        def readable(self):
+            return True
+
+        def readinto(self, buffer):
+            assert self.given < 1 << 20
+            begins = b"a" + end if not self.given else b""
+            buffer[:] = begins.ljust(len(buffer), b"x")
+            self.given += len(buffer)
+            return len(buffer)
+
+    stdin = io.TextIOWrapper(io.BufferedReader(Endless()))
+    with pytest.raises(ValueError, match=r"more than 65,536 bytes .* neither a picture nor a list"):
+        list(expand(["-"], stdin))
 
 
 def test_pictures_in_folders_are_known_by_content(tree):

@@ -1,5 +1,6 @@
 """PNG files by their chunks: what the pixels do not need harms nothing, what they need is named."""
 
+import io
 import struct
 import time
 import zlib
@@ -9,6 +10,7 @@ import pytest
 from PIL import Image
 
 from tests.test_images import TURNS, chunk, png, saved, shown
+from van_classification_tensorflow import png_file
 from van_classification_tensorflow.images import ImageError, open_image
 
 COLOUR = np.random.Generator(np.random.PCG64(2)).integers(0, 256, (3, 4, 3), dtype=np.uint8)
@@ -107,6 +109,57 @@ def test_no_more_is_kept_than_pixels_can_need():
     data = WHOLE[:33] + 80 * chunk(b"IDAT", bytes(1_000)) + WHOLE[33:]
     with pytest.raises(ImageError, match="more bytes than its pixels can have"):
         open_image(data)
+
+
+@pytest.mark.parametrize(("bits", "colour"), [(1, 0), (2, 3), (8, 4), (8, 2), (16, 2), (16, 6)])
+def test_what_is_kept_is_bound_by_the_bits_of_a_pixel(bits, colour):
+    samples = {0: 1, 3: 1, 4: 2, 2: 3, 6: 4}[colour]
+    size, bytes_of_pixels = (2_000, 1_000), 2_000 * 1_000 * bits * samples // 8
+    rows = [bytes(size[0] * bits * samples // 8)] * size[1]
+    whole = png(size, bits, colour, rows, *([chunk(b"PLTE", bytes(3))] if colour == 3 else []))
+    more = (bytes_of_pixels + 500_000) * 5 // 4
+    data = whole.replace(chunk(b"IEND", b""), chunk(b"IDAT", bytes(more)))
+    with pytest.raises(ImageError, match="more bytes than its pixels can have"):
+        open_image(data)
+
+
+@pytest.mark.parametrize(("bits", "colour"), [(1, 0), (2, 3), (8, 4), (8, 2), (16, 2), (16, 6)])
+def test_pixels_that_do_not_pack_are_within_the_bound(bits, colour):
+    """As badly as zlib can: not at all, each row flushed."""
+    samples = {0: 1, 3: 1, 4: 2, 2: 3, 6: 4}[colour]
+    for width, height in ((1, 5_000), (5_000, 1), (300, 300)):
+        row = bytes((width * bits * samples + 7) // 8)
+        packer = zlib.compressobj(0)
+        parts = [packer.compress(b"\0" + row) + packer.flush(zlib.Z_SYNC_FLUSH)] * height
+        pixels = chunk(b"IDAT", b"".join(parts) + packer.flush())
+        head = chunk(b"IHDR", struct.pack(">2I5B", width, height, bits, colour, 0, 0, 0))
+        data = WHOLE[:8] + head + pixels + chunk(b"IEND", b"")
+        png_file.essential(io.BytesIO(data), lambda *_: None, lambda _: None)
+
+
+@pytest.mark.parametrize("keyword", [b"Raw profile type exif", b"XML:com.adobe.xmp"])
+@pytest.mark.parametrize("broken_off", [True, False])
+def test_little_is_unpacked_however_much_there_is(monkeypatch, keyword, broken_off):
+    unpacked, real = 0, zlib.decompressobj
+
+    class Counting:
+        def __init__(self):
+            self.packed = real()
+
+        def decompress(self, data, most):
+            nonlocal unpacked
+            unpacked += most
+            return self.packed.decompress(data, most)
+
+        unconsumed_tail = property(lambda self: self.packed.unconsumed_tail)
+
+    monkeypatch.setattr(png_file.zlib, "decompressobj", Counting)
+    packed = zlib.compress(bytes(1 << 20))
+    packed = packed[:-20] + b"\xff" * 20 if broken_off else packed
+    text = chunk(b"zTXt", keyword + b"\0\0" + packed)
+    data = png((4, 3), 8, 2, ROWS, *([text] * 2_000))
+    png_file.essential(io.BytesIO(data), lambda *_: None, lambda _: None)
+    assert unpacked <= 2 << 20
 
 
 def test_a_transparent_colour_of_16_bits_is_compared_whole():

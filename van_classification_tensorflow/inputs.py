@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import glob
 import os
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, BinaryIO, TextIO
@@ -18,7 +19,10 @@ from .labels import comparable
 
 _OF_THE_DESKTOP = ("thumbs.db", "desktop.ini")
 _FIRST = 8192  # bytes of the standard input that tell what it is; a path has at most 4096
+_LONGEST = 65_536  # bytes of what may still be a path
 _MOST_PIPED = 8 * MAX_PIXELS
+# What is in every kind of packed file, and hardly in a name.
+_CONTROL = re.compile(rb"[\x01-\x08\x0b\x0c\x0e-\x1f]")
 
 
 class LeftOut:
@@ -67,9 +71,13 @@ def expand(
         paths: Files (taken as they are, there or not); folders (`pictures_in`); patterns with
             `*`, `?`, `[` or `**` that the shell has left, for files and folders; "-" for the
             standard input: the bytes of one picture, or a list of paths, each ended by a newline
-            or, as by `find -print0`, by a NUL.
+            or, as by `find -print0`, by a NUL. Bytes that are neither count as one picture, which
+            cannot be read.
         stdin: Read for "-".
         left_out: Counts what is no picture.
+
+    Raises:
+        ValueError: The standard input has too much for a picture, or a name of too many bytes.
     """
     left_out = LeftOut() if left_out is None else left_out
     for path in paths:
@@ -94,16 +102,24 @@ def _from_stdin(stdin: TextIO) -> Iterator[str | bytes]:
         yield from filter(None, (line.rstrip("\r\n") for line in stdin))
         return
     first = stream.read(_FIRST)
-    if kind_of(first) or (b"\0" in first and other_kind(first)):
+    end = b"\0" if b"\0" in first else b"\n"
+    if kind_of(first) or (end == b"\0" and other_kind(first)) or _is_no_list(first, end):
         piped = first + stream.read(_MOST_PIPED)
         if len(piped) > _MOST_PIPED:
             raise ValueError(f"more than {_MOST_PIPED:,} bytes on the standard input")
         yield piped
         return
     # Bytes: a name need not be text.
-    for name in _separated(stream, first, b"\0" if b"\0" in first else b"\n"):
+    for name in _separated(stream, first, end):
         if name:
             yield os.fsdecode(name)
+
+
+def _is_no_list(first: bytes, end: bytes) -> bool:
+    """Whether a stream that begins so is of bytes that name nothing."""
+    if not _CONTROL.search(first):
+        return False
+    return not any(name and os.path.lexists(name) for name in first.split(end))
 
 
 def _separated(stream: BinaryIO, rest: bytes, end: bytes) -> Iterator[bytes]:
@@ -116,6 +132,11 @@ def _separated(stream: BinaryIO, rest: bytes, end: bytes) -> Iterator[bytes]:
         if not piece:
             yield rest.rstrip(strip) if strip else rest
             return
+        if len(rest) > _LONGEST:
+            raise ValueError(
+                f"more than {_LONGEST:,} bytes on the standard input without the end of a line or "
+                "a NUL: neither a picture nor a list of paths"
+            )
         rest += piece
 
 

@@ -10,8 +10,10 @@ from typing import BinaryIO
 
 HEAD = b"\x89PNG\r\n\x1a\n"
 _MOST_CHUNKS = 200_000
-_MOST_EXTRA = 1 << 20  # bytes of a chunk beside the pixels
+_MOST_EXTRA = 1 << 20  # bytes of a chunk beside the pixels, and of all that is unpacked to look
+_SAMPLES = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # of a pixel, by its kind of colour
 _PIECE = 1 << 20  # bytes read at once
+_UNPACKED = 1 << 16  # bytes unpacked at once
 # Where programs note how the picture is turned, beside the chunk eXIf.
 _KEYWORDS = (b"Raw profile type exif", b"Raw profile type APP1", b"XML:com.adobe.xmp")
 
@@ -35,19 +37,19 @@ def essential(
     Raises:
         ValueError: A chunk that the pixels need is damaged or unknown; names it.
     """
-    kept, left = io.BytesIO(HEAD), 0
+    kept, left, extra = io.BytesIO(HEAD), 0, _Extra(file)
     seen: set[bytes] = set()
     kept.seek(len(HEAD))
     for at, kind, length in _chunks(file):
         name = f"the chunk {kind.decode('ascii')} at byte {at:,}"
         if kind == b"acTL":
             check_frames(int.from_bytes(file.read(4), "big"))
-        if not _is_needed(file, at, kind, length) or (kind != b"IDAT" and kind in seen):
+        if (kind != b"IDAT" and kind in seen) or not extra.is_needed(at, kind, length):
             continue
         if kind == b"IHDR":
-            width, height, bits = struct.unpack(">2IB", file.read(9).ljust(9, b"\0"))
+            width, height, bits, colour = struct.unpack(">2I2B", file.read(10).ljust(10, b"\0"))
             check_size(width, height)
-            left = 65_536 + 4 * (width + 7) * (height + 7) * max(bits, 8) // 8 * 2
+            left = _most_packed(width, height, min(bits, 16) * _SAMPLES.get(colour, 4))
         elif not seen:
             raise ValueError(f"damaged: it begins with {name} instead of IHDR")
         if kind != b"IDAT" and length > _MOST_EXTRA:
@@ -86,28 +88,57 @@ def _chunks(file: BinaryIO) -> Iterator[tuple[int, bytes, int]]:
     raise ValueError(f"more than {_MOST_CHUNKS:,} chunks")
 
 
-def _is_needed(file: BinaryIO, at: int, kind: bytes, length: int) -> bool:
-    if kind in (b"IHDR", b"PLTE", b"IDAT", b"tRNS"):
+def _most_packed(width: int, height: int, bits: int) -> int:
+    """More bytes than any writer makes of so many pixels of so many bits.
+
+    Interlaced, a picture has up to 15 rows for 8, and begins a byte with each of them.
+    """
+    pixels = (width + 7) * (height + 7) * bits // 8
+    return 65_536 + (pixels + 16 * (height + 7)) * 5 // 4
+
+
+class _Extra:
+    """Tells which chunks are needed, unpacking 1 MB of text at most, however many there are.
+
+    Args:
+        file: The PNG.
+    """
+
+    def __init__(self, file: BinaryIO):
+        self.file, self.left = file, _MOST_EXTRA - 1
+
+    def is_needed(self, at: int, kind: bytes, length: int) -> bool:
+        if kind in (b"IHDR", b"PLTE", b"IDAT", b"tRNS"):
+            return True
+        if kind[:1].isupper():
+            name = kind.decode("ascii")
+            raise ValueError(f"it needs a reader of the chunk {name}, not part of PNG")
+        if length > _MOST_EXTRA:
+            return False
+        if kind not in (b"tEXt", b"zTXt", b"iTXt"):
+            return kind == b"eXIf"
+        self.file.seek(at + 8)
+        text = self.file.read(length)
+        keyword, _, rest = text.partition(b"\0")
+        if keyword not in _KEYWORDS or (kind == b"iTXt" and rest[:1] != b"\0"):
+            return False
+        return kind != b"zTXt" or self._unpacks(rest[1:])
+
+    def _unpacks(self, data: bytes) -> bool:
+        """Whether packed text is whole, and not more than Pillow takes."""
+        packed = zlib.decompressobj()
+        while data:
+            some = min(self.left, _UNPACKED)
+            if not some:
+                return False
+            self.left -= some
+            try:
+                found = packed.decompress(data, some)
+            except zlib.error:
+                return False
+            self.left += some - len(found)
+            data = packed.unconsumed_tail
         return True
-    if kind[:1].isupper():
-        raise ValueError(f"it needs a reader of the chunk {kind.decode('ascii')}, not part of PNG")
-    if length > _MOST_EXTRA:
-        return False
-    if kind not in (b"tEXt", b"zTXt", b"iTXt"):
-        return kind == b"eXIf"
-    file.seek(at + 8)
-    text = file.read(length)
-    keyword, _, rest = text.partition(b"\0")
-    if keyword not in _KEYWORDS or (kind == b"iTXt" and rest[:1] != b"\0"):
-        return False
-    if kind != b"zTXt":
-        return True
-    packed = zlib.decompressobj()
-    try:
-        packed.decompress(rest[1:], _MOST_EXTRA - 1)
-    except zlib.error:
-        return False
-    return not packed.unconsumed_tail
 
 
 def _copy(file: BinaryIO, at: int, length: int, kept: io.BytesIO) -> bool:
