@@ -184,7 +184,9 @@ def test_average_accumulation_and_loss_scale_together(dtype):
         optimizer.finalize_variable_values(variables)  # what `fit` ends with
         found.append([ops.convert_to_numpy(ops.cast(v.value, "float32")) for v in variables])
     for with_scale, without in zip(*found, strict=True):
-        np.testing.assert_array_equal(with_scale, without)
+        # XLA may join the scale to another product, which is then rounded once instead of twice:
+        # on JAX 3 units in the last place after 6 steps, elsewhere none.
+        np.testing.assert_array_max_ulp(with_scale, without, maxulp=6)
     for average, last, first in zip(found[0], before, start.values(), strict=True):
         assert (average > last).all()
         # It starts at the first update's result; bfloat16 would leave it at 0.999 ** 4 or at 1.
