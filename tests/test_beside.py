@@ -1,16 +1,21 @@
 """What other code bases write beside the tensors is taken, or refused by name."""
 
 import json
+import pickle
+import re
 import shutil
+import tracemalloc
 
 import numpy as np
 import pytest
+from PIL import Image
 from safetensors.numpy import load_file, save_file
 
+from van_classification_tensorflow import torch_file
 from van_classification_tensorflow.beside import of_openmmlab, of_timm, to_transformers
 from van_classification_tensorflow.checkpoint import CheckpointError, read_checkpoint, read_weights
 from van_classification_tensorflow.classifier import Classifier
-from van_classification_tensorflow.convert import convert
+from van_classification_tensorflow.convert import convert, write_safetensors
 from van_classification_tensorflow.names import spell
 from van_classification_tensorflow.preprocessing import Preprocessing
 from van_classification_tensorflow.pretrained import open_pretrained
@@ -108,6 +113,9 @@ def test_a_folder_of_transformers_says_labels_and_preprocessing(tmp_path):
         ({"image_mean": ["a"]}, "image_mean"),
         ({"image_std": 0}, "`std` divides"),
         ({"rescale_factor": None, "do_rescale": "yes"}, "do_rescale 'yes'"),
+        ({"rescale_factor": 10**400}, "rescale_factor a number of 1,329 bits"),
+        ({"rescale_factor": 1e-320}, "`mean` must hold one finite number"),
+        ({"crop_pct": 5e-324}, "crop_pct 5e-324"),
         ({"size": 64, "do_center_crop": True, "crop_size": 32}, "crop_size 32 after `size`"),
         ([], "is no JSON object"),
     ],
@@ -115,14 +123,15 @@ def test_a_folder_of_transformers_says_labels_and_preprocessing(tmp_path):
 def test_processors(tmp_path, processor, expected):
     place = folder(tmp_path / "hf", processor=processor)
     if isinstance(expected, str):
-        with pytest.raises(CheckpointError, match="what it says of itself") as caught:
-            open_pretrained(place)
+        with pytest.raises(CheckpointError, match="its preprocessing cannot be taken") as caught:
+            open_pretrained(place).check()
         assert expected in str(caught.value)
         assert len(str(caught.value).splitlines()) == 1
-        # The weights alone are read.
-        assert read_weights(place).architecture.num_classes == 10
+        # The weights are read, and answered with a preprocessing of one's own.
+        assert Classifier(place, preprocessing=Preprocessing(64)).labels[0].name == OWN[0]
         return
     opened = open_pretrained(place)
+    opened.check()
     before, side, interpolation, *resize = expected
     found = opened.preprocessing
     assert (found.resize_to, found.input_size, found.interpolation) == (before, side, interpolation)
@@ -159,6 +168,7 @@ def test_every_way_to_scale_is_the_same_normalisation(tmp_path):
         ({"patch_sizes": []}, "patch_sizes"),
         ({"layer_scale_init_value": 0}, "layer_scale_init_value 0"),
         ({"layer_scale_init_value": None}, "layer scale is on"),
+        ({"layer_scale_init_value": 10**400}, "layer scale is on"),
         ({"model_type": "convnext"}, "of a model of type 'convnext'"),
         ({"num_channels": 1}, "num_channels 1"),
         ({"depths": [1, 1, 1, 1]}, "depths"),
@@ -187,8 +197,17 @@ def test_another_architecture_is_refused_by_name(tmp_path, config, says):
     ],
 )
 def test_labels_that_make_no_sense(tmp_path, config, says):
+    place = folder(tmp_path / "hf", config)
     with pytest.raises(CheckpointError, match=says):
-        open_pretrained(folder(tmp_path / "hf", config))
+        Classifier(place)
+    if "problem_type" in config:
+        with pytest.raises(CheckpointError, match=says):
+            convert(place, tmp_path / "x.safetensors")
+        return
+    assert [label.name for label in Classifier(place, labels=OWN).labels] == OWN
+    report = convert(place, tmp_path / "x.safetensors")  # the way out of a command
+    assert any(re.search(f"its labels is left out: .*{says}", note) for note in report.notes)
+    assert open_pretrained(tmp_path / "x.safetensors").labels is None
 
 
 def test_what_stands_beside_the_tensors_is_read_with_care(tmp_path):
@@ -196,12 +215,18 @@ def test_what_stands_beside_the_tensors_is_read_with_care(tmp_path):
     for text, says in (
         (b'{"model_type": "van", "model_type": "van"}', "config.json has a key twice"),
         (b"[1]", "config.json is no JSON object"),
+        (b"null", "config.json is no JSON object"),
         (b'{"a": ' * 100_000, "nested too deep|no JSON"),
         (b" " * (8 << 20) + b"{}", "more than 8,388,608 bytes"),
     ):
         (place / "config.json").write_bytes(text)
         with pytest.raises(CheckpointError, match=says):
             read_checkpoint(place)
+    (place / "config.json").write_text('{"model_type": "van"}')
+    (place / "preprocessor_config.json").write_text("null")
+    with pytest.raises(CheckpointError, match=r"preprocessor_config\.json is no JSON"):
+        Classifier(place)
+    (place / "preprocessor_config.json").unlink()
     # One of something else, in a folder of other things: not taken.
     (place / "config.json").write_text('{"name": "my project"}')
     assert open_pretrained(place / "model.safetensors").labels is None
@@ -252,7 +277,6 @@ def test_a_thousand_own_classes_are_not_imagenets(tmp_path, thousand):
 
 
 def test_arguments_of_timm():
-    assert Preprocessing.from_dict(of_timm({"lr": 1e-3})["preprocessing"]) == Preprocessing()
     args = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225], "crop_pct": 0.95}
     args |= {"img_size": 256, "input_size": None, "interpolation": "", "num_classes": 10}
     found = Preprocessing.from_dict(of_timm(args)["preprocessing"])
@@ -261,9 +285,61 @@ def test_arguments_of_timm():
     found = Preprocessing.from_dict(of_timm(args)["preprocessing"])
     assert (found.input_size, found.interpolation) == (192, "bilinear")
     assert found.mean == (0.4, 0.4, 0.4)
-    for wrong in ({"mean": "x"}, {"crop_pct": 0}, {"input_size": []}, {"interpolation": "random"}):
-        assert "its `args`: " in of_timm(wrong)["problem"]
-    assert "border" in of_timm({"crop_mode": "border"})["problem"]
+    for wrong in (
+        *({"mean": "x"}, {"crop_pct": 0}, {"input_size": []}, {"interpolation": "random"}),
+        *({"mean": [10**400] * 3}, {"crop_pct": 1e-320}, {"input_size": [3, 224, 256]}),
+    ):
+        assert "its `args`: " in of_timm(wrong)["problems"]["preprocessing"]
+    assert "border" in of_timm({"crop_mode": "border"})["problems"]["preprocessing"]
+    # As other scripts say the same.
+    args = {"img_size": [64, 64], "interpolation": 3, "crop_pct": 1.0}
+    found = of_timm(args | {"imagenet_default_mean_and_std": True, "mean": None})
+    assert Preprocessing.from_dict(found["preprocessing"]) == Preprocessing(64, 1.0, **IMAGENET)
+    assert "assumed" not in found
+
+
+@pytest.fixture
+def saying(tmp_path, monkeypatch):
+    """Weights of a file of `torch.save` with any plain data beside them."""
+    plain = lambda value: pickle.dumps(value, 2)[2:-1]  # noqa: E731
+    monkeypatch.setattr(torch_file, "_plain", plain)
+
+    def write(beside, tensors=None):
+        write_torch(tmp_path / "said.pth", tensors or official(), beside=beside)
+        return tmp_path / "said.pth"
+
+    return write
+
+
+def test_lists_that_hold_one_another_are_not_written_out(saying):
+    value = ["ab"]
+    for _ in range(6):
+        value = [value] * 10
+    tracemalloc.start()
+    try:
+        for name in ("crop_mode", "mean", "interpolation", "input_size"):
+            assert name in of_timm({name: value})["problems"]["preprocessing"]
+            with pytest.raises(ValueError, match=r"\.\.\."):
+                Preprocessing(**{"mean": value} if name == "crop_mode" else {name: value})
+        assert tracemalloc.get_traced_memory()[1] < 1_000_000
+    finally:
+        tracemalloc.stop()
+    for _ in range(30):
+        value = [value] * 10
+    with pytest.raises(CheckpointError, match="crop_mode"):
+        open_pretrained(saying({"args": {"crop_mode": value}})).check()
+
+
+def test_what_args_leave_open_is_assumed_and_said(saying):
+    assert "preprocessing" not in of_timm({"lr": 1e-3})
+    for args, says in (({"lr": 0.1}, "does not say how"), ({"crop_pct": 0.95}, "Nothing is said")):
+        opened = open_pretrained(saying({"args": args}))
+        assert says in opened.remarks()
+        assert says not in opened.remarks(preprocessing=Preprocessing())
+    assert (opened.preprocessing, "input_size, interpolation, mean, std" in opened.remarks()) == (
+        Preprocessing(crop_pct=0.95),
+        True,
+    )
 
 
 @pytest.mark.parametrize("file", ["micro_official.pth.tar", "micro_official_legacy.pth.tar"])
@@ -271,7 +347,8 @@ def test_a_training_checkpoint_of_timm(file):
     opened = open_pretrained(GOLDEN / file)
     args = read_checkpoint(GOLDEN / file).metadata["args"]
     assert args["model"]
-    assert opened.preprocessing == Preprocessing()
+    assert opened.preprocessing is None
+    assert "It does not say how" in opened.remarks()
     assert "It names no classes" in opened.remarks()
 
 
@@ -282,6 +359,57 @@ def test_what_is_wrong_is_told_in_one_short_line(tmp_path):
         open_pretrained(tmp_path / "x.safetensors")
     assert len(str(caught.value)) < 1000
     assert len(str(caught.value).splitlines()) == 1
+
+
+def grey():
+    tensors = official()
+    tensors["patch_embed1.proj.weight"] = tensors["patch_embed1.proj.weight"][:, :1]
+    return tensors
+
+
+@pytest.mark.parametrize(
+    ("args", "expected", "says"),
+    [
+        ({"lr": 1}, Preprocessing(mean=(0.5,), std=(0.5,)), "does not say how"),
+        ({"img_size": 64}, Preprocessing(64, mean=(0.5,), std=(0.5,)), "Nothing is said of crop"),
+        (
+            {"input_size": [1, 64, 64], "mean": [0.1307], "std": [0.3081]},
+            Preprocessing(64, mean=(0.1307,), std=(0.3081,)),
+            "Nothing is said of crop",
+        ),
+        (IMAGENET, Preprocessing(mean=(0.5,), std=(0.5,)), "not that of 1 channels"),
+    ],
+)
+def test_grey_checkpoints_with_args(saying, tmp_path, args, expected, says):
+    source = saying({"args": args}, grey())
+    found = Classifier(source)
+    assert found.preprocessing == expected
+    assert says in found.notes
+    convert(source, tmp_path / "hf", naming="huggingface")
+    written = json.loads((tmp_path / "hf" / "preprocessor_config.json").read_text())
+    assert written["image_mean"] == list(expected.mean)
+
+
+def test_a_folder_of_timm(tmp_path):
+    stated = {"mean": IMAGENET["mean"], "std": IMAGENET["std"], "crop_pct": 1.0}
+    stated |= {"interpolation": "bilinear", "input_size": [3, 64, 64]}
+    config = {"architecture": "van_b0", "num_classes": 10, "label_names": OWN}
+    save_file(official(), tmp_path / "model.safetensors")
+    place = tmp_path / "config.json"
+    place.write_text(json.dumps(config | {"pretrained_cfg": stated}))
+    opened = open_pretrained(tmp_path)
+    assert opened.preprocessing == Preprocessing(64, 1.0, "bilinear", **IMAGENET)
+    assert (opened.labels, opened.remarks()) == (tuple(OWN), "")
+    for wrong, says in (
+        ({"pretrained_cfg": stated | {"input_size": [3, 64, 96]}}, "not square"),
+        ({"pretrained_cfg": stated, "label_names": {"a": 1}}, "must be a list of texts"),
+        ({"pretrained_cfg": stated, "label_names": ["a"]}, "Received: 1 names"),
+    ):
+        place.write_text(json.dumps(config | wrong))
+        with pytest.raises(CheckpointError, match=says):
+            Classifier(tmp_path)
+    place.write_text(json.dumps(config | {"pretrained_cfg": None}))
+    assert "does not say how" in open_pretrained(tmp_path).remarks()
 
 
 # --- OpenMMLab ---
@@ -335,12 +463,18 @@ def test_meta_of_openmmlab():
         (PIPELINE.replace("scale=248", "scale=(248, 300)"), "cannot be followed"),
         (PIPELINE.replace("scale=248", "scale='248'"), "a whole number"),
         (PIPELINE.replace("'bicubic'", "'area'"), "`interpolation` must be one of"),
-        (PIPELINE.replace("mean=[", "mean=['a', "), "unsupported operand"),
+        (PIPELINE.replace("mean=[", "mean=['a', "), "mean ['a'"),
+        (PIPELINE.replace("mean=[123.675", f"mean=[1{'0' * 400}"), "a number of 1,329 bits"),
         (PIPELINE.replace("scale=248", "scale=100"), "a crop of 224 pixels out of 100"),
+        (PIPELINE.replace("crop_size=224", "efficientnet_style=True, crop_size=224"), "efficient"),
+        (
+            PIPELINE.replace("dict(type='PackInputs')", "dict(type='Resize', scale=64)"),
+            "Resize at that place",
+        ),
     ],
 )
 def test_pipelines_that_cannot_be_followed(text, says):
-    assert says in of_openmmlab({"cfg": text})["problem"]
+    assert says in of_openmmlab({"cfg": text})["problems"]["preprocessing"]
 
 
 @pytest.mark.parametrize(
@@ -353,6 +487,7 @@ def test_pipelines_that_cannot_be_followed(text, says):
         "((((" * 1000,
         "-" * 90_000 + "1",
         "x = " + "1" + "+1" * 40_000,
+        "x = -1" + "0" * 400,
         "\0",
         "a" * 200_000,
     ],
@@ -362,6 +497,37 @@ def test_a_configuration_text_is_never_run(text):
     assert found["labels"] == OWN
     assert "preprocessing" not in found
     assert found["notes"] == ["The configuration text in its `meta` could not be read."]
+
+
+def test_heads_of_openmmlab(saying):
+    head = "model = dict(type='ImageClassifier', head=dict(type='mmpretrain.{}'))\n"
+    for kind, expected in (("LinearClsHead", "softmax"), ("MultiLabelLinearClsHead", "sigmoid")):
+        opened = open_pretrained(saying({"meta": {"cfg": head.format(kind)}}))
+        assert opened.activation == expected
+        assert Classifier(saying({"meta": {"cfg": head.format(kind)}})).activation == expected
+    with pytest.raises(CheckpointError, match="a head of type 'OrdinalHead' cannot be followed"):
+        Classifier(saying({"meta": {"cfg": head.format("OrdinalHead")}}))
+
+
+def test_what_cannot_be_followed_stops_no_model(saying, capsys):
+    from van_classification_tensorflow import VAN
+    from van_classification_tensorflow.cli import main
+
+    source = saying({"args": {"crop_mode": "border"}})
+    with pytest.warns(UserWarning, match="its preprocessing cannot be taken, and the model has no"):
+        assert VAN(pretrained=source).preprocessing is None
+    Image.new("RGB", (8, 8)).save(source.with_name("p.png"))
+    assert main(["predict", str(source.with_name("p.png")), "--weights", str(source)]) != 0
+    assert "its preprocessing cannot be taken: its `args`: crop_mode" in capsys.readouterr().err
+
+
+def test_a_backbone_in_another_model_is_read(saying):
+    text = "test_pipeline = [dict(type='MultiScaleFlipAug', img_scale=(2048, 512), flip=False)]"
+    tensors = {n: a for n, a in official().items() if not n.startswith("head.")}
+    found = Classifier(saying({"meta": {"CLASSES": ["a", "b"], "config": text}}, tensors))
+    assert found.labels == ()
+    assert "the step 'MultiScaleFlipAug' cannot be followed" in found.notes
+    assert "published ImageNet-1k" in found.notes
 
 
 def test_resized_by_opencv_is_said():
@@ -430,6 +596,31 @@ def test_files_of_tensors_alone_say_what_is_left_out(tmp_path):
     assert read_checkpoint(tmp_path / "pytorch_model.bin").wrapper == ""  # as transformers reads
 
 
+@pytest.mark.parametrize("said", ["relu", ["x"]])
+@pytest.mark.parametrize("target", ["m.pth", "x.safetensors", "hf", "k.keras"])
+def test_scores_that_are_no_probabilities_are_not_written_as_such(tmp_path, target, said):
+    card = {"classifier_activation": said}
+    write_safetensors(tmp_path / "source.safetensors", official(), card)
+    naming = "huggingface" if target == "hf" else None
+    with pytest.raises(ValueError, match="its scores are no probabilities"):
+        convert(tmp_path / "source.safetensors", tmp_path / target, naming=naming)
+    assert not (tmp_path / target).exists()
+
+
+def test_a_card_cannot_speak_for_the_reader(tmp_path):
+    source = tmp_path / "source.safetensors"
+    for said in ({"notes": ["\x1b[2J evil"]}, {"notes": 5}, {"problems": 5}, {"origin": 1}):
+        write_safetensors(source, official(), {"labels": OWN, **said})
+        opened = open_pretrained(source)
+        opened.check()
+        assert (opened.labels, opened.notes) == (tuple(OWN), "")
+    for said in ({"\x1b[2J": 1}, {"\x1b[2J": 1, "problem": 2}, {"mean": "\x1b"}):
+        write_safetensors(source, official(), {"preprocessing": said})
+        with pytest.raises(CheckpointError) as caught:
+            open_pretrained(source)
+        assert str(caught.value).isprintable()
+
+
 # --- Folders ---
 
 
@@ -462,6 +653,8 @@ def test_folders_in_several_files(tmp_path, ending):
         found = open_pretrained(path)
         assert found.labels == tuple(OWN)
         assert "3 files" in found.weights.source.layout
+        with pytest.raises(CheckpointError, match="model_ema"):
+            read_checkpoint(path, wrapper="model_ema")
         for name, array in found.weights.tensors.items():
             np.testing.assert_array_equal(array, expected[name])
 

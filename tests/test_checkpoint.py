@@ -222,3 +222,13 @@ def test_an_incomplete_file_is_refused_with_its_name(tmp_path, official):
     save_file(tensors, tmp_path / "x.safetensors")
     with pytest.raises(CheckpointError, match=r"x\.safetensors was refused.*missing \(1\)"):
         read_weights(tmp_path / "x.safetensors")
+
+
+def test_long_names_make_no_long_messages(tmp_path):
+    places = ("x" * 100_000 + ".a.", "x" * 100_000 + ".b.", "x" * 900 + ".a.", "x" * 900 + ".b.")
+    for pair in (places[:2], places[2:]):
+        named = {f"{one}patch_embed1.proj.weight": np.zeros(1) for one in pair}
+        save_file(named, tmp_path / "x.safetensors")
+        with pytest.raises(CheckpointError, match=r"too long|several VANs") as caught:
+            read_checkpoint(tmp_path / "x.safetensors")
+        assert len(str(caught.value)) < 1500

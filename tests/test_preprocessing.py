@@ -48,7 +48,7 @@ def test_preprocessing_reads_like_a_sentence_and_survives_json():
         ({"mean": (0.5,)}, "`mean` and `std`"),
         ({"std": (0.5, 0.5, 0.0)}, "`std` divides"),
         ({"std": (float("inf"),) * 3}, "`std`"),
-        ({"crop": 0.9}, "Received also: crop"),
+        ({"crop": 0.9}, "Received also: ['crop']"),
     ],
 )
 def test_preprocessing_refuses(wrong, says):

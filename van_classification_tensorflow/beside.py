@@ -3,8 +3,9 @@
 transformers' `config.json` and `preprocessor_config.json`, OpenMMLab's `meta`, timm's `args`: plain
 data by the time it comes here, and data of strangers: every value is checked, nothing is run.
 The readers give a dictionary as a file of this package says it of itself: "labels" (None: it has
-names for none), "preprocessing", "classifier_activation"; and "origin", where it stands; "notes",
-what one should know; "problem", why the preprocessing cannot be followed.
+names for none), "preprocessing", "classifier_activation"; and what only they give (`ONLY_HERE`):
+"origin", where it stands; "notes", what one should know; "assumed", what it leaves open of the
+preprocessing; "problems", {one of the first three: why it cannot be followed}.
 """
 
 from __future__ import annotations
@@ -12,13 +13,16 @@ from __future__ import annotations
 import ast
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
+from .config import shown
 from .labels import imagenet_classes, labels_of
 from .names import Architecture
 from .preprocessing import Preprocessing
 
+ONLY_HERE = frozenset(("origin", "notes", "assumed", "problems"))
 OPENMMLAB = "OpenMMLab's `meta`"  # where about["origin"] is that
 
 _CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -38,20 +42,20 @@ def check_transformers(config: Any) -> None:
     problems = []
     kind = config.get("model_type", "van")
     if kind != "van":
-        raise ValueError(f"config.json is of a model of type {_shown(kind)}; expected 'van'")
+        raise ValueError(f"config.json is of a model of type {shown(kind)}; expected 'van'")
     for key, allowed in (("hidden_act", ("gelu", "gelu_python")), ("layer_norm_eps", (1e-6,))):
         if key in config and (isinstance(config[key], bool) or config[key] not in allowed):
-            problems.append(f"{key} {_shown(config[key])} (here: {allowed[0]})")
+            problems.append(f"{key} {shown(config[key])} (here: {allowed[0]})")
     for key, first in (("patch_sizes", 7), ("strides", 4)):
         value = config.get(key)
         rest = 3 if key == "patch_sizes" else 2
         if key in config and not (
             isinstance(value, list) and value == [first, *[rest] * (len(value) - 1)]
         ):
-            problems.append(f"{key} {_shown(value)} (here: {first}, then {rest})")
+            problems.append(f"{key} {shown(value)} (here: {first}, then {rest})")
     scale = config.get("layer_scale_init_value", 0.01)
     if not _is_number(scale) or not scale > 0:
-        problems.append(f"layer_scale_init_value {_shown(scale)} (here: layer scale is on)")
+        problems.append(f"layer_scale_init_value {shown(scale)} (here: layer scale is on)")
     if problems:
         raise ValueError(
             "config.json describes another model than the VAN built here: " + "; ".join(problems)
@@ -66,39 +70,49 @@ def check_sizes(config: Mapping[str, Any], architecture: Architecture) -> None:
         "depths": list(architecture.depths),
     }
     problems = [
-        f"{key} {_shown(config[key])} (tensors: {value})"
+        f"{key} {shown(config[key])} (tensors: {value})"
         for key, value in found.items()
         if key in config and config[key] != value
     ]
     mine, ratios = list(architecture.config.mlp_ratios), config.get("mlp_ratios")
     if "mlp_ratios" in config and ratios != mine:
-        problems.append(f"mlp_ratios {_shown(ratios)} (tensors: {mine})")
+        problems.append(f"mlp_ratios {shown(ratios)} (tensors: {mine})")
     if problems:
         raise ValueError("config.json contradicts the tensors: " + "; ".join(problems))
 
 
-def of_transformers(config: Any, processor: Any) -> dict[str, Any]:
+def of_transformers(files: Mapping[str, Any]) -> dict[str, Any]:
     """What a folder of transformers says.
 
     Args:
-        config: `config.json`; None: not there.
-        processor: `preprocessor_config.json`; None: not there.
+        files: "config.json" and "preprocessor_config.json", as far as they are there.
     """
-    about: dict[str, Any] = {"origin": "config.json"}
+    about: dict[str, Any] = {"origin": "config.json", "problems": {}}
     channels = 3
-    try:
-        if isinstance(config, dict):
+    if "config.json" in files:
+        config = files["config.json"]
+        channels = config.get("num_channels", 3)
+        with _problem(about, "classifier_activation"):
+            about["classifier_activation"] = _activation_of_transformers(config)
+        with _problem(about, "labels"):
             about |= _labels_of_transformers(config)
-            channels = config.get("num_channels", 3)
-        if processor is not None:
+    if "preprocessor_config.json" in files:
+        with _problem(about, "preprocessing"):
+            processor = files["preprocessor_config.json"]
             about |= _preprocessing_of_transformers(processor, 1 if channels == 1 else 3)
-    except ValueError as error:
-        about["problem"] = str(error)
     return about
 
 
-def _labels_of_transformers(config: dict[str, Any]) -> dict[str, Any]:
-    about: dict[str, Any] = {}
+@contextmanager
+def _problem(about: dict[str, Any], what: str, where: str = "") -> Iterator[None]:
+    """Keeps why something cannot be followed, for whoever needs it; the weights are read."""
+    try:
+        yield
+    except (ValueError, TypeError, OverflowError) as error:
+        about["problems"][what] = f"{where}{error}"
+
+
+def _activation_of_transformers(config: dict[str, Any]) -> str:
     kind = config.get("problem_type")
     activations = {
         None: "softmax",
@@ -107,12 +121,15 @@ def _labels_of_transformers(config: dict[str, Any]) -> dict[str, Any]:
     }
     if not (kind is None or isinstance(kind, str)) or kind not in activations:
         raise ValueError(
-            f"config.json: problem_type {_shown(kind)}: its outputs are not the scores of classes"
+            f"config.json: problem_type {shown(kind)}: its outputs are not the scores of classes"
         )
-    about["classifier_activation"] = activations[kind]
+    return activations[kind]
+
+
+def _labels_of_transformers(config: dict[str, Any]) -> dict[str, Any]:
     names = config.get("id2label")
     if names is None:
-        return about
+        return {}
     if not isinstance(names, dict) or names.keys() != {str(i) for i in range(len(names))}:
         raise ValueError("config.json: id2label must name the classes 0, 1, ... without a gap")
     labels = [names[str(i)] for i in range(len(names))]
@@ -120,8 +137,7 @@ def _labels_of_transformers(config: dict[str, Any]) -> dict[str, Any]:
         raise ValueError("config.json: id2label must hold texts")
     labels = [str(one) for one in labels]
     unknown = labels == [f"LABEL_{i}" for i in range(len(labels))]
-    about["labels"] = None if unknown else _known(labels)
-    return about
+    return {"labels": None if unknown else _known(labels)}
 
 
 def _known(labels: list[str]) -> list[str] | str:
@@ -187,14 +203,14 @@ def _preprocessing_of_transformers(record: Any, channels: int) -> dict[str, Any]
     family = match[1] if match else ""
     if match is None or family not in _PROCESSORS:
         known = ", ".join(f"{name}ImageProcessor" for name in _PROCESSORS)
-        raise _not_followed(f"the processor {_shown(kind)} (followed are {known})")
+        raise _not_followed(f"the processor {shown(kind)} (followed are {known})")
     settings = {**_PROCESSORS[family], **{k: v for k, v in record.items() if v is not None}}
     for step in _STEPS:
         if not isinstance(settings.setdefault(step, step != "do_center_crop"), bool):
-            raise _not_followed(f"{step} {_shown(settings[step])}")
+            raise _not_followed(f"{step} {shown(settings[step])}")
     for key, value in record.items():
         if key.startswith("do_") and key not in _STEPS and value:
-            raise _not_followed(f"{_shown(key)} {_shown(value)}")
+            raise _not_followed(f"{shown(key)} {shown(value)}")
     if not settings["do_resize"]:
         raise _not_followed("do_resize false: pictures of any size")
     mean, std = _normalisation(settings, channels)
@@ -229,14 +245,14 @@ def _sizes(family: str, settings: dict[str, Any]) -> tuple[int, int]:
     side = size.get("shortest_edge", size.get("height", 0))
     if family == "ConvNext":
         if "shortest_edge" not in size:
-            raise _not_followed(f"size {_shown(settings['size'])}")
+            raise _not_followed(f"size {shown(settings['size'])}")
         share = settings["crop_pct"]
-        if not _is_number(share) or not 0 < share <= 1:
-            raise _not_followed(f"crop_pct {_shown(share)}")
+        if not _is_number(share) or not 0 < share <= 1 or side / share > 2 * 8192:
+            raise _not_followed(f"crop_pct {shown(share)}")
         before, crop = side if side >= _SQUASHED_FROM else int(side / share), side
     elif family == "ViT":
         if "height" not in size:
-            raise _not_followed(f"size {_shown(settings['size'])}")
+            raise _not_followed(f"size {shown(settings['size'])}")
         before = crop = side
     else:
         before = side
@@ -248,7 +264,7 @@ def _sizes(family: str, settings: dict[str, Any]) -> tuple[int, int]:
     # After the two that crop no more: a step of the fast ones, here one that changes nothing.
     elsewhere = settings["do_center_crop"] and family in ("ConvNext", "ViT")
     if elsewhere and _size("crop_size", settings.get("crop_size", crop), True)["height"] != crop:
-        raise _not_followed(f"crop_size {_shown(settings['crop_size'])} after `size`")
+        raise _not_followed(f"crop_size {shown(settings['crop_size'])} after `size`")
     if crop > before:
         raise _not_followed(f"a crop of {crop} pixels out of {before}, which is padded,")
     return before, crop
@@ -262,10 +278,10 @@ def _size(key: str, value: Any, square: bool) -> dict[str, int]:
     if keys not in ({"shortest_edge"}, {"height", "width"}) or (
         key == "crop_size" and "shortest_edge" in keys
     ):
-        raise _not_followed(f"{key} {_shown(value)}")
+        raise _not_followed(f"{key} {shown(value)}")
     found = {name: _whole(key, pixels, 1, 8192) for name, pixels in value.items()}
     if len(set(found.values())) > 1:
-        raise _not_followed(f"{key} {_shown(value)}, which is not square,")
+        raise _not_followed(f"{key} {shown(value)}, which is not square,")
     return found
 
 
@@ -275,14 +291,14 @@ def _normalisation(
     """Mean and std of a picture in [0, 1]: (p * factor - mean) / std is the same of p / 255."""
     factor: Any = settings.get("rescale_factor", 1 / 255) if settings["do_rescale"] else 1.0
     if not _is_number(factor) or not factor > 0:
-        raise _not_followed(f"rescale_factor {_shown(factor)}")
+        raise _not_followed(f"rescale_factor {shown(factor)}")
     mean: Any = settings["image_mean"] if settings["do_normalize"] else 0.0
     std: Any = settings["image_std"] if settings["do_normalize"] else 1.0
     both = []
     for key, value in (("image_mean", mean), ("image_std", std)):
         values = [value] * channels if _is_number(value) else value
         if not isinstance(values, (list, tuple)) or not all(map(_is_number, values)):
-            raise _not_followed(f"{key} {_shown(value)}")
+            raise _not_followed(f"{key} {shown(value)}")
         scale = 1.0 if math.isclose(factor, 1 / 255, rel_tol=1e-9) else 255 * factor
         both.append(tuple(one / scale for one in values))
     return both[0], both[1]
@@ -333,36 +349,87 @@ def to_transformers(preprocessing: Preprocessing) -> tuple[dict[str, Any], list[
 # --- timm's `args` ---
 
 
-def of_timm(args: Mapping[str, Any]) -> dict[str, Any]:
-    """What the command line of a timm training says; what it left open is the model's default."""
-    about: dict[str, Any] = {"origin": "its `args`"}
-    size = args.get("img_size")
-    if args.get("input_size") is not None:
-        size = args["input_size"]
-        size = size[-1] if isinstance(size, (list, tuple)) and len(size) == 3 else size
-    given = {
-        "input_size": size,
-        "crop_pct": args.get("crop_pct"),
-        "interpolation": args.get("interpolation") or None,
-        "mean": args.get("mean"),
-        "std": args.get("std"),
-    }
-    known = Preprocessing()
+# What an `args` without mean and std may have instead (DeiT's and ConvNeXt's scripts).
+_IMAGENET = "imagenet_default_mean_and_std"
+_NORMALISATIONS = {
+    True: {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)},
+    False: {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)},
+}
+
+
+def of_timm(args: Mapping[str, Any], where: str = "its `args`") -> dict[str, Any]:
+    """What the command line of a timm training says, or the `pretrained_cfg` of a timm model.
+
+    What it leaves open is the model's default: assumed, and said.
+    """
+    about: dict[str, Any] = {"origin": where, "problems": {}}
+    with _problem(about, "preprocessing", f"{where}: "):
+        given = {name: value for name, value in _given(args).items() if value is not None}
+        if not given:
+            return about
+        about["preprocessing"] = Preprocessing(**given).to_dict()
+        needed = ("input_size", "crop_pct", "interpolation", "mean", "std")
+        if missing := [name for name in needed if name not in given]:
+            about["assumed"] = (
+                f"Nothing is said of {', '.join(missing)} in {where}: as for the published "
+                "ImageNet-1k weights is assumed."
+            )
+    return about
+
+
+def _given(args: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of a `Preprocessing`; None: left open."""
+    read = ("img_size", "input_size", "crop_pct", "interpolation", "mean", "std", "crop_mode")
+    found = {name: _plain(name, args.get(name)) for name in read}
+    both = _NORMALISATIONS.get(args[_IMAGENET]) if type(args.get(_IMAGENET)) is bool else None
+    if both and found["mean"] is None and found["std"] is None:
+        found |= both
+    size = found["img_size"] if found["input_size"] is None else found["input_size"]
+    if isinstance(size, (list, tuple)):  # (C, H, W) or (H, W)
+        if len(size) < 2 or size[-1] != size[-2]:
+            raise ValueError(f"an input of {shown(size)}, not square, cannot be followed here")
+        size = size[-1]
+    resample = found["interpolation"]
+    if type(resample) is int:  # Pillow's number
+        resample = _FILTERS[_whole("interpolation", resample, 0, 5)]
+    mode = found["crop_mode"] or "center"
+    if mode not in ("center", "squash"):
+        raise ValueError(f"crop_mode {shown(mode)} cannot be followed here")
     for name in ("mean", "std"):  # one number stands for all channels, as by timm
-        value = given[name]
+        value = found[name]
         if isinstance(value, (list, tuple)) and len(value) == 1:
-            given[name] = value * len(known.mean)
-    try:
-        mode = args.get("crop_mode") or "center"
-        if mode not in ("center", "squash"):
-            raise ValueError(f"crop_mode {_shown(mode)} cannot be followed here")
-        found = Preprocessing(
-            **{name: getattr(known, name) if v is None else v for name, v in given.items()},
-            resize="both sides" if mode == "squash" else "shorter side",
-        )
-        about["preprocessing"] = found.to_dict()
-    except (ValueError, TypeError) as error:
-        about["problem"] = f"its `args`: {error}"
+            found[name] = value * 3
+    return {
+        "input_size": size,
+        "crop_pct": found["crop_pct"],
+        "interpolation": resample or None,
+        "mean": found["mean"],
+        "std": found["std"],
+        "resize": "both sides" if mode == "squash" else None,
+    }
+
+
+def _plain(name: str, value: Any) -> Any:
+    """A text, a number, None, or up to three of these; nothing that could hold more."""
+    kinds = (str, int, float, type(None))
+    many = value if isinstance(value, (list, tuple)) and len(value) <= 3 else [value]
+    if not all(type(one) in kinds for one in many):
+        raise ValueError(f"{name} {shown(value)} cannot be followed here")
+    return value
+
+
+def of_timm_model(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What timm writes beside a model that it saves: `config.json` with a `pretrained_cfg`."""
+    stated = config.get("pretrained_cfg")
+    if not isinstance(stated, dict):
+        stated = {}
+    about = of_timm(stated, "its config.json")
+    names = config.get("label_names", stated.get("label_names"))
+    if names is not None:
+        with _problem(about, "labels", "config.json: "):
+            if not isinstance(names, list) or not all(isinstance(one, str) for one in names):
+                raise ValueError("label_names must be a list of texts")
+            about["labels"] = _known(names)
     return about
 
 
@@ -373,7 +440,7 @@ _MAX_CONFIG = 100_000  # characters of a configuration text; OpenMMLab's have 10
 
 def of_openmmlab(meta: Mapping[str, Any]) -> dict[str, Any]:
     """Classes and, where it can be read as plain data, the test pipeline of OpenMMLab."""
-    about: dict[str, Any] = {"origin": OPENMMLAB, "notes": []}
+    about: dict[str, Any] = {"origin": OPENMMLAB, "notes": [], "problems": {}}
     dataset = meta.get("dataset_meta")
     dataset = dataset if isinstance(dataset, dict) else {}
     for names in (dataset.get("classes"), dataset.get("CLASSES"), meta.get("CLASSES")):
@@ -384,15 +451,35 @@ def of_openmmlab(meta: Mapping[str, Any]) -> dict[str, Any]:
     if not isinstance(text, str) or not text:
         return about
     config = _plain_python(text)
+    with _problem(about, "classifier_activation", "the model in its `meta`: "):
+        about |= _activation_of_openmmlab(config.get("model"))
     found = _pipeline(config)
     if not found:
         about["notes"].append("The configuration text in its `meta` could not be read.")
         return about
-    try:
+    with _problem(about, "preprocessing", "the test pipeline in its `meta`: "):
         about |= {"preprocessing": _preprocessing_of_openmmlab(found, about["notes"]).to_dict()}
-    except (ValueError, TypeError) as error:
-        about["problem"] = f"the test pipeline in its `meta`: {error}"
     return about
+
+
+# The heads of one linear layer, as a VAN has; what a head answers is told by its type alone.
+_HEADS = {
+    "LinearClsHead": "softmax",
+    "ClsHead": "softmax",
+    "MultiLabelLinearClsHead": "sigmoid",
+    "MultiLabelClsHead": "sigmoid",
+}
+
+
+def _activation_of_openmmlab(model: Any) -> dict[str, Any]:
+    head = model.get("head") if isinstance(model, dict) else None
+    if not isinstance(head, dict) or "type" not in head:
+        return {}
+    kind = str(head["type"]).rpartition(".")[2]
+    if kind not in _HEADS:
+        known = ", ".join(_HEADS)
+        raise ValueError(f"a head of type {shown(kind)} cannot be followed (followed are {known})")
+    return {"classifier_activation": _HEADS[kind]}
 
 
 def _pipeline(config: dict[str, Any]) -> list[dict[str, Any]]:
@@ -415,38 +502,65 @@ def _pipeline(config: dict[str, Any]) -> list[dict[str, Any]]:
 def _preprocessing_of_openmmlab(steps: list[dict[str, Any]], notes: list[str]) -> Preprocessing:
     before = crop = None
     changes: dict[str, Any] = {}
+    done = 0
     for step in steps:
         kind = str(step.get("type")).rpartition(".")[2]
-        if kind in ("ResizeEdge", "Resize"):
-            size = step.get("scale", step.get("size"))
-            short = [n for n in size if n != -1] if isinstance(size, (list, tuple)) else [size]
-            square = kind == "Resize" and len(short) == 2
-            if len(set(map(str, short))) != 1 or step.get("edge", "short") != "short":
-                raise ValueError(f"{kind} to {_shown(size)} cannot be followed here")
-            if not square and kind == "Resize" and not isinstance(size, (list, tuple)):
-                square = True  # one number is both sides, by OpenMMLab
-            if step.get("keep_ratio"):
-                raise ValueError("Resize with keep_ratio cannot be followed here")
-            before = _whole(kind, short[0], 1, 8192)
-            changes["resize"] = "both sides" if square else "shorter side"
-            changes["interpolation"] = step.get("interpolation", "bilinear")
+        if re.match(r"Load|Pack|Collect|ToTensor|ImageToTensor", kind):
+            if step.get("color_type", "color") != "color":
+                raise ValueError(f"color_type {shown(step['color_type'])} cannot be followed here")
+            continue
+        place = {"Resize": 1, "ResizeEdge": 1, "CenterCrop": 2, "Normalize": 3}.get(kind)
+        if place is None:
+            raise ValueError(f"the step {shown(kind)} cannot be followed here")
+        if place <= done:
+            raise ValueError(f"{kind} at that place cannot be followed here: resize, crop, mean")
+        done = place
+        if place == 1:
+            before, resize = _resize_of_openmmlab(kind, step)
+            changes |= resize
             if step.get("backend", "cv2") != "pillow":
                 notes.append(
                     "It was tested on pictures resized by OpenCV; here they are by Pillow, which "
                     "gives slightly other probabilities."
                 )
-        elif kind == "CenterCrop":
+        elif place == 2:
+            if step.get("efficientnet_style"):
+                raise ValueError("CenterCrop with efficientnet_style cannot be followed here")
             crop = _whole(kind, _one(step.get("crop_size")), 1, 8192)
-        elif kind == "Normalize":
-            if step.get("to_rgb") is not True:
-                raise ValueError("to_rgb is not set: channels in the order BGR")
-            for name in ("mean", "std"):
-                changes[name] = [value / 255 for value in step[name]] if name in step else None
-        elif not re.match(r"Load|Pack|Collect|ToTensor|ImageToTensor", kind):
-            raise ValueError(f"the step {_shown(kind)} cannot be followed here")
-    if before is None or None in (changes.get("mean"), changes.get("std")):
+        else:
+            changes |= _normalisation_of_openmmlab(step)
+    if before is None or "mean" not in changes:
         raise ValueError("no resize, mean or std in it")
     return Preprocessing.of_sizes(before, crop or before, **changes)
+
+
+def _resize_of_openmmlab(kind: str, step: dict[str, Any]) -> tuple[int, dict[str, Any]]:
+    """(length before the crop, other arguments of a `Preprocessing`)."""
+    size = step.get("scale", step.get("size"))
+    short = [n for n in size if n != -1] if isinstance(size, (list, tuple)) else [size]
+    square = kind == "Resize" and len(short) == 2
+    if len(set(map(str, short))) != 1 or step.get("edge", "short") != "short":
+        raise ValueError(f"{kind} to {shown(size)} cannot be followed here")
+    if not square and kind == "Resize" and not isinstance(size, (list, tuple)):
+        square = True  # one number is both sides, by OpenMMLab
+    if step.get("keep_ratio"):
+        raise ValueError("Resize with keep_ratio cannot be followed here")
+    return _whole(kind, short[0], 1, 8192), {
+        "resize": "both sides" if square else "shorter side",
+        "interpolation": step.get("interpolation", "bilinear"),
+    }
+
+
+def _normalisation_of_openmmlab(step: dict[str, Any]) -> dict[str, Any]:
+    if step.get("to_rgb") is not True:
+        raise ValueError("to_rgb is not set: channels in the order BGR")
+    found = {}
+    for name in ("mean", "std"):
+        values = step.get(name)
+        if not isinstance(values, (list, tuple)) or not all(map(_is_number, values)):
+            raise ValueError(f"{name} {shown(values)}: expected a number for each channel")
+        found[name] = [value / 255 for value in values]
+    return found
 
 
 def _one(size: Any) -> Any:
@@ -517,18 +631,15 @@ def class_names(labels: str | Sequence[str] | None, num_classes: int) -> list[st
 
 # --- Values ---
 
+_LARGEST = 1e30
+
 
 def _is_number(value: Any) -> bool:
-    return type(value) in (int, float) and math.isfinite(value)
+    # Compared, not converted: a whole number may be larger than any float.
+    return type(value) in (int, float) and abs(value) < _LARGEST
 
 
 def _whole(key: str, value: Any, least: int, most: int) -> int:
     if type(value) is not int or not least <= value <= most:
-        raise ValueError(f"{key} {_shown(value)}: expected a whole number, {least} to {most}")
+        raise ValueError(f"{key} {shown(value)}: expected a whole number, {least} to {most}")
     return value
-
-
-def _shown(value: Any) -> str:
-    """A value of a stranger's file for a message: short and printable."""
-    text = ascii(value)
-    return text if len(text) <= 60 else f"{text[:60]}..."

@@ -46,6 +46,7 @@ _MAX_SHARDS = 200
 # A B6 has 2,842 tensors, with BatchNorm's counters 3,300; names of at most 100 letters.
 _MAX_TENSORS = 20_000
 _MAX_NAME = 200
+_MAX_PREFIXED = 1000  # with all that wrappers put before it
 _MAX_JSON = 1 << 20  # bytes of a safetensors header or a `.keras` configuration
 _MAX_JSON_FILE = 8 << 20  # of a config.json: the names of 21,841 classes, twice, are 2 million
 _HDF5_START = b"\x89HDF\r\n\x1a\n"
@@ -67,7 +68,8 @@ class Checkpoint:
         ignored: {entry: why it was left out}.
         metadata: What the file says of itself, as it says it: safetensors' metadata ("van": this
             package's, JSON), `.keras`'s configuration ("config"), and of others' "config.json"
-            and "preprocessor_config.json" beside it, OpenMMLab's "meta", timm's "args".
+            and "preprocessor_config.json" beside it ("timm": a config.json of timm's),
+            OpenMMLab's "meta", timm's "args".
         path: What was read; of a folder, the file in it.
     """
 
@@ -87,7 +89,9 @@ class Checkpoint:
                 said = json.loads(self.metadata.get("van", "{}"))
             except (ValueError, TypeError, RecursionError):
                 said = {}
-        return said if isinstance(said, dict) else {}
+        # What only `beside.py` says would be shown as it stands.
+        kept = said.items() if isinstance(said, dict) else ()
+        return {key: value for key, value in kept if key not in beside.ONLY_HERE}
 
     @cached_property
     def about(self) -> dict[str, Any]:
@@ -98,9 +102,10 @@ class Checkpoint:
         """
         metadata = self.metadata
         if "config.json" in metadata or "preprocessor_config.json" in metadata:
-            files = (metadata.get(n) for n in ("config.json", "preprocessor_config.json"))
             # It wins over what is in the tensors' file: it is what others read, and edit.
-            return self.own | beside.of_transformers(*files)
+            return self.own | beside.of_transformers(metadata)
+        if "timm" in metadata:
+            return self.own | beside.of_timm_model(metadata["timm"])
         if self.own:
             return self.own
         if "meta" in metadata:
@@ -152,8 +157,13 @@ def read_checkpoint(path: str | os.PathLike, wrapper: str | None = None) -> Chec
     prefix = wrapper if wrapper is not None and wrapper.endswith(".") else None
     wrapper = None if prefix else wrapper
     with _refused(path):
-        found = _read_shards(file) if file.name.endswith(_INDEX) else _read_file(file, wrapper)
+        found = (
+            _read_shards(file, wrapper) if file.name.endswith(_INDEX) else _read_file(file, wrapper)
+        )
         metadata = found.metadata | _read_beside(file)
+        for name in found.tensors:
+            if len(name) > _MAX_PREFIXED:
+                raise ValueError(f"the name {printable(name)} is too long or not printable")
         tensors, outside = without_prefix(found.tensors, prefix)
         ignored = found.ignored | outside
         return _checked(
@@ -200,15 +210,17 @@ def _read_json(path: Path) -> Any:
 def _read_beside(file: Path) -> dict[str, Any]:
     """{name: content} of transformers' files beside `file`, where they are of a VAN."""
     found = {one.name: _read_json(one) for one in files_beside(file)}
-    config = found.get("config.json")
+    if "config.json" not in found:
+        return found
+    config = found["config.json"]
     if isinstance(config, dict) and not beside.TRANSFORMERS_KEYS & config.keys():
-        return {}  # of something else, which has such a file as well
-    if config is not None:
-        beside.check_transformers(config)
+        # Else of something else, which has such a file as well.
+        return {"timm": config} if "pretrained_cfg" in config else {}
+    beside.check_transformers(config)
     return found
 
 
-def _read_shards(index: Path) -> Checkpoint:
+def _read_shards(index: Path, wrapper: str | None) -> Checkpoint:
     """Several files that are one: `index` says which tensor is in which file beside it."""
     content = _read_json(index)
     shards = content.get("weight_map") if isinstance(content, dict) else None
@@ -231,7 +243,7 @@ def _read_shards(index: Path) -> Checkpoint:
     tensors: dict[str, np.ndarray] = {}
     layout, metadata = "", {}
     for file in files:
-        found = _read_file(index.with_name(file), None)
+        found = _read_file(index.with_name(file), wrapper)
         promised = {name for name, its in shards.items() if its == file}
         if found.tensors.keys() != promised:
             wrong = sorted(map(str, found.tensors.keys() ^ promised))

@@ -171,6 +171,8 @@ class Classifier:
         opened = None if weights is True else open_pretrained(weights, argument="weights")
         if opened is None:
             raise ValueError(f"`weights` must be a name or a path. Received: weights={weights!r}")
+        given = {"labels": labels, "preprocessing": preprocessing}
+        opened.check([name for name, value in given.items() if value is not None])
         sizes = opened.weights.architecture
         self._opened: Pretrained = opened
         self.name, self._width = opened.name, sizes.embed_dims[-1]

@@ -5,12 +5,34 @@ Imports neither Keras nor a backend.
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from numbers import Integral, Real
+from typing import Any
 
 DATA_FORMATS = ("channels_last", "channels_first")
 POOLINGS = ("avg", "max", None)
+
+
+class _Short(reprlib.Repr):
+    def repr_int(self, x: int, level: int) -> str:
+        many = x.bit_length() > 200  # of which Python may refuse to make a text
+        return f"a number of {x.bit_length():,} bits" if many else repr(x)
+
+
+_SHORT = _Short()
+_SHORT.maxlevel, _SHORT.maxstring, _SHORT.maxother = 2, 60, 60
+
+
+def shown(value: Any) -> str:
+    """A value for a message: short, in ASCII and on one line, whatever it is.
+
+    Only its first few entries are looked at: lists that hold one another can be small and their
+    text without end.
+    """
+    text = _SHORT.repr(value).encode("ascii", "backslashreplace").decode()
+    return text if len(text) <= 80 else f"{text[:80]}..."
 
 
 @dataclass(frozen=True)

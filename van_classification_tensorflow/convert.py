@@ -107,8 +107,13 @@ def convert(
     weights = replace(weights, tensors=tensors)
 
     opened = of_weights(os.fspath(source), weights)
+    opened.check(["labels", "preprocessing"])
+    if weights.architecture.num_classes is not None:
+        activation_of(opened.activation, weights.architecture.num_classes, opened.name)
+    notes += [f"its {what} is left out: {why}" for what, why in opened.problems.items()]
     written_so = ["labels"] if opened.labels is not None else []
-    written_so += ["preprocessing"] if kind == "folder" else []
+    if kind == "folder" or opened.preprocessing is not None:
+        written_so.append("preprocessing")
     assumed = (opened.assumed[what] for what in written_so if what in opened.assumed)
     notes += filter(None, (opened.notes, *assumed))
     bare = naming == "huggingface" and target.name.endswith(".bin")  # as transformers reads it
@@ -240,11 +245,13 @@ def hugging_face_files(opened: Pretrained) -> tuple[dict[str, Any], list[str]]:
     """({file of transformers beside the weights: its JSON}, what a user of them should know)."""
     sizes = opened.weights.architecture
     default = Preprocessing().with_channels(sizes.in_chans)
-    preprocessing = opened.preprocessing or default
+    preprocessing = opened.preprocessing
+    if preprocessing is None and "preprocessing" not in opened.problems:
+        preprocessing = default
     activation = opened.activation
     files = {"config.json": hugging_face_config(sizes, opened.labels, preprocessing, activation)}
     if preprocessing is None:
-        return files, [f"no preprocessor_config.json: none is known of {sizes.in_chans} channels"]
+        return files, ["no preprocessor_config.json was written: no preprocessing is known"]
     files["preprocessor_config.json"], notes = to_transformers(preprocessing)
     return files, notes
 
@@ -300,8 +307,6 @@ def _write_keras(path: Path, opened: Pretrained) -> None:
 
     weights, architecture = opened.weights, opened.weights.architecture
     config = architecture.config
-    if architecture.num_classes is not None:  # what else a file names is not given to Keras
-        activation_of(opened.activation, architecture.num_classes, opened.name)
     model = VAN(
         architecture.configuration,
         embed_dims=config.embed_dims,

@@ -485,6 +485,7 @@ def _source(model: Any, features: bool) -> _Source:
         opened = open_pretrained(model, argument="model")
         if opened is None:
             raise ValueError(f"`model` must be a name or a path. Received: model={model!r}")
+        opened.check(["labels", "classifier_activation"] if features else ())
         tensors, sizes = opened.weights.tensors, opened.weights.architecture
         name, labels, record = opened.name, opened.labels, opened.preprocessing
         said, pooling = opened.activation, opened.weights.source.about.get("pooling")

@@ -12,6 +12,8 @@ from importlib.resources import files
 from numbers import Integral
 from typing import Any
 
+from .config import shown
+
 DIGITS = tuple("0123456789")
 
 
@@ -101,7 +103,7 @@ def texts_of(labels: Any) -> tuple[str, ...] | None:
     if isinstance(labels, str):
         if labels not in _KEYS:
             raise ValueError(
-                f"`labels` must be {', '.join(_KEYS)} or a list of names. Received: {labels!r}"
+                f"`labels` must be {', '.join(_KEYS)} or a list of names. Received: {shown(labels)}"
             )
         if labels == "digits":
             return DIGITS
@@ -120,7 +122,7 @@ def texts_of(labels: Any) -> tuple[str, ...] | None:
             one = one.text
         if not isinstance(one, (str, Integral)) or isinstance(one, bool):
             raise ValueError(
-                f"`labels` must be texts. Received for class {i}: {type(one).__name__} {one!r:.60}"
+                f"`labels` must be texts. Received for class {i}: {type(one).__name__} {shown(one)}"
             )
         texts.append(str(one))
     return tuple(texts)

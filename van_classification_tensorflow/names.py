@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from .config import CONFIGURATIONS, VANConfig, patches, stage_kernel_stride
+from .config import CONFIGURATIONS, VANConfig, patches, shown, stage_kernel_stride
 
 # Modules by the authors, in Hugging Face's transformers and in OpenMMLab's mmpretrain;
 # i: stage 1-4, s: i - 1, j: block. The spelling "pre_normomalization" is transformers' own.
@@ -398,11 +398,11 @@ def without_prefix(
 
 
 def _chosen(places: Collection[str], prefix: str | None) -> str:
-    found = ", ".join(repr(place) for place in sorted(places)) or "none"
+    found = ", ".join(map(shown, sorted(places))) or "none"
     if prefix is not None:
         if prefix in places:
             return prefix
-        raise ValueError(f"`wrapper`={prefix!r}: no VAN stands there. VANs are under: {found}")
+        raise ValueError(f"`wrapper`={shown(prefix)}: no VAN stands there. VANs are under: {found}")
     usual = [p for p in places if not {*p.split(".")[:-1]} - _USUAL - {"backbone", "van"}]
     if len(places) == 1 or len(usual) == 1:
         return usual[0] if usual else next(iter(places))

@@ -14,7 +14,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from .config import shown
+
 MAX_RESIZED = 50_000_000  # pixels, before the crop
+MAX_SIDE = 1_000_000
 INTERPOLATIONS = ("nearest", "box", "bilinear", "hamming", "bicubic", "lanczos")  # Pillow's
 RESIZES = ("shorter side", "both sides")
 CROP_ROUNDINGS = ("nearest", "down")
@@ -55,23 +58,30 @@ class Preprocessing:
         size, share = self.input_size, self.crop_pct
         if not isinstance(size, Integral) or isinstance(size, bool) or size < 1:
             raise ValueError(
-                f"`input_size` must be a whole number of pixels, at least 1. Received: {size!r}"
+                "`input_size` must be a whole number of pixels, at least 1. "
+                f"Received: {shown(size)}"
             )
         if not isinstance(share, Real) or isinstance(share, bool) or not 0 < share <= 1:
             raise ValueError(
                 "`crop_pct` is a share of the shorter side: above 0 and at most 1 (0.9 for 90 %). "
-                f"Received: {share!r}"
+                f"Received: {shown(share)}"
             )
         if not isinstance(self.interpolation, str) or self.interpolation not in INTERPOLATIONS:
             raise ValueError(
                 f"`interpolation` must be one of Pillow's: {', '.join(INTERPOLATIONS)}. "
-                f"Received: {self.interpolation!r}"
+                f"Received: {shown(self.interpolation)}"
             )
         for name, allowed in (("resize", RESIZES), ("crop_rounding", CROP_ROUNDINGS)):
-            if (received := getattr(self, name)) not in allowed:
+            received = getattr(self, name)
+            if not isinstance(received, str) or received not in allowed:
                 raise ValueError(
-                    f"`{name}` must be one of {', '.join(allowed)}. Received: {received!r}"
+                    f"`{name}` must be one of {', '.join(allowed)}. Received: {shown(received)}"
                 )
+        if size > MAX_SIDE or size / share > MAX_SIDE:
+            raise ValueError(
+                f"`input_size` / `crop_pct` is the side in pixels before the crop: at most "
+                f"{MAX_SIDE:,}. Received: {shown(size)} / {shown(share)}"
+            )
         # Plain numbers, also from NumPy's: the record goes into JSON.
         object.__setattr__(self, "interpolation", str(self.interpolation))
         object.__setattr__(self, "input_size", int(size))
@@ -252,7 +262,7 @@ class Preprocessing:
             return cls.from_dict(record)
         raise ValueError(
             f"`{argument}` must be a `Preprocessing`, what its `to_dict` gives, or None. "
-            f"Received: {type(record).__name__} {record!r:.60}"
+            f"Received: {type(record).__name__} {shown(record)}"
         )
 
     @classmethod
@@ -266,7 +276,7 @@ class Preprocessing:
         if unknown := sorted(set(map(str, record)) - set(known)):
             raise ValueError(
                 f"A preprocessing record has the keys {', '.join(known)}. "
-                f"Received also: {', '.join(unknown)}; remove or rename them."
+                f"Received also: {shown(unknown)}; remove or rename them."
             )
         return cls(**record)
 
@@ -278,14 +288,18 @@ class Preprocessing:
         )
 
 
+_MOST = 1e30  # of a mean or std, which are of pixels in [0, 1]
+
+
 def _channels(name: str, received: Any) -> tuple[float, ...]:
     """One finite number per channel, 1 or 3 of them, or a ValueError that names the argument."""
-    unordered = isinstance(received, (Mapping, Set))
+    unordered = isinstance(received, (str, bytes, Mapping, Set))
     values = tuple(received) if isinstance(received, Iterable) and not unordered else ()
     numbers = all(isinstance(v, Real) and not isinstance(v, bool) for v in values)
-    if len(values) not in (1, 3) or not numbers or not all(map(math.isfinite, values)):
+    # Compared, not converted: a whole number may be larger than any float.
+    if len(values) not in (1, 3) or not numbers or not all(abs(v) < _MOST for v in values):
         raise ValueError(
             f"`{name}` must hold one finite number per channel, 1 or 3 of them. "
-            f"Received: {received!r}"
+            f"Received: {shown(received)}"
         )
     return tuple(float(v) for v in values)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,8 @@ class Pretrained:
         preprocessing: How the input is made; None where the file does not say.
         notes: What else one should know.
         assumed: {"labels" or "preprocessing": what stands in for what nobody says of it}.
+        problems: {"labels", "preprocessing" or "classifier_activation": why what is said of it
+            cannot be followed}; see `check`.
     """
 
     name: str
@@ -42,6 +44,22 @@ class Pretrained:
     preprocessing: Preprocessing | None = None
     notes: str = ""
     assumed: Mapping[str, str] = field(default_factory=dict)
+    problems: Mapping[str, str] = field(default_factory=dict)
+
+    def check(self, given: Collection[str] = ()) -> None:
+        """Raises `CheckpointError` where what is needed cannot be followed.
+
+        Args:
+            given: "labels" and "preprocessing", where the caller has his own or needs none.
+        """
+        for what, why in self.problems.items():
+            if what not in given:
+                way_out = (
+                    "A model can be made of the weights: VAN(pretrained=...)"
+                    if what == "classifier_activation"
+                    else f"Give `{what}`, or write the weights without it: van convert"
+                )
+                raise CheckpointError(f"{self.name}: its {what} cannot be taken: {why}. {way_out}")
 
     def remarks(self, labels: Any = None, preprocessing: Any = None) -> str:
         """`notes` and what is assumed, but for what the caller gives himself; "" if nothing."""
@@ -74,6 +92,10 @@ class Pretrained:
                     "makes one of them (softmax). classifier_activation='sigmoid' keeps them",
                     stacklevel=3,
                 )
+        for what, why in self.problems.items():
+            if what == "preprocessing" or same_head:
+                text = f"{self.name}: its {what} cannot be taken, and the model has none: {why}"
+                warnings.warn(text, stacklevel=3)
         if self.labels is not None and same_head:
             model.labels = tuple(label.text for label in labels_of(self.labels, num_classes or 0))
         if self.preprocessing is not None:
@@ -159,50 +181,84 @@ def without_slash(path: str | os.PathLike) -> str:
 def of_weights(name: str, weights: ModelWeights) -> Pretrained:
     """Weights with the labels and the preprocessing that their file names.
 
+    What others wrote beside them and cannot be followed stands in `problems`.
+
     Raises:
-        CheckpointError: They make no sense, or cannot be followed.
+        CheckpointError: What a file of this package says makes no sense.
     """
-    about, classes = weights.source.about, weights.architecture.num_classes
-    notes = [note for note in about.get("notes") or () if isinstance(note, str)]
-    labels, preprocessing = about.get("labels"), about.get("preprocessing")
+    about, sizes = weights.source.about, weights.architecture
+    notes, assumed = list(about.get("notes", ())), {}
+    problems = dict(about.get("problems", {}))
+    labels = preprocessing = None
     try:
-        if "problem" in about:
-            raise ValueError(about["problem"])
-        if classes is None or (isinstance(labels, list) and not labels):
-            labels = None
-        elif labels is not None:
-            labels = tuple(map(str, labels)) if isinstance(labels, list) else labels
-            count = 1000 if labels == "imagenet1k" else len(labels)
-            if about.get("origin") == OPENMMLAB and not right_number(count, classes):
-                # A frequent slip there: the names of the kind of data set, not of one's own.
-                notes.append(f"{OPENMMLAB} names {count:,} classes, which are not these.")
-                labels = None
-            labels_of(labels, classes)
-        if preprocessing is not None:
-            preprocessing = Preprocessing.from_dict(preprocessing)
-            if preprocessing.resize_to > 2 * _MAX_INPUT_SIZE:
-                raise ValueError(f"pictures resized to {preprocessing.resize_to:,} pixels a side")
-            if preprocessing.input_size > _MAX_INPUT_SIZE:
-                raise ValueError(f"an input of {preprocessing.input_size:,} pixels a side")
+        if sizes.num_classes is not None:
+            labels = _labels(about, sizes.num_classes, notes)
     except (ValueError, TypeError, AttributeError) as error:
-        why = " ".join(str(error).split())
-        why = why if len(why) <= 400 else f"{why[:400]}..."
-        raise CheckpointError(f"{name} was refused: what it says of itself: {why}") from error
-    assumed = {}
+        problems.setdefault("labels", _one_line(error))
+    try:
+        if "preprocessing" not in problems:
+            preprocessing = _preprocessing(about)
+    except (ValueError, TypeError, AttributeError) as error:
+        problems["preprocessing"] = _one_line(error)
+    if problems and "origin" not in about:
+        why = next(iter(problems.values()))
+        raise CheckpointError(f"{name} was refused: what it says of itself: {why}")
+    if sizes.num_classes is None:  # of a part of another model, which may have been used otherwise
+        if "preprocessing" in problems:
+            notes.append(f"Not taken: {problems['preprocessing']}.")
+        problems = {}
     # Of so many classes there is only one well-known set.
-    known = {1000: "imagenet1k", 21_841: "imagenet22k"}.get(classes or 0)
-    if labels is None and classes is not None:
+    known = {1000: "imagenet1k", 21_841: "imagenet22k"}.get(sizes.num_classes or 0)
+    if labels is None and sizes.num_classes is not None and "labels" not in problems:
         if "labels" not in about and not weights.source.own and known:
             labels = known
-            assumed["labels"] = f"It names no classes: {_SETS[known]}'s {classes:,} are assumed."
+            assumed["labels"] = (
+                f"It names no classes: {_SETS[known]}'s {sizes.num_classes:,} are assumed."
+            )
         else:
             assumed["labels"] = "It names no classes: they are called 'class 0', 'class 1', ..."
-    if preprocessing is None:
+    fitting = preprocessing and preprocessing.with_channels(sizes.in_chans)
+    if preprocessing and fitting is None:
+        notes.append(f"Its preprocessing is not that of {sizes.in_chans} channels.")
+    if fitting is not None and "assumed" in about:
+        assumed["preprocessing"] = about["assumed"]
+    elif fitting is None and "preprocessing" not in problems:
         assumed["preprocessing"] = (
             "It does not say how its pictures are prepared: as for the published ImageNet-1k "
             "weights is assumed."
         )
-    return Pretrained(name, weights, labels, preprocessing, " ".join(notes), assumed)
+    return Pretrained(name, weights, labels, fitting, " ".join(notes), assumed, problems)
+
+
+def _labels(about: Mapping[str, Any], classes: int, notes: list[str]) -> Any:
+    """As `Pretrained.labels`, checked."""
+    labels = about.get("labels")
+    if labels is None or (isinstance(labels, list) and not labels):
+        return None
+    labels = tuple(map(str, labels)) if isinstance(labels, list) else labels
+    count = 1000 if labels == "imagenet1k" else len(labels)
+    if about.get("origin") == OPENMMLAB and not right_number(count, classes):
+        # A frequent slip there: the names of the kind of data set, not of one's own.
+        notes.append(f"{OPENMMLAB} names {count:,} classes, which are not these.")
+        return None
+    labels_of(labels, classes)
+    return labels
+
+
+def _preprocessing(about: Mapping[str, Any]) -> Preprocessing | None:
+    if about.get("preprocessing") is None:
+        return None
+    found = Preprocessing.from_dict(about["preprocessing"])
+    if found.resize_to > 2 * _MAX_INPUT_SIZE:
+        raise ValueError(f"pictures resized to {found.resize_to:,} pixels a side")
+    if found.input_size > _MAX_INPUT_SIZE:
+        raise ValueError(f"an input of {found.input_size:,} pixels a side")
+    return found
+
+
+def _one_line(error: Exception) -> str:
+    why = " ".join(printable(str(error)).split())
+    return why if len(why) <= 400 else f"{why[:400]}..."
 
 
 _SETS = {"imagenet1k": "ImageNet-1k", "imagenet22k": "ImageNet-22k"}

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from .config import shown
 from .labels import Label
 
 SOFTMAX, SIGMOID = ACTIVATIONS = ("softmax", "sigmoid")
@@ -34,8 +35,8 @@ def activation_of(said: Any, outputs: int, name: str) -> str:
     """
     if said not in (*ACTIVATIONS, "linear", None):
         raise ValueError(
-            f"{name} has classifier_activation={said!r}: its scores are no probabilities, neither "
-            "of one class among others (softmax) nor of each class by itself (sigmoid)"
+            f"{name} has classifier_activation={shown(said)}: its scores are no probabilities, "
+            "neither of one class among others (softmax) nor of each class by itself (sigmoid)"
         )
     return SIGMOID if said == SIGMOID or outputs == 1 else SOFTMAX
 
