@@ -517,7 +517,8 @@ def test_what_cannot_be_followed_stops_no_model(saying, capsys):
     with pytest.warns(UserWarning, match="its preprocessing cannot be taken, and the model has no"):
         assert VAN(pretrained=source).preprocessing is None
     Image.new("RGB", (8, 8)).save(source.with_name("p.png"))
-    assert main(["predict", str(source.with_name("p.png")), "--weights", str(source)]) != 0
+    with pytest.raises(SystemExit, match="1"):
+        main(["predict", str(source.with_name("p.png")), "--weights", str(source)])
     assert "its preprocessing cannot be taken: its `args`: crop_mode" in capsys.readouterr().err
 
 

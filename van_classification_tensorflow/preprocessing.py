@@ -17,7 +17,7 @@ from PIL import Image
 from .config import shown
 
 MAX_RESIZED = 50_000_000  # pixels, before the crop
-MAX_SIDE = 1_000_000
+MAX_SIDE = 1_000_000_000
 INTERPOLATIONS = ("nearest", "box", "bilinear", "hamming", "bicubic", "lanczos")  # Pillow's
 RESIZES = ("shorter side", "both sides")
 CROP_ROUNDINGS = ("nearest", "down")
