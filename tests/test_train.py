@@ -15,6 +15,7 @@ from PIL import Image
 from rich.console import Console
 
 from van_classification_tensorflow import Classifier, callbacks, digits, train
+from van_classification_tensorflow.cli import main
 from van_classification_tensorflow.data import open_data
 from van_classification_tensorflow.evaluate import evaluate
 from van_classification_tensorflow.recipe import RECIPES, Recipe
@@ -237,15 +238,72 @@ def test_a_finished_run_is_left_alone_and_says_how_to_go_on(whole, capsys):
     assert "Going on" not in said
 
 
-def test_the_report_of_a_finished_run_is_written_again_where_it_is_gone(whole, tmp_path, capsys):
+def weights_of(path: Path) -> list[np.ndarray]:
+    return keras.saving.load_model(path, compile=False).get_weights()
+
+
+def test_what_a_finished_run_has_lost_is_made_again(whole, tmp_path, capsys):
     folder = shutil.copytree(whole[0], tmp_path / "run")
-    shutil.rmtree(folder / "evaluation")
-    (folder / "metrics.csv").unlink()
-    found = train.train("digits", folder, TINY, resume=True, console=Console(width=79))
+    before = {name: weights_of(folder / name) for name in ("best.keras", "last.keras")}
+    # The best is the last epoch: else its weights could not be made again.
+    assert end_of(folder).state["callbacks"]["Records"]["best"]["step"] == 2 * STEPS
+    for name in ("augmented.png", "best.keras", "metrics.csv"):
+        (folder / name).unlink()
+    # As after a kill between the last snapshot and the report, in a run that was finished before
+    # and made longer: these files are there, and older.
+    (folder / ".reported").write_text(str(STEPS))
+    (folder / "last.keras").write_bytes(b"old")
+    (folder / "training_curves.png").write_bytes(b"old")
+    (folder / "evaluation" / "per_class.csv").write_bytes(b"old")
+    found = train.train("digits", folder, TINY, resume=True, console=Console(width=200))
     assert found == whole[1]
     assert figures(folder) == figures(whole[0])
-    assert (folder / "evaluation" / "per_class.csv").exists()
-    assert "Written again: metrics.csv, evaluation." in capsys.readouterr().out
+    for name, weights in before.items():
+        for now, then in zip(weights_of(folder / name), weights, strict=True):
+            np.testing.assert_array_equal(now, then)
+    assert {p.name for p in folder.iterdir()} == {p.name for p in whole[0].iterdir()}
+    for name in ("training_curves.png", "evaluation/per_class.csv", ".reported"):
+        assert (folder / name).read_bytes() == (whole[0] / name).read_bytes()
+    assert (
+        "Written again: augmented.png, best.keras, evaluation, last.keras, metrics.csv, "
+        "training_curves.png." in capsys.readouterr().out
+    )
+
+
+def test_a_best_model_that_cannot_be_made_again_is_told(whole, tmp_path, monkeypatch, capsys):
+    folder = shutil.copytree(whole[0], tmp_path / "run")
+    (folder / "best.keras").unlink()
+    store = Snapshots(folder / "snapshots")
+    end = store.load()
+    end.state["callbacks"]["Records"]["best"] = end.state["callbacks"]["Records"]["rows"][0]
+    store.save(end.step, end.arrays, end.state, end.clock)
+    says = r"is finished: .* Its best.keras, of epoch 1, is gone and .* --epochs 4 --force"
+    with pytest.raises(ValueError, match=says):
+        train.train("digits", folder, TINY, resume=True)
+    # As well before Keras starts.
+    monkeypatch.setitem(sys.modules, train.__name__, None)
+    with pytest.raises(SystemExit):
+        main(["train", "--resume", str(folder)])
+    assert "Its best.keras, of epoch 1, is gone" in capsys.readouterr().err
+
+
+def test_that_a_run_is_finished_is_known_before_keras_starts(whole, tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, train.__name__, None)
+    before = state_of(whole[0])
+    main(["train", "--resume", str(whole[0])])
+    assert "is finished: all 2 epochs are done" in " ".join(capsys.readouterr().err.split())
+    assert state_of(whole[0]) == before
+    # Whatever may change that is for the run itself to look at.
+    folder = shutil.copytree(whole[0], tmp_path / "run")
+    (folder / "last.keras").unlink()
+    for arguments in (
+        ["--resume", str(whole[0]), "--epochs", "3"],
+        ["--resume", str(whole[0]), "--seed", "1"],
+        ["--resume", str(folder)],
+    ):
+        with pytest.raises(SystemExit):
+            main(["train", *arguments])
+        assert train.__name__ in capsys.readouterr().err  # which this test has taken away
 
 
 def test_another_recipe_or_data_needs_force(whole, tmp_path):

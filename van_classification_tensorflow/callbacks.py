@@ -21,6 +21,7 @@ import numpy as np
 from .images import printable
 from .metrics import score
 from .optim import ModelAverage
+from .runs import is_no_better
 from .snapshots import Snapshot, Snapshots, nonfinite, write_atomically
 
 _SMOOTHING = 50  # steps over which a loss is looked at
@@ -211,9 +212,7 @@ class Records(keras.callbacks.Callback):
     @property
     def finished(self) -> bool:
         """Whether the last `patience` epochs have not been better."""
-        if not self.patience or not self.best:
-            return False
-        return self.rows[-1]["epoch"] - self.best["epoch"] >= self.patience
+        return is_no_better(self.rows, self.best, self.patience)
 
     @property
     def history(self) -> dict[str, list[float]]:

@@ -88,7 +88,8 @@ def train(parser: ArgumentParser) -> Any:
             missing = [f"--{n}" for n, v in (("data", data), ("output", output)) if v is None]
             if missing:
                 raise ValueError(f"{' and '.join(missing)} must be given, or --resume RUN")
-        from .runs import check_run, check_start
+        from .output import messages, results, say
+        from .runs import check_finished, check_run, check_start
 
         if resume is not None:
             if output is not None or recipe is not None:
@@ -100,9 +101,11 @@ def train(parser: ArgumentParser) -> Any:
                 return
         going_on = resume is not None
         data, found = check_start(data, output, chosen, going_on)
+        if going_on and (end := check_finished(output, chosen, *found)):
+            say(messages(), str(end))
+            return
         # Only now, as it starts Keras.
         from .callbacks import Stopped
-        from .output import messages, results
         from .train import train as run_training
 
         try:

@@ -6,15 +6,24 @@ Imports neither Keras nor a backend.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from . import pictures
 from .data import Pictures, open_data
 from .folders import check_folder
+from .images import printable
 from .pretrained import check_known
 from .recipe import Recipe, read_yaml, require_yaml
 from .runtimes import is_installed
+from .snapshots import Snapshots, write_atomically
+
+# Fields that change how a run is done, not what comes out.
+_FREE = ("workers", "processes", "snapshot_seconds", "max_corrupt")
+_AT_THE_END = ("last.keras", "training_curves.png", "evaluation")
+_REPORTED = ".reported"  # holds the step after which the report was written
 
 DEMO_FILES = {
     "predictions.png": "test images under their predicted label, mistakes first",
@@ -40,6 +49,134 @@ def check_run(folder: Path) -> tuple[str, Recipe]:
         return record["data"], Recipe.from_dict(record["recipe"])
     except ValueError as error:
         raise ValueError(f"{folder / 'config.yaml'}: {error}") from error
+
+
+def changes(before: Recipe, now: Recipe) -> dict[str, tuple[Any, Any]]:
+    """{field: (before, now)} of what decides how a run comes out."""
+    return {k: v for k, v in before.differences(now).items() if k not in _FREE}
+
+
+def fingerprints(found: Pictures, validation: Pictures) -> dict[str, str]:
+    """Of the data of a run, which must be the same to go on."""
+    return {"training": found.fingerprint, "validation": validation.fingerprint}
+
+
+def is_no_better(
+    rows: Sequence[Mapping[str, float]], best: Mapping[str, float], patience: int | None
+) -> bool:
+    """Whether the last `patience` epochs have not been better than the best one."""
+    return bool(patience and best and rows[-1]["epoch"] - best["epoch"] >= patience)
+
+
+@dataclass(frozen=True)
+class Ending:
+    """A run whose training is done; as text, what is to be said of it.
+
+    Args:
+        folder: Of the run.
+        why: How training ended.
+        longer: Options that make it go on.
+        best_epoch: The epoch that best.keras is of.
+        missing: What the run leaves and is not there, or is older than its end.
+    """
+
+    folder: Path
+    why: str
+    longer: str
+    best_epoch: int
+    missing: tuple[str, ...]
+
+    def __str__(self) -> str:
+        then = f"Nothing was changed. To train longer, for example: {self.command}"
+        if self.missing:
+            then = f"Written again: {', '.join(self.missing)}."
+        return f"{self.begin} The best is of epoch {self.best_epoch}. {then}"
+
+    @property
+    def begin(self) -> str:
+        return f"{printable(self.folder)} is finished: {self.why}."
+
+    @property
+    def command(self) -> str:
+        return f"van train --resume {printable(self.folder)} {self.longer} --force"
+
+
+def ending(
+    folder: Path, recipe: Recipe, position: Mapping[str, Any], records: Mapping[str, Any]
+) -> Ending | None:
+    """How a run has ended; None where there is still something to train.
+
+    Args:
+        folder: Of the run.
+        recipe: Of the run, as it would go on.
+        position: State of `callbacks.Position`.
+        records: State of `callbacks.Records`.
+
+    Raises:
+        ValueError: Its best model is gone, and of an epoch whose weights nothing else has.
+    """
+    done, steps = position["step"], position["steps_per_epoch"]
+    best, patience = records["best"], recipe.early_stopping
+    early = is_no_better(records["rows"], best, patience)
+    if not best or not (early or done >= recipe.total_epochs * steps):
+        return None
+    missing = {
+        name
+        for name in ("best.keras", "metrics.csv", "augmented.png", *_AT_THE_END)
+        if not (folder / name).exists()
+    }
+    if not is_reported(folder, done):  # killed before it: what is there is older
+        missing |= set(_AT_THE_END)
+    found = Ending(
+        folder,
+        f"stopped after epoch {done // steps}, as the last {patience} were no better"
+        if early
+        else f"all {recipe.total_epochs} epochs are done",
+        f"--early-stopping {2 * (patience or 0)}" if early else f"--epochs {2 * recipe.epochs}",
+        int(best["epoch"]),
+        tuple(sorted(missing)),
+    )
+    if "best.keras" in missing and best["step"] != done:
+        raise ValueError(
+            f"{found.begin} Its best.keras, of epoch {found.best_epoch}, is gone and cannot be "
+            "made again, as only the last weights are kept: put it back, or train longer, for "
+            "example: "
+            f"{found.command}"
+        )
+    return found
+
+
+def is_reported(folder: Path, step: int) -> bool:
+    """Whether the report of the run was written, after this step."""
+    try:
+        return (folder / _REPORTED).read_text(encoding="utf-8") == str(step)
+    except (OSError, UnicodeDecodeError):
+        return False
+
+
+def note_reported(folder: Path, step: int) -> None:
+    """Notes that the report was written, and everything before it."""
+    write_atomically(folder / _REPORTED, lambda path: path.write_text(str(step), encoding="utf-8"))
+
+
+def check_finished(folder: Path, recipe: Recipe, *found: Pictures) -> Ending | None:
+    """How a run has ended of which nothing is missing; None where that is for `train` to find out.
+
+    Args:
+        folder: Of the run.
+        recipe: As it would go on.
+        found: Its pictures, to train on and to validate on.
+
+    Raises:
+        ValueError: As for `ending`.
+    """
+    state = Snapshots(folder / "snapshots").newest_state()
+    changed = changes(check_run(folder)[1], recipe)
+    if state is None or changed or state["data"] != fingerprints(*found):
+        return None
+    states = state["callbacks"]
+    end = ending(folder, recipe, states["Position"], states["Records"])
+    return None if end is None or end.missing else end
 
 
 def check_start(

@@ -175,6 +175,22 @@ class Snapshots:
             "from the beginning in another folder"
         )
 
+    def newest_state(self) -> dict[str, Any] | None:
+        """The `state` of what `load` would give, without its arrays; None where that is in doubt.
+
+        Of the arrays nothing is read, so they are not verified.
+        """
+        found, named = self._found(), self._named()
+        if not found or (named is not None and found[0][0] < named):
+            return None
+        path = found[0][1]
+        with suppress(Exception):  # whatever damaged files may make a reader raise
+            record, state = _unsealed((path / _MANIFEST).read_bytes()), (path / _STATE).read_bytes()
+            verified = hashlib.sha256(state).hexdigest() == record["files"][_STATE]["sha256"]
+            if verified and record["format"] == _FORMAT:
+                return json.loads(state)["state"]
+        return None
+
     def steps(self) -> list[int]:
         """The steps of which there are snapshots, ascending. None is verified here."""
         return sorted({step for step, _ in self._found()})

@@ -51,11 +51,17 @@ from .preprocessing import Preprocessing
 from .pretrained import open_pretrained
 from .progress import FitProgress
 from .recipe import Recipe
-from .runs import check_run, check_start
+from .runs import (
+    Ending,
+    changes,
+    check_run,
+    check_start,
+    ending,
+    fingerprints,
+    note_reported,
+)
 from .snapshots import RunLock, Snapshot, Snapshots, write_atomically
 
-# Fields that change how a run is done, not what comes out.
-_FREE = ("workers", "processes", "snapshot_seconds", "max_corrupt")
 _SAMPLES = 32
 
 
@@ -318,9 +324,13 @@ def train(
         try:
             if resume:
                 run.go_on(force)
-            if not run.is_complete():
+            end = run.ending()
+            if end is None:
                 run.write_config()
                 run.fit()
+            elif end.missing:
+                run.make_again(end.missing)
+            if end is None or end.missing:
                 run.report(report_to or console)
         except BaseException as error:
             if not resume and run.is_nothing():
@@ -358,6 +368,7 @@ class _Run:
     ):
         self.folder, self.data, self.recipe, self.console = folder, data, recipe, console
         self.found, self.validation, self.shard = found, validation, shard
+        self._data = fingerprints(found, validation)
         keras.utils.set_random_seed(recipe.seed)
         if recipe.deterministic and keras.backend.backend() == "tensorflow":
             import tensorflow as tf
@@ -419,7 +430,7 @@ class _Run:
             self.metrics,
             recipe.total_epochs,
             recipe.snapshot_seconds,
-            {"data": self._fingerprints(), "environment": _environment(self.replicas)},
+            {"data": self._data, "environment": _environment(self.replicas)},
             self._refresh,
         )
         looked_at = EvaluationBatches(
@@ -444,12 +455,6 @@ class _Run:
             self.keep,
         ]
 
-    def _fingerprints(self) -> dict[str, str]:
-        return {
-            "training": self.found.fingerprint,
-            "validation": self.validation.fingerprint,
-        }
-
     def _variables(self) -> dict[str, Any]:
         parts = {"model": self.model.variables, "optimizer": self.model.optimizer.variables}
         if self.average is not None:
@@ -466,10 +471,10 @@ class _Run:
     def go_on(self, force: bool) -> None:
         """Takes up the newest snapshot; the run starts anew where there is none yet."""
         _, before = check_run(self.folder)
-        changed = {k: v for k, v in before.differences(self.recipe).items() if k not in _FREE}
-        lines = [f"  {name}: {old} -> {new}" for name, (old, new) in changed.items()]
+        changed = changes(before, self.recipe).items()
+        lines = [f"  {name}: {old} -> {new}" for name, (old, new) in changed]
         snapshot = self.keep.store.load()
-        if snapshot is not None and snapshot.state["data"] != self._fingerprints():
+        if snapshot is not None and snapshot.state["data"] != self._data:
             lines.append(f"  data: the pictures of {self.data} are not those of the run")
         if lines and not force:
             text = "\n".join(lines)
@@ -491,45 +496,33 @@ class _Run:
                 "yellow",
             )
         self.keep.restore(snapshot)
-        if self.records.best and not (self.folder / "best.keras").exists():
-            self.console.print("[yellow]best.keras is gone: the best of what follows.[/yellow]")
-            self.records.best = {}
         self.snapshot = snapshot
 
-    def is_complete(self) -> bool:
-        """Whether there is nothing to do; says so, and how to train longer.
+    def ending(self) -> Ending | None:
+        """How the run has ended, and said so; None where there is still something to train.
 
-        A run that was killed while it wrote its report is not complete.
+        Raises:
+            ValueError: As for `runs.ending`.
         """
-        done, steps = self.position.step, self.batches.steps_per_epoch
-        early = self.records.finished
-        if self.snapshot is None or not (early or done >= self.recipe.total_epochs * steps):
-            return False
-        files = ("best.keras", "last.keras", "metrics.csv", "training_curves.png", "evaluation")
-        missing = [name for name in files if not (self.folder / name).exists()]
-        why = (
-            f"stopped after epoch {done // steps}, as the last {self.recipe.early_stopping} were "
-            "no better"
-            if early
-            else f"all {self.recipe.total_epochs} epochs are done"
-        )
-        longer = (
-            f"--early-stopping {2 * (self.recipe.early_stopping or 0)}"
-            if early
-            else f"--epochs {2 * self.recipe.epochs}"
-        )
-        then = (
-            f"Written again: {', '.join(missing)}."
-            if missing
-            else "Nothing was changed. To train longer, for example: van train --resume "
-            f"{printable(self.folder)} {longer} --force"
-        )
-        say(
-            self.console,
-            f"{printable(self.folder)} is finished: {why}. The best is of epoch "
-            f"{self.records.best['epoch']:.0f}. {then}",
-        )
-        return not missing
+        if self.snapshot is None:
+            return None
+        states = self.position.get_state(), self.records.get_state()
+        found = ending(self.folder, self.recipe, *states)
+        if found is not None:
+            say(self.console, str(found))
+        elif self.records.best and not (self.folder / "best.keras").exists():
+            self.console.print("[yellow]best.keras is gone: the best of what follows.[/yellow]")
+            self.records.best = {}
+        return found
+
+    def make_again(self, missing: Collection[str]) -> None:
+        """What a finished run has lost, or was killed before; the report is made after it."""
+        if "best.keras" in missing:  # the weights that are there are the best
+            self._save_best()
+        if "augmented.png" in missing:
+            self._draw_samples()
+        self.records.write_csv()
+        self._refresh()
 
     def is_nothing(self) -> bool:
         """Whether there is neither a snapshot nor an epoch that would be lost."""
@@ -728,6 +721,7 @@ class _Run:
             task = bar.add_task("best.keras", total=len(examples), rate="")
             found = evaluate.measure(classifier, dataset, lambda: bar.advance(task))
         evaluate.write(found, self.folder / "evaluation", overwrite=True)
+        note_reported(self.folder, self.position.step)
         evaluate.report(found, console)
         if corrupt := self.batches.corrupt(self.position.step):
             say(
