@@ -168,6 +168,14 @@ def test_a_model_made_from_weights_saves_and_loads_without_them(tmp_path):
     assert_same(again, to_official(model))
 
 
+def test_other_sizes_are_told_in_short_whatever_names_the_weights():
+    path = GOLDEN / "micro_hf"
+    for pretrained in (path, str(path), open_pretrained(path)):
+        with pytest.raises(ValueError, match=r"micro_hf holds embed_dims \[8, 16") as error:
+            VAN("van_b0", pretrained=pretrained)
+        assert len(str(error.value)) < 500
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
@@ -183,7 +191,7 @@ def test_a_model_made_from_weights_saves_and_loads_without_them(tmp_path):
         ({"pretrained": 3}, "`pretrained` must be True, False, a name"),
         (
             {"configuration": "van_b0", "pretrained": GOLDEN / "micro_hf"},
-            r"micro_hf'\) holds embed_dims \[8, 16, 24, 32\].* asked for has embed_dims \[32, 64",
+            r"micro_hf holds embed_dims \[8, 16, 24, 32\].* asked for has embed_dims \[32, 64",
         ),
         ({"pretrained": GOLDEN / "micro_hf", "depths": [1, 1, 1, 1]}, "asked for has"),
         ({"pretrained": GOLDEN / "digits.npz"}, r"digits\.npz was refused"),

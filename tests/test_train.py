@@ -1,6 +1,7 @@
 """A run from end to end, and runs that are stopped and go on."""
 
 import csv
+import io
 import os
 import shutil
 import signal
@@ -20,6 +21,8 @@ from van_classification_tensorflow.data import open_data
 from van_classification_tensorflow.evaluate import evaluate
 from van_classification_tensorflow.recipe import RECIPES, Recipe
 from van_classification_tensorflow.snapshots import RunLock, RunLockedError, Snapshots
+
+from .parity import GOLDEN
 
 # Everything that has a state: accumulated gradients, an average, dropped paths and units.
 TINY = RECIPES["digits"].with_(
@@ -464,6 +467,24 @@ def test_frozen_stages_have_nothing_to_train():
     train.make_optimizer(recipe, model).build(model.trainable_variables)
     head_only = train.build_model(recipe.with_(freeze=4), digits.CLASSES)
     assert len(head_only.trainable_variables) == 2
+
+
+@pytest.mark.parametrize("told", [False, True])
+def test_what_is_assumed_of_the_weights_is_said(tmp_path, told):
+    """Not that the classes are, which are those of the data."""
+    path = GOLDEN / "micro.safetensors"
+    recipe, found = (
+        RECIPES["finetune"].with_(model=None, pretrained=str(path), batch_size=16),
+        open_data("digits"),
+    )
+    if told:
+        recipe = recipe.with_(mean=(0.5,) * 3, std=(0.5,) * 3)
+    console = Console(file=io.StringIO(), width=200)
+    run = train._Run(tmp_path, "digits", recipe, *found, None, (0, 1), console)
+    run._introduce()
+    said = console.file.getvalue()
+    assert ("It does not say how its pictures are prepared" in said) is not told
+    assert "It names no classes" not in said
 
 
 def test_what_a_run_froze_is_free_in_what_it_leaves(tmp_path):

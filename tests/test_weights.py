@@ -68,13 +68,17 @@ def test_find(weights, configuration, name):
         (
             True,
             "van_b5",
-            "For van_b5: van_b5.in22k, van_b5.in22k_backbone; for others: van_b0.in1k",
+            "For van_b5: van_b5.in22k, van_b5.in22k_backbone. All names: van weights list",
         ),
         ("in1k", "van_b6", "For van_b6: van_b6.in22k"),
         ("van_b0.in1k", "van_b1", "van_b0.in1k belongs to van_b0. For van_b1: van_b1.in1k"),
         ("digits", "van_b0", "digits belongs to a model of its own"),
-        ("in1k", None, "Published: van_b0.in1k"),
-        ("imagenet21k", "van_b0", "no such weights are published: 'imagenet21k'"),
+        ("in1k", None, "published: 'in1k'. All names: van weights list"),
+        ("imagenet21k", "van_b0", "published: 'imagenet21k'. For van_b0: van_b0.in1k, "),
+        ("van-b4.in22k", None, "did you mean van_b4.in22k? All names: van weights list"),
+        ("VAN_B3", None, "did you mean van_b3? All"),
+        ("van_b7", None, "did you mean van_b4? All"),  # of the others "van_b6" alone is no name
+        ("in21k", "van_b5", "did you mean in22k? For van_b5: "),
         (False, "van_b0", "no such weights are published: False"),
     ],
 )

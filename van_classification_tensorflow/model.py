@@ -26,6 +26,7 @@ from .config import (
     resolve,
     stage_kernel_stride,
 )
+from .images import printable
 from .labels import labels_of, texts_of
 from .layers import (
     BatchNorm,
@@ -478,8 +479,8 @@ class VAN(keras.Model):
         sizes = None if source is None else source.weights.architecture
         default = None if sizes is None else sizes.config
         config = resolve(configuration, embed_dims, mlp_ratios, depths, num_stages, default)
-        if sizes is not None:
-            sizes.check_same_sizes(config, f"`pretrained`={pretrained!r}")
+        if source is not None and sizes is not None:
+            sizes.check_same_sizes(config, f"`pretrained`: {printable(source.name)}")
             configuration = configuration or sizes.configuration
         if in_chans is None:
             in_chans = 3 if sizes is None else sizes.in_chans

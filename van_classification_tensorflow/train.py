@@ -48,7 +48,7 @@ from .model import VAN
 from .optim import AdamW, CosineSchedule, LearningRate, ModelAverage, layer_scales
 from .output import pictures_bar, say, say_files
 from .preprocessing import Preprocessing
-from .pretrained import open_pretrained
+from .pretrained import Pretrained, open_pretrained
 from .progress import FitProgress
 from .recipe import Recipe
 from .runs import (
@@ -68,20 +68,21 @@ _SAMPLES = 32
 # --- The parts of a recipe ---
 
 
-def build_model(recipe: Recipe, classes: Sequence[str]) -> VAN:
+def build_model(recipe: Recipe, classes: Sequence[str], source: Pretrained | None = None) -> VAN:
     """The model to train: logits out, labels and preprocessing attached.
 
     Args:
         recipe: Names sizes, weights to start from and what is frozen.
         classes: Names of the classes, in the order of the outputs. Where they are the classes of
             the pretrained weights, in the same order, the head is kept; else it starts anew.
+        source: The weights to start from, where they have been opened already.
 
     Raises:
         ValueError: The recipe does not fit the weights or the classes.
         OSError: The pretrained weights cannot be had.
     """
     labels = class_labels(classes)
-    source = open_pretrained(recipe.pretrained, recipe.model)
+    source = source or open_pretrained(recipe.pretrained, recipe.model)
     of_weights = None if source is None else source.weights.architecture.configuration
     with warnings.catch_warnings():
         if recipe.pretrained:  # a fresh head is what was asked for
@@ -377,8 +378,11 @@ class _Run:
         self.strategy = strategy or _strategy(recipe.devices)
         self.replicas = getattr(self.strategy, "num_replicas_in_sync", 1)
         _check_batch(recipe, self.replicas * shard[1])
+        source = open_pretrained(recipe.pretrained, recipe.model)
+        normalised = recipe.mean and recipe.std
+        self.remarks = source.remarks(found.classes, normalised) if source else ""
         with self._scope():
-            self.model = build_model(recipe, found.classes)
+            self.model = build_model(recipe, found.classes, source)
             self.metrics = [keras.metrics.CategoricalAccuracy(name="accuracy")]
             self.model.compile(
                 make_optimizer(recipe, self.model),
@@ -671,6 +675,8 @@ class _Run:
         for name, value in rows:
             table.add_row(name, Text(value))
         self.console.print(table)
+        if self.remarks:
+            say(self.console, f"{printable(recipe.pretrained or '')}: {self.remarks}")
         if self.found.left_out:
             say(self.console, self.found.left_out)
         if model.in_chans == 1 and _in_colour(self.found):

@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from difflib import get_close_matches
 from types import MappingProxyType
 from urllib.parse import urlsplit
 
@@ -212,6 +213,9 @@ KNOWN_NAMES = frozenset(
 )
 
 
+_WITH_IN1K = [name for name in CONFIGURATIONS if f"{name}.in1k" in CATALOGUE]
+
+
 def find(
     weights: str | bool, configuration: str | None = None, argument: str = "weights"
 ) -> Weights:
@@ -240,14 +244,17 @@ def find(
         found = CATALOGUE.get(tag) or CATALOGUE.get(f"{configuration}.{tag}")
     if found is not None and (configuration is None or found.name in mine):
         return found
-    others = [name for name in CATALOGUE if name not in mine]
-    if configuration is None:
-        there_is = f"Published: {', '.join(CATALOGUE)}."
-    else:
-        there_is = f"For {configuration}: {', '.join(mine)}; for others: {', '.join(others)}."
+    there_is = "All names: van weights list"
+    if configuration is not None:
+        there_is = f"For {configuration}: {', '.join(mine)}. {there_is}"
     if found is not None:
-        problem = f"{found.name} belongs to {found.configuration or 'a model of its own'}"
+        problem = f"{found.name} belongs to {found.configuration or 'a model of its own'}."
     else:
         wanted = f"{configuration}.in1k" if tag == "in1k" and configuration else repr(weights)
-        problem = f"no such weights are published: {wanted}"
-    raise ValueError(f"`{argument}`: {problem}. {there_is}")
+        short = [n.partition(".")[2] for n in mine] if configuration else _WITH_IN1K
+        near = get_close_matches(
+            str(weights).lower(), [*short, *(mine if configuration else CATALOGUE)], n=1
+        )
+        hint = f"; did you mean {near[0]}?" if near else "."
+        problem = f"no such weights are published: {wanted}{hint}"
+    raise ValueError(f"`{argument}`: {problem} {there_is}")
