@@ -895,3 +895,20 @@ def test_the_first_array_with_a_nonfinite_value_is_named(dtype, value):
     arrays["a"][49, 2] = value
     assert nonfinite(arrays) == "a"
     assert nonfinite({**arrays, "scalar": np.full((), value, dtype)}) == "scalar"
+
+
+def test_the_newest_state_without_its_arrays(tmp_path):
+    """None wherever `load` would pass something over, or refuse."""
+    assert Snapshots(tmp_path / "none").newest_state() is None
+    runs = save(tmp_path, 1, 2)
+    (path_of(tmp_path, 2) / "arrays.safetensors").unlink()  # not looked at
+    assert runs.newest_state() == state_of(2)
+    for name in ("state.json", "manifest.json"):
+        file = path_of(tmp_path, 2) / name
+        whole = file.read_bytes()
+        for damaged in (whole[:-9], whole.replace(b"2", b"3"), b""):
+            file.write_bytes(damaged)
+            assert runs.newest_state() is None
+        file.write_bytes(whole)
+    (tmp_path / "latest").write_text("step-000000003\n")
+    assert runs.newest_state() is None

@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from van_classification_tensorflow import Classifier, callbacks, digits, train
+from van_classification_tensorflow import Classifier, callbacks, digits, runs, train
 from van_classification_tensorflow.cli import main
 from van_classification_tensorflow.data import open_data
 from van_classification_tensorflow.evaluate import evaluate
@@ -288,6 +288,36 @@ def test_a_best_model_that_cannot_be_made_again_is_told(whole, tmp_path, monkeyp
     with pytest.raises(SystemExit):
         main(["train", "--resume", str(folder)])
     assert "Its best.keras, of epoch 1, is gone" in capsys.readouterr().err
+
+
+def test_how_a_run_has_ended(tmp_path):
+    for name in ("best.keras", "last.keras", "metrics.csv", "training_curves.png", "augmented.png"):
+        (tmp_path / name).touch()
+    (tmp_path / "evaluation").mkdir()
+    recipe = TINY.with_(epochs=10, early_stopping=3)
+    rows = [{"epoch": i + 1, "step": 22 * (i + 1)} for i in range(5)]
+
+    def end(best, recipe=recipe, done=5):
+        records = {"rows": rows[:done], "best": rows[best - 1] if best else {}}
+        position = {"step": 22 * done, "steps_per_epoch": 22}
+        return runs.ending(tmp_path, recipe, position, records)
+
+    assert end(3) is None
+    assert end(0, done=0) is None
+    assert end(2).missing == ("evaluation", "last.keras", "training_curves.png")  # not reported
+    runs.note_reported(tmp_path, 5 * 22)
+    assert end(2).missing == ()
+    assert "stopped after epoch 5, as the last 3 were no better. The best is of epoch 2" in str(
+        end(2)
+    )
+    assert end(2).longer == "--early-stopping 6"
+    assert end(3, recipe.with_(epochs=5)).longer == "--epochs 10"
+    (tmp_path / "best.keras").unlink()
+    assert end(3) is None  # the best of what follows
+    assert end(5, recipe.with_(epochs=5)).missing == ("best.keras",)
+    for best, settings in ((2, recipe), (4, recipe.with_(epochs=5))):
+        with pytest.raises(ValueError, match=f"Its best.keras, of epoch {best}, is gone"):
+            end(best, settings)
 
 
 def test_that_a_run_is_finished_is_known_before_keras_starts(whole, tmp_path, monkeypatch, capsys):
