@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from collections import OrderedDict, namedtuple
 from pathlib import Path
 
 import keras
@@ -383,6 +384,7 @@ def _holders():
         "several",
         lambda: functional(Holding(_backbone(), [_backbone(1), _backbone(2)]), 64, 96, 3),
     )
+    yield "containers in containers", lambda: functional(Nested(_backbone()), 64, 96, 3)
     yield "subclass", lambda: subclassed(_backbone())
     yield "subclass of a functional", lambda: subclassed(functional(_backbone(), 64, 96, 3))
     yield (
@@ -406,6 +408,88 @@ def test_a_van_at_any_depth(images, make):
     assert not kinds & {BatchNorm, LayerScale}
     assert _difference(_run(fused, x), expected) <= ALLOWED
     np.testing.assert_array_equal(_run(model, x), expected)
+
+
+@keras.saving.register_keras_serializable(package="tests")
+class Nested(Holding):
+    """A VAN in containers in containers."""
+
+    Pair = namedtuple("Pair", ["first", "rest"])
+
+    def __init__(self, model, others=(), **kwargs):
+        super().__init__(model, **kwargs)
+        del self.model, self.named
+        self.held = OrderedDict(a=[{"b": (model, keras.layers.Dense(2))}], c=self.Pair(1, [model]))
+
+    def call(self, x):
+        return self.scale(self.held["a"][0]["b"][0](x) + self.held["c"].rest[0](x)) * self.factor
+
+    def get_config(self):
+        inner = keras.saving.serialize_keras_object(self.held["c"].rest[0])
+        return {**keras.layers.Layer.get_config(self), "model": inner, "others": []}
+
+
+@keras.saving.register_keras_serializable(package="tests")
+class Closing(Holding):
+    """Calls its VAN by a function that was made around it."""
+
+    def __init__(self, model, others=(), **kwargs):
+        super().__init__(model, **kwargs)
+        self.by_function = lambda x: model(x)
+
+    def call(self, x):
+        return self.by_function(x)
+
+
+@keras.saving.register_keras_serializable(package="tests")
+class Lying(Holding):
+    """What it computes with is not in its configuration."""
+
+    def call(self, x):
+        return super().call(x) * getattr(self, "times", 1)
+
+
+@keras.saving.register_keras_serializable(package="tests")
+class Unheld(Holding):
+    """Keras knows of the VAN in it; no attribute does."""
+
+    def __init__(self, model, others=(), **kwargs):
+        super().__init__(model, **kwargs)
+        del self.model, self.named
+        self._tracker.track(model)
+
+    def call(self, x):
+        return self._layers[-1](x)
+
+    def get_config(self):
+        inner = keras.saving.serialize_keras_object(self._layers[-1])
+        return {**keras.layers.Layer.get_config(self), "model": inner, "others": []}
+
+
+def _around(layer):
+    inputs = keras.Input((64, 96, 3))
+    return keras.Model(inputs, layer(inputs))
+
+
+@pytest.mark.parametrize("holder", [Closing, Unheld])
+def test_a_van_that_cannot_be_swapped_is_refused(holder):
+    says = rf"a VAN cannot be reached: held \({holder.__name__}\) must hold it, and call it"
+    with pytest.raises(ValueError, match=says):
+        fuse(_around(holder(_backbone(), name="held")))
+
+
+def test_a_van_in_a_function_is_never_called_unfused(images):
+    fused = fuse(Subclassed(Closing(_backbone(), name="held")))  # of no known input
+    with pytest.raises(ValueError, match=r"a VAN cannot be reached: [\w/]*held"):
+        fused(images)
+
+
+def test_another_function_than_the_models_is_refused():
+    layer = Lying(_backbone(), name="held")
+    model = _around(layer)
+    layer.times = 2
+    with pytest.raises(ValueError, match=r"a VAN cannot be reached: held \(Lying\)"):
+        fuse(model)
 
 
 def test_what_cannot_be_reached_is_named(images):

@@ -5,10 +5,12 @@ What is folded into what, and why it is exact, is said in `fold.py`.
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from functools import partial
 from typing import Any
 
 import keras
+import numpy as np
 from keras import ops
 
 from .fold import fold
@@ -125,7 +127,8 @@ def fuse(model: keras.Model) -> keras.Model:
 
     Raises:
         ValueError: `model` holds no VAN that can be fused: another model, one that is fused
-            already, a quantised one, or one where a VAN cannot be reached; names the layer.
+            already, a quantised one, or one where a VAN cannot be reached; names the layer. With
+            a layer of someone's own around it, both are compared on a random input first.
     """
     if not isinstance(model, keras.Model):
         raise ValueError(f"`model` must be a Keras model. Received: {type(model).__name__}")
@@ -146,6 +149,13 @@ def fuse(model: keras.Model) -> keras.Model:
         fused.build_from_config(model.get_build_config())
     for layer, twin in pairs:
         _fill(twin, layer)
+    holders = [
+        layer
+        for layer, _ in pairs
+        if _has_blocks(layer) and not isinstance(layer, (Block, OverlapPatchEmbed))
+    ]
+    if holders:
+        _check_same(model, fused, holders[0])
     for layer in fused._flatten_layers():
         if isinstance(layer, BatchNorm):
             raise ValueError(f"`model` holds a batch norm that cannot be reached: {layer.path}")
@@ -227,25 +237,89 @@ def _holder(layer: keras.layers.Layer, pairs: list) -> keras.layers.Layer:
 
 
 def _replace(holder: keras.layers.Layer, old: keras.layers.Layer, new: keras.layers.Layer) -> None:
-    """Puts `new` where `old` is in `holder`: an attribute, or in a list or dictionary."""
+    """Puts `new` where `old` is in `holder`: an attribute, or in containers at any depth.
+
+    What holds `old` in another way, as a function does that was made around it, cannot call it.
+    """
+
+    def holds(value: Any) -> bool:
+        if isinstance(value, dict):
+            value = tuple(value.values())
+        return value is old or (isinstance(value, (list, tuple, set)) and any(map(holds, value)))
 
     def swapped(value: Any) -> Any:
         if isinstance(value, dict):
-            return {key: swapped(one) for key, one in value.items()}
-        if isinstance(value, (list, tuple)):
-            return (tuple if isinstance(value, tuple) else list)(map(swapped, value))
+            items = [(key, swapped(one)) for key, one in value.items()]
+            return (OrderedDict if isinstance(value, OrderedDict) else dict)(items)
+        if isinstance(value, tuple) and hasattr(value, "_fields"):
+            return type(value)(*map(swapped, value))
+        for kind in (list, tuple, set):
+            if isinstance(value, kind):
+                return kind(map(swapped, value))
         return new if value is old else value
+
+    def refuse(*args: Any, **kwargs: Any) -> Any:
+        error: Any = ValueError(_unreachable(holder))
+        error._keras_call_info_injected = True  # Keras adds pages to what is not marked so
+        raise error
 
     # PyTorch keeps layers among its modules. `_layers` and TensorFlow's `_self_...` follow.
     attributes = {**vars(holder), **vars(holder).get("_modules", {})}
+    found = [
+        name
+        for name, value in attributes.items()
+        if name not in ("_layers", "_modules") and not name.startswith("_self_") and holds(value)
+    ]
+    if not found:
+        raise ValueError(_unreachable(holder))
     holder._tracker.unlock()
-    for name, value in attributes.items():
-        inside = list(value.values()) if isinstance(value, dict) else value
-        inside = inside if isinstance(inside, (list, tuple)) else [value]
-        kept = name in ("_layers", "_modules") or name.startswith("_self_")
-        if not kept and any(one is old for one in inside):
-            setattr(holder, name, swapped(value))
+    for name in found:
+        setattr(holder, name, swapped(attributes[name]))
     holder._tracker.untrack(old)
+    for layer in old._flatten_layers():
+        layer.call = layer.compute_output_spec = refuse
+
+
+def _unreachable(holder: keras.layers.Layer) -> str:
+    return (
+        f"`model` has a layer in which a VAN cannot be reached: {holder.path or holder.name} "
+        f"({type(holder).__name__}) must hold it, and call it, as an attribute or in lists, tuples "
+        "or dictionaries"
+    )
+
+
+def _check_same(model: keras.Model, fused: keras.Model, holder: keras.layers.Layer) -> None:
+    """Raises `ValueError` where they differ on a random input: what `holder` does is not known.
+
+    It is left where that input is not taken, or the answer is not the same each time.
+    """
+    rng = np.random.default_rng(0)
+
+    def example(shape: tuple[int | None, ...]) -> np.ndarray:
+        pixels = len(shape) - 3  # the last axes, if they may be of any size
+        sizes = [n or (64 if i >= pixels > 0 else 2) for i, n in enumerate(shape)]
+        return rng.normal(size=sizes).astype(np.float32)
+
+    def outputs(one: keras.Model) -> list[np.ndarray]:
+        found = keras.tree.flatten(one(x, training=False))
+        return [keras.ops.convert_to_numpy(part).astype(np.float32) for part in found]
+
+    try:
+        if isinstance(model, (keras.Sequential, keras.Function)):
+            x = keras.tree.map_structure(lambda one: example(one.shape), model.input)
+        else:
+            x = example(model.get_build_config()["input_shape"])
+        expected = outputs(model)
+    except Exception:  # a stranger's code takes what it will
+        return
+    half = any(
+        layer.compute_dtype not in ("float32", "float64") for layer in model._flatten_layers()
+    )
+    allowed = 0.1 if half else 1e-3
+    for i, (ours, theirs) in enumerate(zip(outputs(fused), expected, strict=True)):
+        same = np.abs(ours - theirs).max() <= allowed * np.abs(theirs).max()
+        if not same and np.array_equal(outputs(model)[i], theirs):
+            raise ValueError(_unreachable(holder))
 
 
 def _fill(twin: keras.layers.Layer, layer: keras.layers.Layer) -> None:
