@@ -95,6 +95,8 @@ def test_a_head_of_ones_own(tmp_path, picture, around):
     [
         lambda: [layers.Dense(4), layers.Activation("softmax")],
         lambda: [layers.Dense(4, use_bias=False), layers.Softmax()],
+        lambda: [layers.Dense(4, activation="softmax"), _linear()],
+        lambda: [layers.Dense(4), _linear(), layers.Softmax()],
         lambda: [layers.Flatten(), layers.Dense(4, activation="softmax", kernel_regularizer="l2")],
     ],
 )
@@ -277,6 +279,67 @@ def test_a_model_in_memory(picture, make):
     np.testing.assert_allclose([found[i] for i in range(4)], expected, atol=1e-5)
 
 
+def _own(x):
+    return keras.ops.tanh(x)
+
+
+def _linear():
+    return layers.Activation("linear", dtype="float32")
+
+
+@pytest.mark.parametrize(
+    ("scores", "rest"),
+    [
+        ("softmax", lambda x: _linear()(x)),
+        ("softmax", lambda x: layers.Dropout(0.5)(layers.Identity()(x))),
+        ("sigmoid", lambda x: keras.ops.cast(_linear()(x), "float32")),
+        ("linear", lambda x: layers.Dropout(0.5)(keras.ops.softmax(x))),
+        ("linear", lambda x: keras.ops.sigmoid(layers.GaussianNoise(0.1)(x))),
+        ("linear", lambda x: _linear()(layers.Softmax()(layers.Flatten()(x)))),
+        ("linear", lambda x: _inner()(x)),
+    ],
+)
+def test_what_changes_nothing_at_the_end_is_passed_over(picture, scores, rest):
+    backbone = _headless()
+    model = keras.Model(
+        backbone.input, rest(layers.Dense(4, activation=scores, name="mine")(backbone.output))
+    )
+    # Scores far from the middle, so that taking probabilities for logits is seen.
+    model.get_layer("mine").kernel.assign(40 * model.get_layer("mine").kernel)
+    classifier = Classifier(model)
+    assert not classifier.notes
+    _answers(classifier, model, picture)
+    assert classifier.features(picture).shape == (32,)
+
+
+def _inner():
+    inputs = keras.Input((4,))
+    return keras.Model(inputs, _linear()(keras.ops.softmax(inputs)))
+
+
+def test_one_output_and_features_are_passed_through_as_well(picture):
+    model = _as_a_layer(layers.Dense(1, activation="sigmoid"), _linear())
+    classifier = Classifier(model, labels=("no", "yes"))
+    from PIL import Image
+
+    x = classifier.preprocessing(Image.fromarray(picture))[None]
+    expected = float(keras.ops.convert_to_numpy(model(x))[0, 0])
+    assert {p.label: p.probability for p in classifier(picture)}["yes"] == pytest.approx(expected)
+    features = Classifier(_as_a_layer(layers.Dropout(0.5), _linear()))
+    with pytest.raises(ValueError, match="has no head"):
+        features(picture)
+
+
+@pytest.mark.parametrize("last", [layers.BatchNormalization, layers.ReLU, lambda: keras.ops.exp])
+def test_an_end_that_is_not_known_is_said(last):
+    backbone = _headless()
+    model = keras.Model(backbone.input, last()(layers.Dense(4)(backbone.output)))
+    says = "What it ends with is not known: its outputs are taken for logits."
+    assert says in Classifier(model).notes
+    notes = Classifier(model, labels=[*"abcd"], preprocessing=Preprocessing(64)).notes
+    assert notes == says
+
+
 def test_other_scores_and_features_in_memory(picture):
     model = _as_a_layer(layers.Dense(4, activation="sigmoid"))
     classifier = Classifier(model)
@@ -308,6 +371,10 @@ def test_what_a_model_in_memory_does_not_say_is_said(picture):
         (_scaled, "`preprocessing` must be given .* layer rescaling"),
         (lambda: _as_a_layer(layers.Dense(1, activation="softmax")), "softmax of one output"),
         (lambda: _as_a_layer(layers.Dense(4, activation="relu")), "scores are no probabilities"),
+        (
+            lambda: _as_a_layer(layers.Dense(4, activation=_own)),
+            r"='tests\.test_keras_config\._own': its scores are no",
+        ),
         (_branched, "one output of 2 axes"),
         (lambda: _headless(pooling=None), "one output of 2 axes"),
         (lambda: _whole(img_resolution=96), "must be a size that 'van' takes"),

@@ -201,7 +201,9 @@ class Classifier:
             raise ValueError("`engine` must be 'keras' or 'auto' for a model in memory")
         self._in_memory = opened = open_model(model)
         self.__dict__["model"] = opened.model
-        self.name, notes = model.name, [opened.notes] if labels is None else []
+        self.name, notes = model.name, [opened.notes]
+        if labels is None:
+            notes.append(opened.notes_on_labels)
         found = preprocessing or opened.preprocessing
         if preprocessing is None and opened.changed_by:
             raise ValueError(

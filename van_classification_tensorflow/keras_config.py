@@ -84,7 +84,7 @@ def describe(config: Mapping[str, Any]) -> Described:
             "alone or in a model of Keras's functional API (of a fused one, the VAN it was made "
             f"from): {INSTEAD}"
         )
-    layers = [layer for layer in _chain(config) if layer.kind not in ONLY_IN_TRAINING]
+    layers = [layer for layer in _chain(config) if not _changes_nothing(layer)]
     about, rest = _body(layers)
     head = rest[0] if rest and rest[0].kind == "Dense" else None
     if head is None:
@@ -113,6 +113,11 @@ def describe(config: Mapping[str, Any]) -> Described:
         ]
     described = Described(about, head.name, bool(head.config.get("use_bias", True)))
     return _without_more(described, rest, about)
+
+
+def _changes_nothing(layer: _Layer) -> bool:
+    is_linear = layer.kind == "Activation" and layer.config.get("activation") == "linear"
+    return is_linear or layer.kind in ONLY_IN_TRAINING
 
 
 def _without_more(described: Described, rest: list[_Layer], about: dict[str, Any]) -> Described:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,6 +10,7 @@ import keras
 import numpy as np
 
 from .config import min_image_size
+from .keras_config import ONLY_IN_TRAINING
 from .labels import right_number, texts_of
 from .model import OverlapPatchEmbed
 from .preprocessing import Preprocessing
@@ -21,6 +23,7 @@ _NO_HEAD = (
     keras.layers.GlobalMaxPooling2D,
     keras.layers.LayerNormalization,
 )
+_NO_CHANGE_IN_INFERENCE = tuple(getattr(keras.layers, name) for name in ONLY_IN_TRAINING)
 _NO_CHANGE = (keras.layers.InputLayer, keras.layers.Permute, keras.layers.Dropout)
 
 
@@ -39,6 +42,7 @@ class InMemory:
         preprocessing: Of the pictures.
         changed_by: A layer that changes the pictures before the VAN sees them.
         notes: What is not known.
+        notes_on_labels: The same of `labels`.
         least: Smallest side of a picture.
     """
 
@@ -52,6 +56,7 @@ class InMemory:
     preprocessing: Preprocessing | None
     changed_by: str | None
     notes: str
+    notes_on_labels: str
     least: int
 
     @property
@@ -88,27 +93,26 @@ def open_model(model: keras.Model) -> InMemory:
     first = next((one for one in firsts if one.name == "patch_embed1"), firsts[0])
     channels = first.proj.kernel.shape[2]
     permuted = any(layer.name == "to_channels_last" for layer in every)
-    last = _last(model)
+    last, before = _decisive(model)
     activation, inside = _activation(last), model
-    apart = (keras.layers.Activation, keras.layers.Softmax)
-    if isinstance(last, apart) and any(last is layer for layer in model.layers):
-        inside = _before_layer(model, last) or model  # exact, where probabilities are rounded
+    if activation in ACTIVATIONS and _is_apart(last) and len(before.shape) == 2:
+        inside = _up_to(model, before) or model  # exact, where probabilities are rounded
     if inside is model and activation == "softmax" and model.output_shape[-1] == 1:
         raise ValueError(
             "`weights` must not be a softmax of one output, which is 1 for every picture: give "
             f"its layer {last.name} activation='sigmoid'"
         )
-    labels = texts_of(_said(model, firsts, "labels"))
-    notes = []
+    labels, notes, notes_on_labels = texts_of(_said(model, firsts, "labels")), "", []
     if activation is not None:
         outputs = inside.output_shape[-1]
         if labels is not None and not right_number(len(labels), outputs):
-            notes.append(f"Its {len(labels):,} labels are left out: it has {outputs:,} classes.")
+            left_out = f"Its {len(labels):,} labels are left out: it has {outputs:,} classes."
+            notes_on_labels.append(left_out)
             labels = None
         if labels is None:
-            notes.append("It names no classes: they are called 'class 0', 'class 1', ...")
-        if not isinstance(last, keras.layers.Softmax) and not hasattr(last, "activation"):
-            notes.append("What it ends with is not known: its outputs are taken for logits.")
+            notes_on_labels.append("It names no classes: they are called 'class 0', 'class 1', ...")
+        if not _is_known(last):
+            notes = "What it ends with is not known: its outputs are taken for logits."
     return InMemory(
         model=inside,
         features=_features(model, activation is not None),
@@ -119,7 +123,8 @@ def open_model(model: keras.Model) -> InMemory:
         labels=labels if activation is not None else None,
         preprocessing=Preprocessing.of(_said(model, firsts, "preprocessing")),
         changed_by=_before(model),
-        notes=" ".join(notes),
+        notes=notes,
+        notes_on_labels=" ".join(notes_on_labels),
         least=min_image_size(len({layer.name for layer in firsts})),
     )
 
@@ -137,10 +142,52 @@ def _steps(model: Any) -> list[Any]:
     return model.layers if isinstance(model, keras.Sequential) else []
 
 
-def _last(model: Any) -> Any:
-    """The layer or operation that gives the output, inside inner models as well."""
-    steps = _steps(model)
-    return _last(steps[-1]) if steps else model
+def _backwards(model: Any) -> Iterator[tuple[Any, list[Any]]]:
+    """(step, its inputs) from the output back, inside inner models as well.
+
+    As far as each takes one tensor: before that, it is no chain.
+    """
+    if not _steps(model):
+        return
+    tensors = model.outputs
+    while len(tensors) == 1:
+        step, node, _ = tensors[0]._keras_history
+        tensors = step._inbound_nodes[node].input_tensors
+        if _steps(step):
+            yield from _backwards(step)
+        else:
+            yield step, tensors
+
+
+def _decisive(model: Any) -> tuple[Any, Any]:
+    """(the last step that changes the scores, its input): what they are is said by that one."""
+    for step, tensors in _backwards(model):
+        passes = isinstance(step, _NO_CHANGE_IN_INFERENCE) or _operation(step) == "Cast"
+        if isinstance(step, keras.layers.Activation):
+            passes = _activation(step) == "linear"
+        elif isinstance(step, (keras.layers.Flatten, keras.layers.Reshape)):
+            passes = len(tensors[0].shape) == 2
+        if not passes:
+            return step, next(iter(tensors), None)
+    return model, None
+
+
+def _operation(step: Any) -> str:
+    """What one of `keras.ops` is called; "" of a layer."""
+    return "" if isinstance(step, keras.layers.Layer) else type(step).__name__
+
+
+def _is_apart(last: Any) -> bool:
+    """Whether it is nothing but an activation."""
+    apart = isinstance(last, (keras.layers.Activation, keras.layers.Softmax))
+    return apart or bool(_operation(last))
+
+
+def _is_known(last: Any) -> bool:
+    """Whether it is said what `last` does with the scores."""
+    is_softmax = isinstance(last, keras.layers.Softmax)
+    of_ops = _operation(last).lower() in ACTIVATIONS
+    return is_softmax or of_ops or getattr(last, "activation", None) is not None
 
 
 def _activation(last: Any) -> Any:
@@ -149,21 +196,29 @@ def _activation(last: Any) -> Any:
         return None
     if isinstance(last, keras.layers.Softmax):
         return "softmax"
-    return keras.activations.serialize(getattr(last, "activation", None) or "linear")
+    if _operation(last).lower() in ACTIVATIONS:
+        return _operation(last).lower()
+    found = getattr(last, "activation", None) or keras.activations.linear
+    name = getattr(found, "__name__", type(found).__name__.lower())  # a layer is one, too
+    module = str(getattr(found, "__module__", ""))
+    return name if module.split(".")[0] == "keras" else f"{module}.{name}"
 
 
 def _features(model: keras.Model, has_head: bool) -> keras.Model | None:
     if not has_head:
         return model
     heads = [step for step in _steps(model) if isinstance(step, keras.layers.Dense)]
-    return _before_layer(model, heads[-1]) if heads else None
-
-
-def _before_layer(model: keras.Model, layer: keras.layers.Layer) -> keras.Model | None:
-    """What `model` computes up to `layer`; None where that is called in several models."""
     try:
-        return keras.Model(model.inputs[0], layer.input)
-    except (AttributeError, ValueError):
+        return _up_to(model, heads[-1].input) if heads else None
+    except (AttributeError, ValueError):  # it is called more than once
+        return None
+
+
+def _up_to(model: keras.Model, tensor: Any) -> keras.Model | None:
+    """What `model` computes up to `tensor`; None where that is in an inner model."""
+    try:
+        return keras.Model(model.inputs[0], tensor)
+    except ValueError:
         return None
 
 
