@@ -516,6 +516,9 @@ def test_what_cannot_be_followed_stops_no_model(saying, capsys):
     source = saying({"args": {"crop_mode": "border"}})
     with pytest.warns(UserWarning, match="its preprocessing cannot be taken, and the model has no"):
         assert VAN(pretrained=source).preprocessing is None
+    opened = open_pretrained(source)
+    assert "Not taken: its `args`: crop_mode" in opened.remarks()
+    assert "Not taken" not in opened.remarks(preprocessing=Preprocessing())
     Image.new("RGB", (8, 8)).save(source.with_name("p.png"))
     with pytest.raises(SystemExit, match="1"):
         main(["predict", str(source.with_name("p.png")), "--weights", str(source)])

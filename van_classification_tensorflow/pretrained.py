@@ -62,10 +62,11 @@ class Pretrained:
                 raise CheckpointError(f"{self.name}: its {what} cannot be taken: {why}. {way_out}")
 
     def remarks(self, labels: Any = None, preprocessing: Any = None) -> str:
-        """`notes` and what is assumed, but for what the caller gives himself; "" if nothing."""
+        """`notes`, what is assumed or not taken, less what the caller gives; "" if nothing."""
         given = {"labels": labels, "preprocessing": preprocessing}
         assumed = (text for key, text in self.assumed.items() if given[key] is None)
-        return " ".join(filter(None, (self.notes, *assumed)))
+        left = (f"Not taken: {self.problems[k]}." for k in self.problems if given.get(k, 0) is None)
+        return " ".join(filter(None, (self.notes, *assumed, *left)))
 
     @property
     def activation(self) -> Any:

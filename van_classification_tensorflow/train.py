@@ -85,8 +85,10 @@ def build_model(recipe: Recipe, classes: Sequence[str], source: Pretrained | Non
     source = source or open_pretrained(recipe.pretrained, recipe.model)
     of_weights = None if source is None else source.weights.architecture.configuration
     with warnings.catch_warnings():
-        if recipe.pretrained:  # a fresh head is what was asked for
-            warnings.filterwarnings("ignore", message=".*head.*", category=UserWarning)
+        if recipe.pretrained:  # a fresh head was asked for; what is not taken, the run says
+            warnings.filterwarnings(
+                "ignore", message=".*(head|cannot be taken)", category=UserWarning
+            )
         model = VAN(
             recipe.model,
             in_chans=None if recipe.mean is None else len(recipe.mean),
