@@ -76,6 +76,7 @@ def test_find(weights, configuration, name):
         ("in1k", None, "published: 'in1k'. All names: van weights list"),
         ("imagenet21k", "van_b0", "published: 'imagenet21k'. For van_b0: van_b0.in1k, "),
         ("van-b4.in22k", None, "did you mean van_b4.in22k? All names: van weights list"),
+        ("van_b5", None, "did you mean van_b5.in22k? All"),
         ("VAN_B3", None, "did you mean van_b3? All"),
         ("van_b7", None, "did you mean van_b4? All"),  # of the others "van_b6" alone is no name
         ("in21k", "van_b5", "did you mean in22k? For van_b5: "),

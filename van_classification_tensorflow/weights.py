@@ -252,7 +252,7 @@ def find(
     else:
         wanted = f"{configuration}.in1k" if tag == "in1k" and configuration else repr(weights)
         short = [n.partition(".")[2] for n in mine] if configuration else _WITH_IN1K
-        near = get_close_matches(
+        near = [n for n in CATALOGUE if n.startswith(f"{weights}.")] or get_close_matches(
             str(weights).lower(), [*short, *(mine if configuration else CATALOGUE)], n=1
         )
         hint = f"; did you mean {near[0]}?" if near else "."
