@@ -312,6 +312,7 @@ def good() -> dict[str, bytes]:
             }
         )
     graph = {
+        "module": "keras.src.models.functional",
         "class_name": "Functional",
         "registered_name": None,
         "config": {"layers": layers, "output_layers": [["mine", 0, 0]]},
@@ -1411,7 +1412,8 @@ def _hdf5s(folder: Path) -> Iterator[tuple[str, str, bytes]]:
 
 def keras(folder: Path) -> Iterator[Payload]:
     def graph(*layers: Any) -> dict[str, Any]:
-        return {"class_name": "Functional", "config": {"layers": [*layers]}}
+        module = "keras.src.models.functional"
+        return {"module": module, "class_name": "Functional", "config": {"layers": [*layers]}}
 
     def inner(value: Any) -> dict[str, Any]:
         return {**VAN_CONFIG, "config": {**VAN_CONFIG["config"], "a": [{"b": value}]}}
