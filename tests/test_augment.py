@@ -27,7 +27,7 @@ from van_classification_tensorflow.augment import (
     operation_arguments,
     random_crop_box,
 )
-from van_classification_tensorflow.preprocessing import Preprocessing
+from van_classification_tensorflow.preprocessing import Preprocessing, resized
 
 GOLDEN = Path(__file__).parent / "golden"
 KEYS = json.loads((GOLDEN / "augment.json").read_text())
@@ -462,6 +462,13 @@ def test_without_chance_it_is_resizing():
     assert np.array_equal(found, PICTURE.resize((40, 40), Image.Resampling.BICUBIC))
 
 
+def test_tall_pictures_are_resized_as_in_evaluation():
+    tall = Image.fromarray(np.random.default_rng(0).integers(0, 256, (200, 30, 3), np.uint8))
+    found = replace(PLAIN, crop_ratio=(0.15, 0.15))(tall, generator())
+    whole = Preprocessing(40, 1.0, resize="both sides")  # another order gives other values
+    assert np.array_equal(found, whole.crop(tall))
+
+
 @pytest.mark.parametrize(
     ("change", "turned"),
     [
@@ -526,7 +533,7 @@ def test_the_steps_follow_each_other_as_in_timm(channels, calls):
         rng = generator(seed)
         box = random_crop_box(80, 60, SCALE, RATIO, rng)
         # Cropped, then resized: with `resize(box=...)` the filter would see beyond the crop.
-        image = PICTURE.convert(mode).crop(box).resize((30, 30), BOTH[rng.integers(2)])
+        image = resized(PICTURE.convert(mode).crop(box), (30, 30), BOTH[rng.integers(2)])
         pixels = np.asarray(image).reshape(30, 30, channels)
         pixels = pixels[:, ::-1] if rng.random() < 0.5 else pixels
         pixels = pixels[::-1] if rng.random() < 0.5 else pixels

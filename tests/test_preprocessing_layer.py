@@ -29,6 +29,7 @@ SIZES = [
     (17, 3),
     (1, 7),
     (2, 900),
+    (1200, 500),
 ]
 
 
@@ -76,6 +77,12 @@ def test_other_crops_and_numbers(interpolation):
         batch = pictures(90, 71)
         found = PreprocessingLayer(preprocessing)(batch)
         assert difference(found, preprocessing, batch) == (pytest.approx(0, abs=1e-3), 0)
+
+
+def test_a_tall_picture_made_a_square():
+    preprocessing = Preprocessing(48, 0.8, resize="both sides")
+    batch = pictures(400, 130)
+    assert difference(PreprocessingLayer(preprocessing)(batch), preprocessing, batch)[1] == 0
 
 
 def test_grey():

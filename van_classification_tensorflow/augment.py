@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageEnhance, ImageOps
 
-from .preprocessing import Preprocessing, _channels
+from .preprocessing import Preprocessing, _channels, resized
 
 # --- RandAugment (arXiv 1909.13719), timm.data.auto_augment ---
 
@@ -371,7 +371,7 @@ class TrainTransform:
         box = random_crop_box(image.width, image.height, self.crop_scale, self.crop_ratio, rng)
         image = image.crop(box)
         image = image if image.mode == mode else image.convert(mode)
-        image = image.resize((size, size), resamples[int(rng.integers(len(resamples)))])
+        image = resized(image, (size, size), resamples[int(rng.integers(len(resamples)))])
         if rng.random() < self.horizontal_flip:
             image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
         if rng.random() < self.vertical_flip:
