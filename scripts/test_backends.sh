@@ -15,13 +15,13 @@ backend() {
     tests/test_parity.py -k "not van_b1 and not van_b2"
   KERAS_BACKEND=$1 python -m pytest -q tests/test_fusion.py tests/test_export.py \
     -k "every_stage or saved_and or head_of or (every_precision and onnx-float32)"
-  KERAS_BACKEND=$1 python -m pytest -q tests/test_optim.py
+  KERAS_BACKEND=$1 python -m pytest -q -m "" tests/test_optim.py
   KERAS_BACKEND=$1 python -m pytest -q -m "" tests/test_keras_harness.py -k "not trains_as or bfloat16"
-  KERAS_BACKEND=$1 python -m pytest -q tests/test_train.py \
+  KERAS_BACKEND=$1 python -m pytest -q -m "" tests/test_train.py \
     -k "folder or best_model or last or readmes or textbook"
   KERAS_BACKEND=$1 python -m pytest -q tests/test_model.py \
     -k "save or saving or sizes or channels_first or headless or clone or pyramid"
-  python -m pytest -q tests/test_public_api.py -k "$1"
+  python -m pytest -q -m "" tests/test_public_api.py -k "$1"
 }
 judges() {
   python -c "import torch, transformers"  # or the tests below would be skipped

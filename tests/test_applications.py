@@ -95,6 +95,7 @@ def test_input_shape_and_tensor_must_agree():
         VANB0(weights=None, input_tensor=keras.Input((64, 64, 3)), input_shape=(32, 32, 3))
 
 
+@pytest.mark.slow
 def test_image_data_format_of_keras():
     pixels = np.random.default_rng(0).standard_normal((1, 64, 64, 3)).astype("float32")
     last = VANB0(weights=None, classes=3)

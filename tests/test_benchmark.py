@@ -57,7 +57,13 @@ TABLE = {
 # --- Counted ---
 
 
-@pytest.mark.parametrize("name", CONFIGURATIONS)
+@pytest.mark.parametrize(
+    "name",
+    [
+        name if name < "van_b3" else pytest.param(name, marks=pytest.mark.slow)
+        for name in CONFIGURATIONS
+    ],
+)
 def test_parameters_and_macs_of_the_family(name):
     model = VAN(name)
     assert count_parameters(model)[0] == TABLE[name][0]

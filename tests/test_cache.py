@@ -635,6 +635,7 @@ def judge(files):
     return False
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="children are forked")
 def test_kill_9_at_50_moments(server, cache, tmp_path):
     server.pause = 0.004

@@ -18,6 +18,7 @@ FILES = {
 }
 
 
+@pytest.mark.slow
 def test_one_epoch_leaves_everything_and_repeats_itself(tmp_path):
     quiet = Console(quiet=True)
     metrics = [

@@ -9,7 +9,10 @@ import pytest
 
 from van_classification_tensorflow.layers import tf
 
-pytestmark = pytest.mark.skipif(tf is None, reason="tf.distribute needs TensorFlow")
+pytestmark = [
+    pytest.mark.skipif(tf is None, reason="tf.distribute needs TensorFlow"),
+    pytest.mark.slow,
+]
 
 
 @pytest.fixture(scope="module")

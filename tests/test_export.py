@@ -244,6 +244,7 @@ def test_a_writer_that_breaks_leaves_nothing(tmp_path, monkeypatch, micro):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("error", [OSError(5, "Input/output error"), KeyboardInterrupt()])
 def test_two_files_are_replaced_together_or_not(tmp_path, monkeypatch, micro, error):
     export(micro, tmp_path / "m.xml")

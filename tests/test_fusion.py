@@ -285,6 +285,7 @@ def test_blocks_take_part_in_any_functional_model(images):
     assert FusedBlock.from_config(model.layers[1].get_config()).hidden_dim == 16
 
 
+@pytest.mark.slow
 def test_on_openvino():
     """An inference backend of Keras, on which blocks run channels-first."""
     pytest.importorskip("openvino")
@@ -393,7 +394,13 @@ def _holders():
     )
 
 
-@pytest.mark.parametrize("make", [pytest.param(make, id=name) for name, make in _holders()])
+@pytest.mark.parametrize(
+    "make",
+    [
+        pytest.param(make, id=name, marks=[pytest.mark.slow] if name == "several" else [])
+        for name, make in _holders()
+    ],
+)
 def test_a_van_at_any_depth(images, make):
     model = make()
     x = (

@@ -82,6 +82,7 @@ def test_thousands_of_mutants(made, kind, thorough):
     _fuzz(made, kind, 1000, 10_000 if thorough else 3_000)
 
 
+@pytest.mark.slow
 def test_a_model_gets_all_or_nothing(made):
     sources = [(_path(made, name), member) for name, member, _ in FORMATS.values()]
     told, died = ask("load", sources=sources, first=500, count=40)

@@ -255,7 +255,7 @@ def _quantised_whole():
     [
         _whole,
         lambda: fuse(_whole()),
-        _quantised_whole,
+        pytest.param(_quantised_whole, marks=pytest.mark.slow),
         lambda: _whole(data_format="channels_first"),
         lambda: _whole(img_resolution=64),
         lambda: _on_its_layers(*_softmax()),

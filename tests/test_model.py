@@ -102,7 +102,8 @@ def test_summary_leaves_no_trace(micro):
 
 def test_summary_of_a_compiled_model_counts_the_optimizer(micro):
     micro.build((None, 64, 64, 3))
-    micro.compile("adam", "sparse_categorical_crossentropy")
+    optimizer = keras.optimizers.SGD(momentum=0.9)  # Adam's graph takes five times as long
+    micro.compile(optimizer, "sparse_categorical_crossentropy")
     micro.train_on_batch(_images(2, 64, 64, 3), np.array([0, 1]))
     lines = []
     micro.summary(print_fn=lambda text, **_: lines.append(text))
@@ -345,7 +346,9 @@ def test_a_layer_trained_in_a_frozen_model(tmp_path, micro):
         assert len(keras.Model(inputs, model(inputs)).trainable_variables) == 2
 
 
-@pytest.mark.parametrize("mode", ["int8", "int4", "float8"])
+@pytest.mark.parametrize(
+    "mode", ["float8", *(pytest.param(mode, marks=pytest.mark.slow) for mode in ("int8", "int4"))]
+)
 def test_quantised_layers_stay_quantised(tmp_path, micro, mode):
     x = _images(2, 64, 64, 3)
     before = _numpy(micro(x))
@@ -530,7 +533,7 @@ def test_clone_model_is_independent(micro):
     assert np.any(_numpy(micro.get_layer("norm1").gamma))
 
 
-@pytest.mark.parametrize("jit_compile", [False, True])
+@pytest.mark.parametrize("jit_compile", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_jit_compile_on_and_off(jit_compile, micro):
     if jit_compile and keras.backend.backend() == "torch":
         pytest.skip("torch.compile needs a C compiler")
@@ -580,6 +583,7 @@ def _trained(remat: bool, depths: tuple[int, ...] = (1, 1), steps: int = 2):
     return model, [float(model.train_on_batch(x, y)) for _ in range(steps)]
 
 
+@pytest.mark.slow
 def test_remat_saving_memory_changes_no_training():
     """Weights, momenta, running statistics and seeds after two steps, with drop path."""
     plain, expected = _trained(False)
@@ -698,7 +702,7 @@ def test_remat_takes_less_memory():
 
 
 @needs_tensorflow
-@pytest.mark.parametrize("static", [False, True])
+@pytest.mark.parametrize("static", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_saved_model_export_is_exact(tmp_path, micro, static):
     x = _images(2, 256, 256, 3)
     shape = (2, 256, 256, 3) if static else (None, None, None, 3)
@@ -708,6 +712,7 @@ def test_saved_model_export_is_exact(tmp_path, micro, static):
     np.testing.assert_allclose(artefact.serve(tf.constant(x)), micro.predict_on_batch(x), atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"])
 def test_mixed_precision_trains(policy):
     model = load_seeded(VAN(**MICRO, dtype=policy))
@@ -731,7 +736,9 @@ def _half_precision_cases():
             yield pytest.param(name, size, marks=[] if fast else pytest.mark.slow)
 
 
-@pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"])
+@pytest.mark.parametrize(
+    "policy", ["mixed_bfloat16", pytest.param("mixed_float16", marks=pytest.mark.slow)]
+)
 @pytest.mark.parametrize(("name", "size"), _half_precision_cases())
 def test_half_precision_has_no_nan(name, size, policy):
     model = load_seeded(VAN(name, dtype=policy, classifier_activation=None))

@@ -747,6 +747,7 @@ class _Run:
         return losses
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(BACKEND == "torch", reason="Keras drops by torch's own generator there")
 def test_a_run_copied_into_new_objects_goes_on_bit_for_bit():
     whole = _Run()

@@ -365,6 +365,7 @@ def test_any_beginning_of_a_journal_can_be_resumed(folder, tmp_path, monkeypatch
         assert [r[:3] for r in rows[0]] == [r[:3] for r in rows[1]]
 
 
+@pytest.mark.slow
 def test_killed_and_resumed(folder, tmp_path):
     many = tmp_path / "many"
     many.mkdir()

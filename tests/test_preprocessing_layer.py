@@ -202,6 +202,7 @@ STARTS_OTHERS = pytest.mark.skipif(
 )
 
 
+@pytest.mark.slow
 @STARTS_OTHERS
 @pytest.mark.parametrize("backend", ["jax", "torch"])
 def test_other_backends(backend):

@@ -79,6 +79,7 @@ print([m for m in ("keras", "tensorflow", "numpy") if m in sys.modules] or "noth
     assert _python(code) == ["nothing"]
 
 
+@pytest.mark.slow
 def test_importing_the_model_seeds_nothing():
     code = """
 import os
@@ -91,6 +92,7 @@ print("fine")
     assert _python(code) == ["fine"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", ["jax", "torch"])
 def test_other_backends_do_not_import_tensorflow(backend):
     if find_spec(backend) is None:
@@ -119,9 +121,16 @@ print(type(model).__name__, type(model.layers[1]).__name__, isinstance(model, pa
     [
         "import keras; import van_classification_tensorflow",
         "import van_classification_tensorflow; import keras",
-        "import van_classification_tensorflow; from keras.saving import load_model; import keras",
-        "import van_classification_tensorflow; from importlib.util import find_spec; "
-        "assert find_spec('keras') and find_spec('keras'); import keras",
+        pytest.param(
+            "import van_classification_tensorflow; from keras.saving import load_model; "
+            "import keras",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            "import van_classification_tensorflow; from importlib.util import find_spec; "
+            "assert find_spec('keras') and find_spec('keras'); import keras",
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_importing_the_package_is_enough_to_load_a_file(tmp_path, imports):

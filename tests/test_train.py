@@ -130,6 +130,7 @@ def test_the_digits_recipe_reaches_its_accuracy(tmp_path):
     assert history["average_accuracy"][-1] >= 0.985
 
 
+@pytest.mark.slow
 @tensorflow_only
 def test_it_learns(tmp_path):
     recipe = TINY.with_(
@@ -179,7 +180,7 @@ def crash_after(monkeypatch, folder: Path, step: int, snapshots_at, recipe=TINY)
     [
         pytest.param(12, (7, 11), id="in the first epoch, between two parts of an update"),
         pytest.param(30, (STEPS,), id="at the end of an epoch", marks=pytest.mark.slow),
-        pytest.param(40, (5, 31), id="in the last epoch"),
+        pytest.param(40, (5, 31), id="in the last epoch", marks=pytest.mark.slow),
         pytest.param(9, (), id="before the first snapshot", marks=pytest.mark.slow),
     ],
 )
@@ -194,6 +195,7 @@ def test_a_run_goes_on_bit_for_bit(whole, step, snapshots_at, tmp_path, monkeypa
     assert {p.name for p in folder.iterdir()} == {p.name for p in whole[0].iterdir()}
 
 
+@pytest.mark.slow
 def test_a_damaged_snapshot_is_passed_over(whole, tmp_path, monkeypatch, capsys):
     folder = tmp_path / "run"
     crash_after(monkeypatch, folder, 30, (25, 28))
@@ -339,6 +341,7 @@ def test_that_a_run_is_finished_is_known_before_keras_starts(whole, tmp_path, mo
         assert train.__name__ in capsys.readouterr().err  # which this test has taken away
 
 
+@pytest.mark.slow
 def test_another_recipe_or_data_needs_force(whole, tmp_path):
     folder = shutil.copytree(whole[0], tmp_path / "run")
     changed = TINY.with_(learning_rate=1e-3, seed=3, workers=1)
@@ -614,6 +617,25 @@ def test_early_stopping_and_going_on_after_it():
     assert not other.finished
 
 
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        ({"data": np.zeros(3)}, "`data` must be a path"),
+        ({"output": None}, "`output` must be a path"),
+        ({"recipe": {"epochs": 3}}, "`recipe` must be a `Recipe`"),
+        ({"recipe": "digits"}, "`recipe` must be a `Recipe`"),
+        ({"strategy": "mirrored"}, r"`strategy` must be one of `tf.distribute`"),
+        ({"shard": 3}, "`shard` must be"),
+        ({"shard": (1, 2, 3)}, "`shard` must be"),
+    ],
+)
+def test_wrong_arguments_are_refused_by_name(tmp_path, wrong, says):
+    given = {"data": "digits", "output": tmp_path / "run", "recipe": TINY, **wrong}
+    with pytest.raises(ValueError, match=f"{says}.*Received"):
+        train.train(given.pop("data"), given.pop("output"), given.pop("recipe"), **given)
+    assert not list(tmp_path.iterdir())
+
+
 def test_an_output_inside_of_the_data_is_refused(tmp_path):
     for name in "ab":
         for i in range(3):
@@ -714,6 +736,7 @@ def test_mixed_pictures_weigh_the_mean_of_their_classes():
     np.testing.assert_allclose(weights, shares @ np.array([3.0, 0.5]), rtol=1e-5)
 
 
+@pytest.mark.slow
 @tensorflow_only
 @pytest.mark.parametrize("field", ["class_weights", "sampling"])
 def test_balanced_runs_go_on_bit_for_bit(field, tmp_path, monkeypatch):
@@ -746,6 +769,7 @@ def shown(capsys, data, folder, recipe, **options) -> str:
     return capsys.readouterr().out
 
 
+@pytest.mark.slow
 @tensorflow_only
 def test_colours_not_seen_are_said_and_one_rate_is_shown(tmp_path, capsys):
     data = of_sizes(tmp_path / "data", {"few": 8, "many": 40})
@@ -792,6 +816,7 @@ def test_a_failed_start_takes_back_only_its_own(tmp_path, monkeypatch):
     assert (tmp_path / ".mine").read_text() == "mine"
 
 
+@pytest.mark.slow
 @tensorflow_only
 def test_names_of_any_bytes_are_trained_on(tmp_path):
     names = {os.fsdecode(b"caf\xe9"): 8, "[red]牡丹$x$": 8}

@@ -40,6 +40,7 @@ from . import __version__, evaluate, pictures
 from .augment import BatchTransform, TrainTransform
 from .callbacks import Averaging, Keep, Position, Records, TrainingError, Validation, Watch
 from .classifier import Classifier
+from .config import shown
 from .data import EvaluationBatches, Pictures, TrainingBatches, refusal, unreadable
 from .datasets import Dataset, Example, some
 from .images import ImageError, open_image, printable
@@ -316,6 +317,7 @@ def train(
         ModuleNotFoundError: The extra `train` is missing.
         callbacks.Stopped: It was asked to stop (Ctrl-C, SIGTERM), and has been kept.
     """
+    _check_arguments(data, output, recipe, strategy, shard)
     console, folder = console or Console(quiet=True), Path(output)
     if found is None:
         data, found = check_start(data, folder, recipe, resume)
@@ -342,6 +344,24 @@ def train(
                 raise run.all_unreadable(error) from None
             raise
     return run.records.history
+
+
+def _check_arguments(data: Any, output: Any, recipe: Any, strategy: Any, shard: Any) -> None:
+    for name, path in (("data", data), ("output", output)):
+        if not isinstance(path, (str, os.PathLike)):
+            raise ValueError(f"`{name}` must be a path. Received: {shown(path)}")
+    if not isinstance(recipe, Recipe):
+        raise ValueError(
+            "`recipe` must be a `Recipe`: one of `RECIPES`, changed by its `with_(epochs=10)`, or "
+            f"`Recipe.from_dict`. Received: {shown(recipe)}"
+        )
+    if strategy is not None and not hasattr(strategy, "scope"):
+        raise ValueError(f"`strategy` must be one of `tf.distribute`. Received: {shown(strategy)}")
+    if not isinstance(shard, Sequence) or isinstance(shard, str) or len(shard) != 2:
+        raise ValueError(
+            "`shard` must be (which worker this is, from 0, how many there are). "
+            f"Received: {shown(shard)}"
+        )
 
 
 def _remove_all_but(names: Collection[str], folder: Path) -> None:
