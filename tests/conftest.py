@@ -12,7 +12,7 @@ def pytest_addoption(parser):
     parser.addoption(
         "--thorough",
         action="store_true",
-        help="as many random kills (20) and mutants (10,000) as the documents speak of",
+        help="as many random kills (20), mutants (10,000) and sizes as the documents speak of",
     )
 
 

@@ -145,7 +145,7 @@ def test_prefixes_that_every_name_has(tmp_path, official, prefix):
         read_weights(tmp_path / "y.safetensors")
 
 
-@pytest.mark.parametrize("name", ["m.keras", "m.weights.h5"])
+@pytest.mark.parametrize("name", ["m.keras", pytest.param("m.weights.h5", marks=pytest.mark.slow)])
 def test_our_own_keras_files(tmp_path, official, name):
     model = load_seeded(VAN(**MICRO, drop_path_rate=0.1, drop_rate=0.1))
     model.compile(keras.optimizers.SGD(momentum=0.9), "mse")

@@ -26,9 +26,7 @@ NEARLY_CANCELS = {"norm1.bias": 2e-5}
 @pytest.mark.parametrize(
     "configuration",
     [
-        name
-        if name in ("van_b0", "van_b1")
-        else pytest.param(name, marks=pytest.mark.slow)
+        name if name == "van_b0" else pytest.param(name, marks=pytest.mark.slow)
         for name in TOLERANCE
     ],
 )

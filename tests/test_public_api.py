@@ -120,7 +120,7 @@ print(type(model).__name__, type(model.layers[1]).__name__, isinstance(model, pa
     "imports",
     [
         "import keras; import van_classification_tensorflow",
-        "import van_classification_tensorflow; import keras",
+        pytest.param("import van_classification_tensorflow; import keras", marks=pytest.mark.slow),
         pytest.param(
             "import van_classification_tensorflow; from keras.saving import load_model; "
             "import keras",

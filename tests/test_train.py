@@ -178,9 +178,14 @@ def crash_after(monkeypatch, folder: Path, step: int, snapshots_at, recipe=TINY)
 @pytest.mark.parametrize(
     ("step", "snapshots_at"),
     [
-        pytest.param(12, (7, 11), id="in the first epoch, between two parts of an update"),
+        pytest.param(
+            12,
+            (7, 11),
+            id="in the first epoch, between two parts of an update",
+            marks=pytest.mark.slow,
+        ),
         pytest.param(30, (STEPS,), id="at the end of an epoch", marks=pytest.mark.slow),
-        pytest.param(40, (5, 31), id="in the last epoch", marks=pytest.mark.slow),
+        pytest.param(40, (5, 31), id="in the last epoch"),
         pytest.param(9, (), id="before the first snapshot", marks=pytest.mark.slow),
     ],
 )
@@ -208,6 +213,7 @@ def test_a_damaged_snapshot_is_passed_over(whole, tmp_path, monkeypatch, capsys)
     assert end_of(folder).digest == end_of(whole[0]).digest
 
 
+@pytest.mark.slow
 def test_ctrl_c_keeps_the_step(whole, tmp_path, monkeypatch):
     folder = tmp_path / "run"
 
@@ -475,6 +481,7 @@ def test_keras_distribution_is_refused(tmp_path, monkeypatch):
 # --- Parts ---
 
 
+@pytest.mark.slow
 def test_a_head_of_other_classes_starts_anew():
     recipe = RECIPES["digits"].with_(pretrained="digits")
     same = train.build_model(recipe, digits.CLASSES)
