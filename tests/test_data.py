@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -77,7 +78,17 @@ def test_digits():
         assert np.array_equal(labels, split.labels)
 
 
-@pytest.mark.parametrize("name", ["val", "validation", "valid", "test", "Val", "TEST"])
+def test_only_the_text_digits_means_the_bundled_ones(tmp_path, monkeypatch):
+    empty_files(tmp_path / "digits", {"a": 2, "b": 2})
+    monkeypatch.chdir(tmp_path)
+    for data in (Path("digits"), "./digits", b"digits"):
+        assert open_data(data)[0].classes == ("a", "b")
+    assert open_data("digits")[0].classes == tuple("0123456789")
+
+
+@pytest.mark.parametrize(
+    "name", ["val", "validation", "valid", "eval", "test", "testing", "Val", "TEST"]
+)
 def test_two_folders(tmp_path, name):
     files = {"train/b/2.png": b"", "train/a/x/1.JPEG": b"", "train/a/1.gif": b""}
     files |= {f"{name}/a/3.png": b"", f"{name}/b/": b"", "other/c/1.png": b"", "1.png": b""}
@@ -90,6 +101,43 @@ def test_two_folders(tmp_path, name):
     assert training.labels.tolist() == [0, 0, 1]
     assert names(validation, tmp_path) == [(f"{name}/a/3.png", "a")]
     assert training.classes == validation.classes == ("a", "b")
+
+
+def test_training_is_train_by_another_name(tmp_path):
+    data = empty_files(tmp_path, {f"{s}/{c}": 1 for s in ("Training", "Testing") for c in "ab"})
+    training, validation = open_data(data)
+    assert names(training, data) == [("Training/a/0.png", "a"), ("Training/b/0.png", "b")]
+    assert names(validation, data) == [("Testing/a/0.png", "a"), ("Testing/b/0.png", "b")]
+
+
+@pytest.mark.parametrize(
+    "folders",
+    [
+        ("training_set", "test_set"),
+        ("seg_train/seg_train", "seg_test/seg_test", "seg_pred/seg_pred"),
+        ("Fold 1", "Fold 2"),
+        ("train2017", "val2017"),
+    ],
+)
+def test_parts_of_a_data_set_are_no_classes(tmp_path, folders):
+    data = empty_files(tmp_path, {f"{s}/{c}": 2 for s in folders for c in "ab"})
+    said = r"look like parts of a data set, .* Name the part to train on train .* val, or give"
+    with pytest.raises(ValueError, match=said):
+        open_data(data)
+
+
+@pytest.mark.parametrize(
+    "folders",
+    [
+        ("training_set", "test_set"),  # with pictures of their own
+        ("cat/2020", "dog/2020", "cat/2021", "dog/2021"),
+        ("n01443537/images", "n01629819/images"),
+        ("express train/steam", "test tube/glass"),
+    ],
+)
+def test_classes_that_are_no_parts_of_a_data_set(tmp_path, folders):
+    data = empty_files(tmp_path, dict.fromkeys(folders, 2))
+    assert set(open_data(data)[0].classes) == {name.split("/")[0] for name in folders}
 
 
 def test_val_comes_before_test(tmp_path):

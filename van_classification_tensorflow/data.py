@@ -14,6 +14,7 @@ import hashlib
 import multiprocessing
 import os
 import pickle
+import re
 import signal
 import threading
 import time
@@ -42,7 +43,9 @@ from .preprocessing import Preprocessing
 Transform = Callable[[Image.Image, np.random.Generator], np.ndarray]
 Mixing = Callable[[np.ndarray, np.ndarray, int, np.random.Generator], tuple[np.ndarray, ...]]
 
-_VALIDATION = ("val", "validation", "valid", "test")  # the first that is there
+_TRAINING = ("train", "training")  # the first that is there
+_VALIDATION = ("val", "validation", "valid", "eval", "test", "testing")  # likewise
+_PART = re.compile(r"(?<![a-z])(train|dev|val|eval|test|fold|split)[a-z]*")
 _ORDER, _AUGMENT, _MIX = range(3)  # keep the streams of random numbers apart
 _ENDLESS = 1 << 62
 _LISTED = 100
@@ -91,10 +94,11 @@ def open_data(
     the plain order of these.
 
     Args:
-        data: "digits", the bundled images (32, 32): 1,437 and 360; or a folder. One that holds
-            `train` and one of `val`, `validation`, `valid`, `test` (the first of these, in any
-            case of letters), each with a folder of pictures for each class, is taken as it is.
-            One that holds a folder for each class is split.
+        data: "digits", the bundled images (32, 32): 1,437 and 360; or a folder: any other text,
+            or a path. One that holds `train` or `training` and one of `val`, `validation`,
+            `valid`, `eval`, `test`, `testing` (the first of these, in any case of letters), each
+            with a folder of pictures for each class, is taken as it is. One that holds a folder
+            for each class is split.
         validation_split: Share of each class that is held out where the folder is split, rounded;
             at least one picture and not all of them, and of a single one none.
         seed: Of that split: whether a picture is held out depends on it, the class and the names
@@ -105,7 +109,8 @@ def open_data(
 
     Raises:
         ValueError: A class has no pictures, there is only one, the two folders have different
-            ones, a picture lies outside of the class folders, or an argument is out of its range.
+            ones, a picture lies outside of the class folders, folders look like parts of a data
+            set by other names, or an argument is out of its range.
         OSError: There is no such folder, or one cannot be read.
     """
     if not isinstance(validation_split, Real) or not 0 < validation_split < 1:
@@ -114,10 +119,10 @@ def open_data(
             f"Received: validation_split={validation_split!r}"
         )
     seed = _whole("seed", seed, 0)
-    data = os.fsdecode(data)
     if data == "digits":
         training, validation = load_digits()
         return _of_digits(training, "digits, training"), _of_digits(validation, "digits, test")
+    data = os.fsdecode(data)
     if not os.path.isdir(data):
         raise FileNotFoundError(
             "`data` must be a folder of class folders, one with train and val, or digits. "
@@ -125,9 +130,12 @@ def open_data(
         )
     parts = {name.lower(): os.path.join(data, name) for name in sorted(os.listdir(data))}
     parts = {name: path for name, path in parts.items() if os.path.isdir(path)}
-    held_out = next((parts[name] for name in _VALIDATION if name in parts), None)
-    if "train" in parts and held_out:
-        return _of_two_folders(parts["train"], held_out)
+    train, held_out = (
+        next((parts[name] for name in names if name in parts), None)
+        for names in (_TRAINING, _VALIDATION)
+    )
+    if train and held_out:
+        return _of_two_folders(train, held_out)
     left_out = LeftOut()
     kept, out = {}, {}
     for name, files in _class_folders(data, left_out).items():
@@ -191,7 +199,23 @@ def _class_folders(
             f"{shown} has class folders without a picture: {some(empty)}; fill or remove them"
             f"{beside}"
         )
+    if parts := _parts_among(found):
+        raise ValueError(
+            f"{shown}: {some(parts)} look like parts of a data set, not like classes: they have no "
+            "pictures but in further folders. Name the part to train on train and the one to "
+            "validate on val, or give the folder that holds the class folders"
+        )
     return {name: sorted(map(_File, *_within(one))) for name, one in found.items()}
+
+
+def _parts_among(found: Mapping[str, ClassFolder]) -> list[str]:
+    """Folders whose names are the same but for a part's: training_set and test_set."""
+    alike: dict[str, list[str]] = {}
+    for name, one in found.items():
+        rest, times = _PART.subn("", name.lower())
+        if times and not any(os.path.dirname(path) == one.path for path in one.pictures):
+            alike.setdefault(re.sub(r"\d", "", rest), []).append(name)
+    return next((names for names in alike.values() if len(names) > 1), [])
 
 
 def _within(one: ClassFolder) -> tuple[list[str], Sequence[str]]:
