@@ -213,6 +213,17 @@ def test_wrong_arguments(arguments, says):
         VAN(**arguments)
 
 
+def test_sizes_are_asked_of_a_file_before_they_are_compared(tmp_path):
+    """Two stages: smaller pictures than those of four."""
+    VAN(embed_dims=[8, 16], mlp_ratios=[2, 2], depths=[1, 1]).save(tmp_path / "two.keras")
+    for given in ({}, {"embed_dims": [8, 16]}, {"depths": iter([1, 1]), "num_stages": 2}):
+        model = VAN(pretrained=tmp_path / "two.keras", img_resolution=12, **given)
+        assert (model.embed_dims, model.input_shape[1:3]) == ([8, 16], (12, 12))
+    for wrong, says in (({"embed_dims": [8]}, "same length"), ({"img_resolution": 4}, "too small")):
+        with pytest.raises(ValueError, match=says):
+            VAN(pretrained=tmp_path / "two.keras", **wrong)
+
+
 def test_no_weights_for_false_and_none():
     assert open_pretrained(False) is None
     assert open_pretrained(None, "van_b0") is None

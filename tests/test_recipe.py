@@ -79,6 +79,21 @@ def test_a_wrong_file_is_named(text, message, tmp_path):
     assert "wrong.yaml" in str(error.value)
 
 
+@pytest.mark.parametrize("wrong", [{"crop_pct": 0}, {"input_size": 0}, {"interpolation": ""}])
+def test_nought_is_a_value_beside_pretrained_weights(wrong):
+    with pytest.raises(ValueError, match=f"`{next(iter(wrong))}`"):
+        RECIPES["finetune"].with_(model=None, pretrained="mine.pth", **wrong)
+
+
+def test_lists_beside_pretrained_weights_are_overrides_of_theirs():
+    one = RECIPES["finetune"].with_(model=None, pretrained="mine.pth", embed_dims=(16, 32))
+    assert one.config() is None
+    sizes = {"mlp_ratios": (2, 2), "depths": (1, 1)}
+    assert one.with_(**sizes).config().num_stages == 2
+    with pytest.raises(ValueError, match="same length"):
+        one.with_(**sizes | {"depths": (1,)})
+
+
 def test_unknown_recipe():
     with pytest.raises(ValueError, match="imagenet, finetune, in22k-to-1k, digits"):
         find_recipe("fine-tune")

@@ -505,6 +505,8 @@ def test_frozen_stages_have_nothing_to_train():
     trained = {v.path.split("/")[0] for v in model.trainable_variables}
     assert trained == {"patch_embed4", "block4_0", "norm4", "head"}
     train.make_optimizer(recipe, model).build(model.trainable_variables)
+    with pytest.raises(ValueError, match="`input_size` must be at least 17 for this model"):
+        train.build_model(recipe.with_(model=None, input_size=16), digits.CLASSES)
     head_only = train.build_model(recipe.with_(freeze=4), digits.CLASSES)
     assert len(head_only.trainable_variables) == 2
 

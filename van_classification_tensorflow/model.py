@@ -467,13 +467,14 @@ class VAN(keras.Model):
         name = str(name) if isinstance(name, str) else name  # also NumPy's
         configuration = str(configuration) if isinstance(configuration, str) else configuration
         lists: Any = (embed_dims, mlp_ratios, depths)  # which are read twice
-        lists = (list(one) if isinstance(one, Iterator) else one for one in lists)
+        lists = [list(one) if isinstance(one, Iterator) else one for one in lists]
         embed_dims, mlp_ratios, depths = lists
         _activation(classifier_activation, num_classes)
         policy = keras.dtype_policies.get(dtype or keras.config.dtype_policy())
-        asked = resolve(configuration, embed_dims, mlp_ratios, depths, num_stages=None)
         img_resolution = _plain_resolution(img_resolution)
-        _resolution(img_resolution, asked.num_stages)
+        if configuration is not None or not any(one is None for one in lists):
+            asked = resolve(configuration, embed_dims, mlp_ratios, depths, num_stages)
+            _resolution(img_resolution, asked.num_stages)
 
         source = open_pretrained(pretrained, configuration)
         sizes = None if source is None else source.weights.architecture

@@ -114,6 +114,12 @@ def _not_allowed(name: str, allowed: str, value: Any) -> ValueError:
     return ValueError(f"`{name}` must be {allowed}. Received: {name}={value!r}")
 
 
+def check_input_size(received: int, num_stages: int) -> None:
+    """Raises `ValueError` where a model of so many stages needs larger pictures."""
+    if received < (least := min_image_size(num_stages)):
+        raise _not_allowed("input_size", f"at least {least} for this model", received)
+
+
 def _unknown(name: str, known: list[str]) -> str:
     from difflib import get_close_matches
 
@@ -317,26 +323,24 @@ class Recipe:
             )
         sizes = self.config()
         if sizes is not None and self.input_size is not None:
-            least = min_image_size(sizes.num_stages)
-            if self.input_size < least:
-                allowed = f"at least {least} for this model"
-                raise _not_allowed("input_size", allowed, self.input_size)
+            check_input_size(self.input_size, sizes.num_stages)
         self.preprocessing()  # whose errors name the argument
 
     # --- What it means ---
 
     def config(self) -> VANConfig | None:
-        """The sizes of the model; None where the pretrained weights say them."""
-        if self.model is None and self.pretrained is not None and self.embed_dims is None:
+        """The sizes of the model; None where the pretrained weights say some of them."""
+        lists = (self.embed_dims, self.mlp_ratios, self.depths)
+        if self.model is None and self.pretrained is not None and None in lists:
             return None
-        return resolve(self.model, self.embed_dims, self.mlp_ratios, self.depths)
+        return resolve(self.model, *lists)
 
     def preprocessing(self, default: Preprocessing | None = None) -> Preprocessing:
         """How a picture becomes the input in evaluation; `default`: of the pretrained weights."""
         known = default or Preprocessing()
         names = ("input_size", "crop_pct", "interpolation", "mean", "std")
         mine = {name: getattr(self, name) for name in names}
-        return replace(known, **{name: value for name, value in mine.items() if value})
+        return replace(known, **{name: value for name, value in mine.items() if value is not None})
 
     def drop_path(self, model: str | None) -> float:
         """`drop_path_rate`, or the authors' for a member of the family."""

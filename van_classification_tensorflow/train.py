@@ -51,7 +51,7 @@ from .output import pictures_bar, say, say_files
 from .preprocessing import Preprocessing
 from .pretrained import Pretrained, open_pretrained
 from .progress import FitProgress
-from .recipe import Recipe
+from .recipe import Recipe, check_input_size
 from .runs import (
     Ending,
     changes,
@@ -112,6 +112,7 @@ def build_model(recipe: Recipe, classes: Sequence[str], source: Pretrained | Non
     model.labels = labels
     known = model.preprocessing or Preprocessing().with_channels(model.in_chans)
     model.preprocessing = recipe.preprocessing(known)
+    check_input_size(model.preprocessing.input_size, model.num_stages)
     if recipe.freeze > model.num_stages:
         raise ValueError(
             f"`freeze` must be a number of stages, at most {model.num_stages}. "
@@ -322,7 +323,8 @@ def train(
     if found is None:
         data, found = check_start(data, folder, recipe, resume)
     _check_backend(recipe)
-    run = _Run(folder, os.fspath(data), recipe, *found, strategy, shard, console)
+    data = data if data == "digits" else os.path.abspath(data)
+    run = _Run(folder, data, recipe, *found, strategy, shard, console)
     folder.mkdir(parents=True, exist_ok=True)
     with RunLock(folder):
         before = set(os.listdir(folder))
