@@ -30,6 +30,7 @@ TARGETS = (
     ("o.pth.tar", None),
     ("pytorch_model.bin", "huggingface"),
     ("folder", "huggingface"),
+    ("van-v1.0", "huggingface"),
     ("k.keras", None),
     ("k.weights.h5", None),
 )
@@ -198,6 +199,48 @@ def test_a_failure_while_writing_leaves_the_old(tmp_path, monkeypatch):
     assert [p.name for p in tmp_path.iterdir()] == ["x.pth"]
 
 
+STALE = ("preprocessor_config.json", "model.safetensors.index.json")
+
+
+def two_channels(path):
+    """Weights of which no preprocessing is known."""
+    tensors = load_file(GOLDEN / "micro.safetensors")
+    name = "patch_embed1.proj.weight"
+    save_file(tensors | {name: np.ascontiguousarray(tensors[name][:, :2])}, path)
+    return path
+
+
+def test_what_another_model_left_in_a_folder_does_not_stay(tmp_path, monkeypatch):
+    from van_classification_tensorflow import convert as module
+
+    source, target = two_channels(tmp_path / "x.safetensors"), tmp_path / "hf"
+    convert(GOLDEN / "micro_hf", target, naming="huggingface")
+    for name in (*STALE[1:], "README.md", "pytorch_model.bin"):
+        (target / name).write_text("{}")
+    before = {path.name: path.read_bytes() for path in target.iterdir()}
+    assert {"preprocessor_config.json", "config.json", "model.safetensors"} < set(before)
+
+    def full(path, *_):
+        path.mkdir()
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as changed:
+        changed.setattr(module, "_write_folder", full)
+        with pytest.raises(OSError, match="No space left"):
+            convert(source, target, naming="huggingface", overwrite=True)
+    assert {path.name: path.read_bytes() for path in target.iterdir()} == before
+    convert(source, target, naming="huggingface", overwrite=True)
+    assert {path.name for path in target.iterdir()} == set(before) - set(STALE)
+    assert read_weights(target).architecture.in_chans == 2
+
+
+def test_a_folder_that_is_converted_in_place_keeps_its_own(tmp_path):
+    source = two_channels(tmp_path / "model.safetensors")
+    (tmp_path / "preprocessor_config.json").write_text('{"size": "unheard of"}')
+    convert(source, tmp_path, naming="huggingface", overwrite=True)
+    assert (tmp_path / "preprocessor_config.json").exists()
+
+
 @pytest.mark.parametrize("target", ["x.safetensors", "x.pth", "x.keras", "x.weights.h5"])
 def test_written_files_are_as_readable_as_others(tmp_path, target):
     convert(GOLDEN / "micro_seed.h5", tmp_path / target)
@@ -211,6 +254,7 @@ def test_written_files_are_as_readable_as_others(tmp_path, target):
         ("x.onnx", None, r"`target` must end in \.safetensors"),
         ("x", None, r"`target` must end in \.safetensors"),
         ("x", "mmpretrain", r"`target` must end in \.safetensors"),
+        ("x.onnx", "huggingface", r"`target` must end in \.safetensors"),
         ("x.keras", "official", "does not apply to x.keras"),
         ("x.pth", "paddle", "`naming` must be one of official, huggingface, mmpretrain"),
         ("no/folder/x.pth", None, "is no folder; make it first"),

@@ -6,7 +6,7 @@ import json
 import os
 import tempfile
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,8 @@ from .torch_file import write_torch
 
 _KERAS = (".keras", ".weights.h5")
 _TORCH = (".pth", ".pth.tar", ".pt", ".bin")
+# What a folder of another model may have beside the files that are always written.
+_OF_OTHERS = ("preprocessor_config.json", "model.safetensors.index.json")
 
 
 @dataclass(frozen=True)
@@ -77,7 +79,8 @@ def convert(
         overwrite: Replace `target` if it is there.
 
     The weights are written as float32. A target file appears whole or not at all, and so does
-    each file of a folder.
+    each file of a folder; what another model has left there that would be taken for this one's
+    is then removed.
 
     Raises:
         ValueError: The source is refused, or `target` and `naming` do not fit together.
@@ -141,7 +144,9 @@ def convert(
             f"{target.name} cannot say that its classes do not exclude each other (sigmoid), and "
             "will be read as if they did: .safetensors and .keras keep it"
         )
-    _whole_or_not(target, write)
+    read = Path(source).resolve()
+    in_place = target.resolve() in (read, read.parent)
+    _whole_or_not(target, write, () if in_place else _OF_OTHERS)
     return Report(weights, target, written, tuple(notes))
 
 
@@ -159,7 +164,7 @@ def _kind(target: Path, naming: str | None) -> tuple[str, str]:
         return "safetensors", naming or "official"
     if target.name.endswith(_TORCH):
         return "torch", naming or "official"
-    if naming == "huggingface" and (target.is_dir() or not target.suffix):
+    if naming == "huggingface" and not target.is_file() and format_of(target) is None:
         return "folder", naming
     raise ValueError(
         f"`target` must end in .safetensors, {', '.join(_TORCH)}, {' or '.join(_KERAS)}, or, with "
@@ -167,8 +172,11 @@ def _kind(target: Path, naming: str | None) -> tuple[str, str]:
     )
 
 
-def _whole_or_not(target: Path, write: Callable[[Path], Any]) -> None:
-    """Writes beside `target` first, then moves: an interrupted run leaves the old or nothing."""
+def _whole_or_not(target: Path, write: Callable[[Path], Any], stale: Sequence[str]) -> None:
+    """Writes beside `target` first, then moves: an interrupted run leaves the old or nothing.
+
+    Of a folder, removes the files called `stale` that were not written.
+    """
     # In a folder of its own under the final name: Keras looks at the ending.
     with tempfile.TemporaryDirectory(prefix=".van-convert-", dir=target.absolute().parent) as work:
         made = Path(work) / target.name
@@ -179,8 +187,11 @@ def _whole_or_not(target: Path, write: Callable[[Path], Any]) -> None:
             os.replace(made, target)
             return
         target.mkdir(exist_ok=True)
-        for part in made.iterdir():
-            os.replace(part, target / part.name)
+        written = [part.name for part in made.iterdir()]
+        for name in written:
+            os.replace(made / name, target / name)
+        for name in set(stale) - set(written):
+            (target / name).unlink(missing_ok=True)
 
 
 # --- The formats ---
