@@ -533,7 +533,7 @@ def test_the_steps_follow_each_other_as_in_timm(channels, calls):
         rng = generator(seed)
         box = random_crop_box(80, 60, SCALE, RATIO, rng)
         # Cropped, then resized: with `resize(box=...)` the filter would see beyond the crop.
-        image = resized(PICTURE.convert(mode).crop(box), (30, 30), BOTH[rng.integers(2)])
+        image = resized(PICTURE.crop(box), (30, 30), BOTH[rng.integers(2)], mode)
         pixels = np.asarray(image).reshape(30, 30, channels)
         pixels = pixels[:, ::-1] if rng.random() < 0.5 else pixels
         pixels = pixels[::-1] if rng.random() < 0.5 else pixels

@@ -363,6 +363,8 @@ def test_what_a_model_in_memory_does_not_say_is_said(picture):
     given = Classifier(model, labels={0: "a", 1: "b", 2: "c"}, preprocessing=Preprocessing(64))
     assert not given.notes
     assert [p.label for p in given(picture, top=3)] != []
+    with pytest.raises(ValueError, match=r"`labels` must name each of 3 classes\. Received: 0"):
+        Classifier(model, labels=[])
 
 
 @pytest.mark.parametrize(

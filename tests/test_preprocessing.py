@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from van_classification_tensorflow.augment import TrainTransform
 from van_classification_tensorflow.classifier import decoded
 from van_classification_tensorflow.images import ImageError, open_image, printable
 from van_classification_tensorflow.preprocessing import (
@@ -118,7 +119,7 @@ def test_tall_pictures_are_the_same_with_every_pillow(interpolation):
     for size, target in (((50, 120), (24, 57)), ((50, 90), (24, 24)), ((30, 200), (40, 40))):
         rng = np.random.Generator(np.random.PCG64(0))
         image = Image.fromarray(rng.integers(0, 256, (*size[::-1], 3), np.uint8))
-        pixels = resized(image, target, Image.Resampling[interpolation.upper()])
+        pixels = resized(image, target, Image.Resampling[interpolation.upper()], "RGB")
         found.append(hashlib.sha256(np.asarray(pixels).tobytes()).hexdigest()[:16])
         if target[0] != 40:  # and the whole record
             way = "both sides" if target == (24, 24) else "shorter side"
@@ -173,6 +174,29 @@ def test_a_line_is_refused_before_it_becomes_a_giant(size):
             call(image)
     assert tracemalloc.get_traced_memory()[1] < 1 << 20
     tracemalloc.stop()
+
+
+@pytest.mark.parametrize("size", [(1, 50_000_000), (50_000_000, 1), (100, 300_000)])
+def test_a_line_is_refused_before_it_is_squeezed_into_a_square(size):
+    """Between the two passes of the filter it is a giant, or its weights are."""
+    image = Image.new("L", size)
+    transform = TrainTransform(crop_scale=(1, 1), crop_ratio=(1e-8, 1e8))
+    for call in (
+        Preprocessing(resize="both sides").crop,
+        lambda image: transform(image, np.random.default_rng(0)),
+    ):
+        with pytest.raises(ValueError, match=r"too long and thin, .* allowed: 50,000,000 pixels"):
+            call(image)
+
+
+def test_pictures_that_do_not_fit_into_the_memory_are_named(tmp_path):
+    def decode(source):
+        raise MemoryError
+
+    for source, name in ((tmp_path / "a\n.png", printable(tmp_path / "a\n.png") + ": "), (b"", "")):
+        [(_, error)] = decoded([source], decode)
+        assert isinstance(error, ImageError)
+        assert str(error) == f"{name}too large for the memory"
 
 
 def test_a_line_in_a_file_is_refused_by_its_name(tmp_path):

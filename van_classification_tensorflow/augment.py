@@ -369,9 +369,8 @@ class TrainTransform:
         mode = "L" if channels == 1 else "RGB"
         resamples = [Image.Resampling[name.upper()] for name in self.interpolations]
         box = random_crop_box(image.width, image.height, self.crop_scale, self.crop_ratio, rng)
-        image = image.crop(box)
-        image = image if image.mode == mode else image.convert(mode)
-        image = resized(image, (size, size), resamples[int(rng.integers(len(resamples)))])
+        resample = resamples[int(rng.integers(len(resamples)))]
+        image = resized(image.crop(box), (size, size), resample, mode)
         if rng.random() < self.horizontal_flip:
             image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
         if rng.random() < self.vertical_flip:

@@ -230,7 +230,7 @@ class Classifier:
         self.labels, self.notes = (), " ".join(filter(None, notes))
         if opened.activation is not None:
             self.activation = activation_of(opened.activation, opened.outputs, self.name)
-            self.labels = labels_of(labels or opened.labels, opened.outputs)
+            self.labels = labels_of(opened.labels if labels is None else labels, opened.outputs)
 
     def _open_exported(
         self,
@@ -519,9 +519,10 @@ def decoded(
             return source, future.result()
         except (ImageError, OSError) as error:
             return source, error
-        except ValueError as error:  # of what `decode` does with the picture: not named yet
+        except (ValueError, MemoryError) as error:  # of what `decode` does with the picture
+            why = "too large for the memory" if isinstance(error, MemoryError) else str(error)
             named = isinstance(source, (str, os.PathLike))
-            return source, ImageError(f"{printable(source)}: {error}") if named else error
+            return source, ImageError(f"{printable(source)}: {why}" if named else why)
 
     pool = ThreadPoolExecutor(workers, thread_name_prefix="decode")
     try:

@@ -23,7 +23,9 @@ RESIZES = ("shorter side", "both sides")
 CROP_ROUNDINGS = ("nearest", "down")
 
 
-def resized(image: Image.Image, size: tuple[int, int], resample: Image.Resampling) -> Image.Image:
+def resized(
+    image: Image.Image, size: tuple[int, int], resample: Image.Resampling, mode: str
+) -> Image.Image:
     """`image.resize(size, resample)` of Pillow up to release 12, the authors' among them.
 
     A filter runs over one axis after the other and rounds to 8 bits in between. The width was
@@ -31,10 +33,25 @@ def resized(image: Image.Image, size: tuple[int, int], resample: Image.Resamplin
     such pictures, tall ones, differ by up to 18 of 255.
 
     Args:
-        image: Of mode L or RGB.
+        image: An upright 8-bit picture (`images.open_image`).
         size: Width and height in pixels.
         resample: The filter.
+        mode: L or RGB, which it is converted to before.
+
+    Raises:
+        ValueError: It is so long and thin that this would need far more memory than the picture
+            and the result: for what lies in between, or for the filter, which has a weight for
+            each pixel of a side.
     """
+    width, height = max(image.width, size[0]), max(image.height, size[1])
+    # A large result may need as many, of any picture.
+    allowed = max(MAX_RESIZED, 4 * min(size) ** 2, image.width * image.height)
+    if width * height > allowed:
+        raise ValueError(
+            f"{image.width} x {image.height} pixels: too long and thin, resizing it would take "
+            f"{width} x {height}; allowed: {allowed:,} pixels"
+        )
+    image = image if image.mode == mode else image.convert(mode)
     return image.resize((size[0], image.height), resample).resize(size, resample)
 
 
@@ -147,8 +164,7 @@ class Preprocessing:
             (input_size, input_size, C), uint8.
 
         Raises:
-            ValueError: It is so long and thin that it would be resized to more pixels than
-                `MAX_RESIZED`.
+            ValueError: It is too long and thin (`resized`).
         """
         return self._centre(self._resized(image))
 
@@ -221,14 +237,7 @@ class Preprocessing:
             size = short, int(short * height / width)
         else:
             size = int(short * width / height), short
-        # A large crop may need as many, of any picture.
-        if size[0] * size[1] > max(MAX_RESIZED, 4 * short**2):
-            raise ValueError(
-                f"{width} x {height} pixels: too long and thin, it would be resized to "
-                f"{size[0]} x {size[1]}; allowed: {MAX_RESIZED:,} pixels"
-            )
-        image = image if image.mode == mode else image.convert(mode)  # which copies
-        return resized(image, size, Image.Resampling[self.interpolation.upper()])
+        return resized(image, size, Image.Resampling[self.interpolation.upper()], mode)
 
     def _centre(self, resized: Image.Image) -> np.ndarray:
         whole = round if self.crop_rounding == "nearest" else math.floor
