@@ -418,6 +418,8 @@ def test_names_whose_weights_are_not_here_are_not_downloaded(tmp_path, monkeypat
     monkeypatch.setenv("VAN_CACHE", str(tmp_path))
     with pytest.raises(OSError, match=r"download van_b0\.in1k, or --random-weights"):
         benchmark("van_b0")
+    with pytest.raises(FileNotFoundError, match="/van_b0: there is no such file"):
+        benchmark(Path("van_b0"))  # which is no name
     assert not list(tmp_path.iterdir())
     (found,) = benchmark("digits", max_spread=2)  # bundled, and of no configuration
     assert found.file_bytes > 10_000

@@ -706,7 +706,7 @@ def test_the_folder_of_a_run_is_its_best_model(tmp_path):
 
 def test_a_bare_name_and_a_slash_at_its_end(tmp_path, monkeypatch):
     from van_classification_tensorflow import export, predict
-    from van_classification_tensorflow.pretrained import check_known
+    from van_classification_tensorflow.pretrained import open_local
     from van_classification_tensorflow.runtimes import format_of
 
     folder(tmp_path / "mine")
@@ -714,7 +714,7 @@ def test_a_bare_name_and_a_slash_at_its_end(tmp_path, monkeypatch):
     (tmp_path / "saved" / "saved_model.pb").write_bytes(b"")
     monkeypatch.chdir(tmp_path)
     for name in ("mine", "mine/", "./mine//"):
-        check_known(name)
+        assert open_local(name).name == name.rstrip("/")
         assert open_pretrained(name).name == name.rstrip("/")
         assert Classifier(name).labels[0].name == OWN[0]
         assert predict._state(name) == predict._state("mine")

@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -299,6 +300,16 @@ def test_the_weights_are_not_replaced_by_what_is_made_of_them(tmp_path):
     assert weights.read_bytes() == before
 
 
+def test_a_place_named_as_published_weights_is_not_what_is_to_be_exported(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "van_b0").mkdir()
+    (tmp_path / "van_b0" / "saved_model.pb").touch()
+    place = (Path("van_b0"), "saved_model")
+    module._check_place(*place, "van_b0", True)
+    with pytest.raises(FileExistsError, match="is what is to be exported"):
+        module._check_place(*place, "./van_b0", True)
+
+
 def test_what_is_exported_already_is_no_weights(tmp_path, micro):
     export(micro, tmp_path / "m.onnx")
     for use in (
@@ -375,12 +386,15 @@ def test_a_folder_without_classes_will_do(tmp_path, folders, micro):
 
 @pytest.mark.parametrize(
     ("data", "error"),
-    [("nowhere", "must be a folder of pictures, or digits"), ("empty", "for int8 at least 2")],
+    [
+        ("nowhere", "must be a folder of pictures, or digits"),
+        ("empty", "must have pictures"),
+    ],
 )
-def test_no_pictures(tmp_path, micro, data, error):
+def test_no_pictures(tmp_path, data, error):
     (tmp_path / "empty").mkdir()
     with pytest.raises((ValueError, OSError), match=error):
-        export(micro, tmp_path / "m.onnx", precision="int8", data=tmp_path / data)
+        export("nothing", tmp_path / "m.onnx", precision="int8", data=tmp_path / data)
 
 
 # --- What is refused ---

@@ -87,7 +87,7 @@ def test_the_folder_of_a_run(whole):
     }
     for picture in folder.rglob("*.png"):
         assert Image.open(picture).size[0] > 300
-    assert train.check_run(folder) == ("digits", TINY)
+    assert runs.check_run(folder) == ("digits", TINY)
     rows = figures(folder)
     assert [row["epoch"] for row in rows] == ["1", "2"]
     assert [int(row["step"]) for row in rows] == [STEPS, 2 * STEPS]
@@ -299,6 +299,8 @@ def test_a_best_model_that_cannot_be_made_again_is_told(whole, tmp_path, monkeyp
 
 
 def test_how_a_run_has_ended(tmp_path):
+    tmp_path = tmp_path / "my run"
+    tmp_path.mkdir()
     for name in ("best.keras", "last.keras", "metrics.csv", "training_curves.png", "augmented.png"):
         (tmp_path / name).touch()
     (tmp_path / "evaluation").mkdir()
@@ -318,7 +320,7 @@ def test_how_a_run_has_ended(tmp_path):
     assert "stopped after epoch 5, as the last 3 were no better. The best is of epoch 2" in str(
         end(2)
     )
-    assert end(2).longer == "--early-stopping 6"
+    assert end(2).command == f"van train --resume '{tmp_path}' --early-stopping 6 --force"
     assert end(3, recipe.with_(epochs=5)).longer == "--epochs 10"
     (tmp_path / "best.keras").unlink()
     assert end(3) is None  # the best of what follows
@@ -337,14 +339,25 @@ def test_that_a_run_is_finished_is_known_before_keras_starts(whole, tmp_path, mo
     # Whatever may change that is for the run itself to look at.
     folder = shutil.copytree(whole[0], tmp_path / "run")
     (folder / "last.keras").unlink()
-    for arguments in (
-        ["--resume", str(whole[0]), "--epochs", "3"],
-        ["--resume", str(whole[0]), "--seed", "1"],
-        ["--resume", str(folder)],
+    others = tmp_path / "data"
+    for i in range(200):
+        path = others / str(i % 2) / f"{i}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    started = train.__name__  # which this test has taken away
+    for arguments, says in (
+        (
+            ["--epochs", "3"],
+            "otherwise:\n  epochs: 2 -> 3\nTo go on all the same: --force",
+        ),
+        (["--data", str(others)], f"the pictures of {others} are not those of the run"),
+        (["--epochs", "3", "--force"], started),
+        (["--data", str(others), "--force"], started),
+        (["--resume", str(folder)], started),
     ):
         with pytest.raises(SystemExit):
-            main(["train", *arguments])
-        assert train.__name__ in capsys.readouterr().err  # which this test has taken away
+            main(["train", "--resume", str(whole[0]), *arguments])
+        assert says in capsys.readouterr().err
 
 
 @pytest.mark.slow
@@ -357,11 +370,11 @@ def test_another_recipe_or_data_needs_force(whole, tmp_path):
         train.train("digits", folder, changed, resume=True)
     assert "--force" in str(error.value)
     assert "workers" not in str(error.value)
-    assert train.check_run(folder) == ("digits", TINY)  # as it was
+    assert runs.check_run(folder) == ("digits", TINY)  # as it was
     longer = TINY.with_(epochs=3)
     history = train.train("digits", folder, longer, resume=True, force=True)
     assert len(history["loss"]) == 3
-    assert train.check_run(folder) == ("digits", longer)
+    assert runs.check_run(folder) == ("digits", longer)
     for other, message in (
         (longer.with_(average_decay=None), "a run keeps its moving average"),
         (longer.with_(batch_size=64), "an epoch has 44 batches now, and had 22"),
@@ -369,7 +382,7 @@ def test_another_recipe_or_data_needs_force(whole, tmp_path):
     ):
         with pytest.raises(ValueError, match=message):
             train.train("digits", folder, other, resume=True, force=True)
-    assert train.check_run(folder) == ("digits", longer)
+    assert runs.check_run(folder) == ("digits", longer)
     # Pictures that were not there: the fingerprint tells.
     pictures = tmp_path / "pictures"
     split = digits.load_digits()[0]
@@ -645,6 +658,29 @@ def test_wrong_arguments_are_refused_by_name(tmp_path, wrong, says):
     assert not list(tmp_path.iterdir())
 
 
+def test_weights_that_are_here_are_opened_before_keras_starts(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, train.__name__, None)
+    (tmp_path / "broken.pth").write_text("no weights")
+    for name, says in (
+        (tmp_path / "broken.pth", "broken.pth was refused"),
+        ("m.onnx", "--pretrained: m.onnx is an exported file"),
+        (GOLDEN / "micro_hf", "micro_hf holds embed_dims [8, 16, 24, 32]"),
+        (tmp_path / "none.pth", "none.pth: No such file"),
+        ("nothing", "--pretrained: no such weights are published"),
+    ):
+        run = ["--data", "digits", "--output", str(tmp_path / "run"), "--model", "van_b0"]
+        with pytest.raises(SystemExit):
+            main(["train", *run, "--pretrained", str(name)])
+        assert says in capsys.readouterr().err
+
+
+def test_only_the_text_digits_means_the_bundled_data(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert runs.check_start("digits", tmp_path / "run", TINY, False)[0] == "digits"
+    with pytest.raises(FileNotFoundError, match=f"Received: {tmp_path}/digits"):
+        runs.check_start(Path("digits"), tmp_path / "run", TINY, False)
+
+
 def test_an_output_inside_of_the_data_is_refused(tmp_path):
     for name in "ab":
         for i in range(3):
@@ -832,6 +868,6 @@ def test_names_of_any_bytes_are_trained_on(tmp_path):
     data = of_sizes(tmp_path / os.fsdecode(b"d\xe9"), names)
     folder = tmp_path / os.fsdecode(b"run\xe9")
     train.train(data, folder, FEW.with_(epochs=1), console=Console(width=80, quiet=True))
-    assert train.check_run(folder)[0] == str(data)
+    assert runs.check_run(folder)[0] == str(data)
     labels = [label.name for label in Classifier(folder / "best.keras").labels]
     assert labels == ["[red]牡丹$x$", r"caf\udce9"]

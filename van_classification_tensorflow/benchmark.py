@@ -28,9 +28,9 @@ from .convert import write_safetensors
 from .images import printable
 from .names import Architecture, TensorSpec
 from .output import pictures_bar, say
-from .pretrained import _looks_like_a_path
+from .pretrained import names_a_path
 from .runtimes import format_of
-from .weights import KNOWN_NAMES, find
+from .weights import find
 
 if TYPE_CHECKING:
     import keras
@@ -267,7 +267,12 @@ def benchmark(
 
 def _named(weights: Any) -> list[str]:
     several = [weights] if isinstance(weights, (str, os.PathLike)) else list(weights)
-    named = [os.fspath(one) for one in several]
+    named = [
+        # A path is no name of the catalogue, whatever it is called.
+        os.fspath(one) if one is text or names_a_path(text) else os.path.abspath(one)
+        for one in several
+        for text in [os.fspath(one)]
+    ]
     if not named or len(set(named)) != len(named):
         raise ValueError(f"`weights` must be one or several, no two the same. Received: {named}")
     return named
@@ -289,12 +294,10 @@ def _pair(size: Any) -> tuple[int, int]:
 
 def _path_of(name: str, random_weights: bool, folder: Path) -> Path:
     """The file to load; of random weights one that is written to `folder`."""
-    path = Path(name)
-    if name not in KNOWN_NAMES:  # which win over files, as everywhere
-        if path.exists():
-            return path
-        if _looks_like_a_path(name) or format_of(name) is not None:
+    if names_a_path(name) or format_of(name) is not None:
+        if not os.path.exists(name):
             raise FileNotFoundError(f"{printable(name)}: there is no such file")
+        return Path(name)
     if random_weights and name in CONFIGURATIONS:
         return _write_random(folder / f"{name}.safetensors", name, 1000)
     record = find(name)

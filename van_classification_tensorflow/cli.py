@@ -100,7 +100,7 @@ def train(parser: ArgumentParser) -> Any:
                 print(chosen, end="")
                 return
         going_on = resume is not None
-        data, found = check_start(data, output, chosen, going_on)
+        data, found = check_start(data, output, chosen, going_on, force)
         if going_on and (end := check_finished(output, chosen, *found)):
             say(messages(), str(end))
             return

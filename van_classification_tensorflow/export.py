@@ -37,7 +37,7 @@ from .names import Architecture
 from .onnx_graph import onnx_model
 from .output import messages, pictures_bar, say, say_failures
 from .preprocessing import Preprocessing
-from .pretrained import open_pretrained
+from .pretrained import names_a_path, open_pretrained
 from .quiet import without_warnings
 from .runtimes import (
     LITERT_METADATA,
@@ -434,8 +434,8 @@ def _check_place(target: Path, kind: str, model: Any, overwrite: bool) -> None:
             raise FileExistsError(f"{printable(file)} is already there; to replace it: --overwrite")
         if kind != "saved_model" and file.is_dir():
             raise FileExistsError(f"{printable(file)} is a folder, and is not replaced by a file")
-        is_file = isinstance(model, (str, os.PathLike)) and os.path.exists(model)
-        if is_file and file.exists() and file.samefile(model):
+        both = names_a_path(model) and os.path.exists(model) and file.exists()
+        if both and file.samefile(model):
             raise FileExistsError(f"{printable(file)} is what is to be exported")
     if kind == "saved_model" and target.exists() and format_of(target) != kind:
         raise FileExistsError(f"{printable(target)} is no SavedModel, and is not replaced by one")
@@ -532,7 +532,7 @@ def _source(model: Any, features: bool) -> _Source:
 def _pictures(data: Any, source: _Source, calibrate: bool, console: Console) -> _Pictures:
     """Real pictures, cropped as the model wants them; those of the calibration apart."""
     sources, classes, why_not = _listed(data, source, console)
-    if data is None or os.fspath(data) == "digits":
+    if data is None or data == "digits":
         train = [_as_picture(p) for p in load_digits()[0].pixels[:CALIBRATION]] if calibrate else []
     else:
         order = np.random.Generator(np.random.PCG64(0)).permutation(len(sources))
@@ -569,7 +569,7 @@ def _pictures(data: Any, source: _Source, calibrate: bool, console: Console) -> 
         say_failures(console, f"{len(unreadable):,} cannot be read and are left out", unreadable)
     if not readable or (calibrate and not calibration):
         raise ValueError(f"`data` must have pictures that can be read. Received: data={data}")
-    bundled = data is None or os.fspath(data) == "digits"
+    bundled = data is None or data == "digits"
     return _Pictures(
         "the bundled digits" if bundled else printable(data),
         np.stack(calibration) if calibration else np.empty(0, np.uint8),
@@ -580,10 +580,14 @@ def _pictures(data: Any, source: _Source, calibrate: bool, console: Console) -> 
 
 
 def _check_data(data: Any) -> None:
-    if data is not None and os.fspath(data) != "digits" and not os.path.isdir(data):
+    if data is None or data == "digits":
+        return
+    if not os.path.isdir(data):
         raise FileNotFoundError(
             f"`data` must be a folder of pictures, or digits. Received: data={printable(data)}"
         )
+    if next(pictures_in(os.fspath(data), LeftOut()), None) is None:
+        raise ValueError(f"`data` must have pictures. Received: data={printable(data)}")
 
 
 def _listed(
@@ -607,7 +611,7 @@ def _listed(
                 say(console, str(left_out))
             examples = list(named.examples)
             return [e.source for e in examples], [e.classes[0] for e in examples], ""
-    if data is None or os.fspath(data) == "digits":
+    if data is None or data == "digits":
         return [_as_picture(pixels) for pixels in load_digits()[1].pixels], None, why_not
     left_out = LeftOut()
     sources = list(pictures_in(os.fspath(data), left_out))

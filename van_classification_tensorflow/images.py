@@ -10,6 +10,7 @@ import io
 import logging
 import math
 import os
+import shlex
 import stat
 import struct
 import threading
@@ -115,6 +116,11 @@ def printable(path: Any) -> str:
     """A path as it may be printed: whatever bytes it has, one line, no control characters."""
     text = os.fsdecode(os.fspath(path))
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
+def in_shell(path: Any) -> str:
+    """A path as it may be printed and, of printable characters, be pasted into a command."""
+    return shlex.quote(printable(path))
 
 
 def _decoded(name: str, read: Callable[[], Image.Image]) -> Image.Image:

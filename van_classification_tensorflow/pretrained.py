@@ -14,7 +14,7 @@ from typing import Any
 
 from .beside import OPENMMLAB
 from .cache import fetch
-from .checkpoint import CheckpointError, ModelWeights, read_weights, weight_file
+from .checkpoint import CheckpointError, ModelWeights, read_weights
 from .images import printable
 from .labels import labels_of, right_number
 from .preprocessing import Preprocessing
@@ -134,7 +134,7 @@ def open_pretrained(
             f"`{argument}`: {printable(pretrained)} is an exported file, which `Classifier`, `van "
             "predict`, `van evaluate` and `van benchmark` take; give the weights it was made of"
         )
-    if isinstance(pretrained, os.PathLike):
+    if names_a_path(pretrained):
         return _of_path(pretrained)
     if pretrained is not True and not isinstance(pretrained, str):
         raise ValueError(
@@ -147,23 +147,18 @@ def open_pretrained(
             f"`{argument}=True` needs a `configuration` with published weights: "
             f"{', '.join(with_weights)}"
         )
-    if isinstance(pretrained, str) and _looks_like_a_path(pretrained):
-        return _of_path(pretrained)
     record = find(pretrained, configuration, argument)
     weights = read_weights(local_file(record))
     return Pretrained(record.name, weights, record.labels, record.preprocessing, record.notes)
 
 
-def check_known(
-    pretrained: Any, configuration: str | None = None, argument: str = "pretrained"
-) -> None:
-    """Raises what `open_pretrained` would for a name alone; reads and downloads nothing."""
-    if isinstance(pretrained, os.PathLike) or (
-        isinstance(pretrained, str) and _looks_like_a_path(pretrained)
-    ):
-        weight_file(without_slash(pretrained)).stat()
-    elif isinstance(pretrained, str):
-        find(pretrained, configuration, argument)
+def open_local(pretrained: Any, configuration: str | None = None) -> Pretrained | None:
+    """As `open_pretrained` where a file is named; of the catalogue only the name is looked at."""
+    if names_a_path(pretrained) or format_of(pretrained) is not None:
+        return open_pretrained(pretrained, configuration)
+    if pretrained is not None:
+        find(pretrained, configuration, "pretrained")
+    return None
 
 
 def _of_path(path: str | os.PathLike) -> Pretrained:
@@ -265,12 +260,17 @@ def _one_line(error: Exception) -> str:
 _SETS = {"imagenet1k": "ImageNet-1k", "imagenet22k": "ImageNet-22k"}
 
 
-def _looks_like_a_path(text: str) -> bool:
-    # What `find` knows wins over a file or folder of that name, which can be written ./imagenet.
-    if text in KNOWN_NAMES:
+def names_a_path(weights: Any) -> bool:
+    """Whether `weights` means a file or folder, there or not, and no name of the catalogue.
+
+    What `find` knows wins over a file or folder of that name, which can be written ./imagenet.
+    """
+    if not isinstance(weights, str):
+        return isinstance(weights, os.PathLike)
+    if weights in KNOWN_NAMES:
         return False
-    named_so = "/" in text or os.sep in text or text.lower().endswith(_SUFFIXES)
-    return named_so or os.path.exists(text)
+    named_so = "/" in weights or os.sep in weights or weights.lower().endswith(_SUFFIXES)
+    return named_so or os.path.exists(weights)
 
 
 def local_file(record: Weights, **options: Any) -> Path:

@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from . import pictures
+from .config import resolve
 from .data import Pictures, open_data
 from .folders import check_folder
-from .images import printable
-from .pretrained import check_known
+from .images import in_shell, printable
+from .pretrained import open_local
 from .recipe import Recipe, read_yaml, require_yaml
 from .runtimes import is_installed
 from .snapshots import Snapshots, write_atomically
@@ -98,7 +99,7 @@ class Ending:
 
     @property
     def command(self) -> str:
-        return f"van train --resume {printable(self.folder)} {self.longer} --force"
+        return f"van train --resume {in_shell(self.folder)} {self.longer} --force"
 
 
 def ending(
@@ -179,8 +180,35 @@ def check_finished(folder: Path, recipe: Recipe, *found: Pictures) -> Ending | N
     return None if end is None or end.missing else end
 
 
+def check_unchanged(
+    folder: Path,
+    recipe: Recipe,
+    data: str,
+    found: Sequence[Pictures],
+    state: Mapping[str, Any] | None,
+) -> None:
+    """Raises `ValueError` where a run would go on otherwise than it was begun.
+
+    Args:
+        folder: Of the run.
+        recipe: As it would go on.
+        data: Where its pictures are.
+        found: These, to train on and to validate on.
+        state: Of its newest snapshot; None where there is none, or where that is in doubt.
+    """
+    changed = changes(check_run(folder)[1], recipe).items()
+    lines = [f"  {name}: {old} -> {new}" for name, (old, new) in changed]
+    if state is not None and state["data"] != fingerprints(*found):
+        lines.append(f"  data: the pictures of {printable(data)} are not those of the run")
+    if lines:
+        text = "\n".join(lines)
+        raise ValueError(
+            f"{printable(folder)} was begun otherwise:\n{text}\nTo go on all the same: --force"
+        )
+
+
 def check_start(
-    data: str | os.PathLike, folder: Path, recipe: Recipe, resume: bool
+    data: str | os.PathLike, folder: Path, recipe: Recipe, resume: bool, force: bool = False
 ) -> tuple[str, tuple[Pictures, Pictures]]:
     """Whether a run can be begun, or gone on with; the nearest and cheapest is asked first.
 
@@ -189,13 +217,15 @@ def check_start(
         folder: Of the run.
         recipe: Of the run.
         resume: Whether it goes on.
+        force: Although recipe or data have changed.
 
     Returns:
         Where the data is, also for whoever stands in another folder; and its pictures, to train
         on and to validate on.
 
     Raises:
-        ValueError: Recipe and data do not fit together, or the folder holds no run.
+        ValueError: Recipe, weights and data do not fit together, the folder holds no run, or one
+            that was begun otherwise.
         OSError: The folder is in the way, or the data or the weights to start from are not there.
         ModuleNotFoundError: The extra `train` is missing.
     """
@@ -205,18 +235,21 @@ def check_start(
         raise ModuleNotFoundError(
             "Training needs grain: pip install 'van-classification-tensorflow[train]'"
         )
+    if force and not resume:
+        raise ValueError("`force` is for a run that goes on, with `resume`; leave it out")
     if resume:
         check_run(folder)
     elif os.path.lexists(folder) and (not folder.is_dir() or _visible(folder)):
-        hint = f"; to go on with it: --resume {folder}" if (folder / "config.yaml").exists() else ""
+        is_run = (folder / "config.yaml").exists()
+        hint = f"; to go on with it: van train --resume {in_shell(folder)}" if is_run else ""
         raise FileExistsError(f"`output` {folder} is already there and not empty{hint}")
-    data = str(data) if str(data) == "digits" else os.path.abspath(data)
+    data = "digits" if data == "digits" else os.path.abspath(data)  # a path of that name is a path
     if data != "digits" and Path(data).resolve() in folder.resolve().parents:
         raise ValueError(
             f"`output` {folder} lies inside of `data` {data}, and would be taken for pictures of "
             "it; name a folder elsewhere"
         )
-    check_known(recipe.pretrained, recipe.model)
+    _check_weights(recipe)
     found, validation = open_data(data, validation_split=recipe.validation_split, seed=recipe.seed)
     if recipe.batch_size > len(found):
         raise ValueError(
@@ -224,7 +257,20 @@ def check_start(
             f"Received: batch_size={recipe.batch_size}. With so few, start from published weights: "
             "--pretrained"
         )
+    if resume and not force:
+        state = Snapshots(folder / "snapshots").newest_state()
+        check_unchanged(folder, recipe, data, (found, validation), state)
     return data, (found, validation)
+
+
+def _check_weights(recipe: Recipe) -> None:
+    """Weights to start from, where they are here: as `VAN` will find them."""
+    source = open_local(recipe.pretrained, recipe.model)
+    if source is not None:
+        sizes = source.weights.architecture
+        asked = (recipe.model, recipe.embed_dims, recipe.mlp_ratios, recipe.depths)
+        config = resolve(*asked, default=sizes.config)
+        sizes.check_same_sizes(config, f"`pretrained`: {printable(source.name)}")
 
 
 def check_demo(output: Path, seed: int, epochs: int, overwrite: bool) -> None:

@@ -43,7 +43,7 @@ from .classifier import Classifier
 from .config import shown
 from .data import EvaluationBatches, Pictures, TrainingBatches, refusal, unreadable
 from .datasets import Dataset, Example, some
-from .images import ImageError, open_image, printable
+from .images import ImageError, in_shell, open_image, printable
 from .labels import labels_of
 from .model import VAN
 from .optim import AdamW, CosineSchedule, LearningRate, ModelAverage, layer_scales
@@ -54,9 +54,8 @@ from .progress import FitProgress
 from .recipe import Recipe, check_input_size
 from .runs import (
     Ending,
-    changes,
-    check_run,
     check_start,
+    check_unchanged,
     ending,
     fingerprints,
     note_reported,
@@ -321,7 +320,7 @@ def train(
     _check_arguments(data, output, recipe, strategy, shard)
     console, folder = console or Console(quiet=True), Path(output)
     if found is None:
-        data, found = check_start(data, folder, recipe, resume)
+        data, found = check_start(data, folder, recipe, resume, force)
     _check_backend(recipe)
     data = data if data == "digits" else os.path.abspath(data)
     run = _Run(folder, data, recipe, *found, strategy, shard, console)
@@ -498,17 +497,11 @@ class _Run:
 
     def go_on(self, force: bool) -> None:
         """Takes up the newest snapshot; the run starts anew where there is none yet."""
-        _, before = check_run(self.folder)
-        changed = changes(before, self.recipe).items()
-        lines = [f"  {name}: {old} -> {new}" for name, (old, new) in changed]
         snapshot = self.keep.store.load()
-        if snapshot is not None and snapshot.state["data"] != self._data:
-            lines.append(f"  data: the pictures of {self.data} are not those of the run")
-        if lines and not force:
-            text = "\n".join(lines)
-            raise ValueError(
-                f"{self.folder} was begun otherwise:\n{text}\nTo go on all the same: --force"
-            )
+        if not force:  # again: only now it is known which snapshot is intact
+            state = None if snapshot is None else snapshot.state
+            parts = (self.found, self.validation)
+            check_unchanged(self.folder, self.recipe, self.data, parts, state)
         if snapshot is None:
             self.console.print("No snapshot yet: the run starts anew.")
             return
@@ -632,7 +625,7 @@ class _Run:
             return "There is no snapshot yet; a lower --learning-rate may help"
         return (
             f"The snapshot of step {max(steps):,} is kept; to go on from it, with another learning "
-            f"rate: van train --resume {self.folder} --learning-rate "
+            f"rate: van train --resume {in_shell(self.folder)} --learning-rate "
             f"{self.recipe.learning_rate / 3:.2g} --force"
         )
 
@@ -760,7 +753,6 @@ class _Run:
                 f"others: {some(sorted(corrupt))}",
                 "yellow",
             )
-        best = printable(self.folder / "best.keras")
         say_files(
             console,
             printable(self.folder),
@@ -774,6 +766,7 @@ class _Run:
                 "config.yaml": "the recipe, to be used again with --recipe",
             },
         )
+        best = in_shell(self.folder / "best.keras")
         say(console, f"To use it: van predict PICTURES --weights {best}")
 
 
