@@ -4,6 +4,7 @@ import json
 import os
 import sys
 import types
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -271,7 +272,7 @@ def test_subsets(folders, subset, has, has_not):
 def test_a_subset_is_suggested_where_the_folders_are_its_classes(folders):
     data = folders({WNIDS[i]: 1 for i in subset_indices("imagenet-r")})
     dataset = open_dataset(data, IMAGENET)
-    assert any("subset='imagenet-r'" in note for note in dataset.notes)
+    assert any("--subset imagenet-r." in note for note in dataset.notes)
     assert not any("imagenet-a" in note for note in dataset.notes)
 
 
@@ -320,6 +321,14 @@ def test_options_that_do_not_apply(tmp_path):
     ):
         with pytest.raises(ValueError, match=says):
             open_dataset(**{"data": tmp_path, "labels": IMAGENET, **options})
+
+
+@pytest.mark.parametrize("data", ["digits", "tfds:x"])
+def test_a_path_of_a_known_name_is_a_path(folders, monkeypatch, data):
+    made = folders({"cat": 2, "dog": 1})
+    made.rename(made.with_name(data))
+    monkeypatch.chdir(made.parent)
+    assert open_dataset(Path(data), PETS).count == 3
 
 
 # --- Digits, TensorFlow Datasets ---

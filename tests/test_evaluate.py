@@ -427,6 +427,21 @@ def test_data_of_another_model(tmp_path):
         evaluate(tmp_path, MICRO_FILE, **SMALL)
 
 
+def test_the_data_are_looked_at_before_the_weights(tmp_path):
+    for name in ("empty/a", "loose/a"):
+        (tmp_path / name).mkdir(parents=True)
+    save(tmp_path / "loose", "0.png", 0)
+    (tmp_path / "real.json").write_text("[]")
+    for data, options, says in (
+        ("empty/a", {}, "has no folders"),
+        ("empty", {}, "no pictures in"),
+        ("empty", {"real_labels": tmp_path / "real.json"}, "no pictures in"),
+        ("loose", {}, "1 pictures lie in no class folder"),
+    ):
+        with pytest.raises(ValueError, match=says):
+            evaluate(tmp_path / data, "nothing", **options)
+
+
 # --- Published figures ---
 
 

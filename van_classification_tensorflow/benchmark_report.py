@@ -49,8 +49,8 @@ def run(
         OSError: As `benchmark`; or the output cannot be written.
         ModuleNotFoundError: As `benchmark`; or there is no matplotlib.
     """
+    check_folder(output, _FILES, "benchmark", overwrite)
     if output is not None:
-        check_folder(output, _FILES, "benchmark", overwrite)
         pictures.require_matplotlib()
     errors, unsteady = messages(), ""
     try:

@@ -21,7 +21,7 @@ import numpy as np
 from .digits import CLASSES as DIGITS
 from .digits import load_digits
 from .images import printable
-from .inputs import LeftOut, class_folders, no_pictures, pictures_in
+from .inputs import LeftOut, class_entries, class_folders, no_pictures, pictures_in
 from .labels import Label, comparable, imagenet_classes
 from .runtimes import is_installed
 from .scores import negative_of
@@ -105,20 +105,18 @@ def open_dataset(
         OSError: A folder or a list cannot be read.
         ModuleNotFoundError: tensorflow_datasets is missing.
     """
-    data = os.fspath(data)
     check_asked(data, split=split, subset=subset, class_map=class_map, real_labels=real_labels)
-    is_tfds = data.startswith("tfds:")
     restricted = None if subset is None else _restricted(subset, labels)
     real = None if real_labels is None else _Real(Path(real_labels), labels)
     left_out = LeftOut() if left_out is None else left_out
     if data == "digits":
         dataset = _digits(labels)
-    elif is_tfds:
+    elif isinstance(data, str) and data.startswith("tfds:"):
         dataset = _tfds(data.removeprefix("tfds:"), labels, split, real)
     elif real is not None:
-        dataset = _real_folder(data, real, left_out)
+        dataset = _real_folder(os.fspath(data), real, left_out)
     else:
-        dataset = _class_folders(data, labels, class_map, restricted, left_out)
+        dataset = _class_folders(os.fspath(data), labels, class_map, restricted, left_out)
     if not dataset.count:
         raise ValueError(no_pictures(printable(data), left_out))
     if restricted is None:
@@ -135,9 +133,8 @@ def check_asked(
     class_map: str | os.PathLike | None = None,
     real_labels: str | os.PathLike | None = None,
 ) -> None:
-    """Raises what `open_dataset` would for its options and for missing files, without labels."""
-    data = os.fspath(data)
-    is_tfds = data.startswith("tfds:")
+    """Raises what `open_dataset` would without knowing the labels; of folders few are looked at."""
+    is_tfds = isinstance(data, str) and data.startswith("tfds:")
     if split is not None and not is_tfds:
         raise ValueError(f"`split` applies to tfds:NAME only. Received: split={split!r}, {data}")
     if class_map is not None and (is_tfds or data == "digits" or real_labels is not None):
@@ -160,6 +157,21 @@ def check_asked(
     for path in (class_map, real_labels):
         if path is not None:
             os.stat(path)
+    if subset is not None:
+        subset_indices(subset)
+    if data == "digits" or is_tfds:
+        return
+    left_out, data = LeftOut(), os.fspath(data)
+    folders = [data]
+    if real_labels is None:
+        folders = [entry.path for entry in class_entries(data, left_out).values()]
+    if not folders:
+        beside = f". {left_out}" if left_out else ""
+        raise ValueError(
+            f"{printable(data)} has no folders: it must hold one for each class{beside}"
+        )
+    if not any(True for folder in folders for _ in pictures_in(folder, left_out)):
+        raise ValueError(no_pictures(printable(data), left_out))
 
 
 # --- Folders ---
@@ -174,16 +186,11 @@ def _class_folders(
 ) -> Dataset:
     folders = class_folders(data, left_out)
     names = list(folders)
-    if not names:
-        beside = f". {left_out}" if left_out else ""
-        raise ValueError(
-            f"{printable(data)} has no folders: it must hold one for each class{beside}"
-        )
     if class_map is None:
         classes, how = match_classes(names, labels, f"folders of {printable(data)}")
     else:
         classes = _read_class_map(Path(class_map), len(labels))
-        how = f"`class_map` {class_map}"
+        how = f"class map {printable(class_map)}"
         if unknown := sorted(set(names) - set(classes)):
             raise ValueError(f"{class_map} does not name {some(unknown)} of {printable(data)}")
     if restricted is not None:
@@ -210,7 +217,7 @@ def _class_folders(
             if all(label.wnid for label in labels) and present == _subset_or_none(subset, labels):
                 notes.append(
                     f"These are the classes of {subset}. Its authors predict only among them: "
-                    f"subset={subset!r}."
+                    f"--subset {subset}."
                 )
     return Dataset(f"{printable(data)}", examples, len(examples), notes=tuple(notes))
 

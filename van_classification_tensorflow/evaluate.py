@@ -588,11 +588,11 @@ def _published(
 
 def _ready(output: str | os.PathLike | None, overwrite: bool) -> Path | None:
     """Before the work, finds whatever would keep its result from being written after it."""
-    if output is None:
-        return None
-    check_folder(Path(output), _FILES, "evaluation", overwrite)
-    pictures.require_matplotlib()
-    return Path(output)
+    target = None if output is None else Path(output)
+    check_folder(target, _FILES, "evaluation", overwrite)
+    if target is not None:
+        pictures.require_matplotlib()
+    return target
 
 
 def write(found: Evaluation, output: Path, overwrite: bool) -> None:

@@ -10,18 +10,23 @@ from pathlib import Path
 from .images import printable
 
 
-def check_folder(output: Path, files: Collection[str], maker: str, overwrite: bool) -> None:
+def check_folder(output: Path | None, files: Collection[str], maker: str, overwrite: bool) -> None:
     """Before the work: can `output` be made, or replaced?
 
     Args:
-        output: What is to be made.
+        output: What is to be made; None: nothing.
         files: Names of all that `maker` may write into it; a folder with others is not replaced.
         maker: What makes it, for messages: "evaluation", ...
         overwrite: Replace an earlier one.
 
     Raises:
+        ValueError: Nothing is to be made, and so nothing to `overwrite`.
         OSError: It is in the way, or cannot be written.
     """
+    if output is None:
+        if overwrite:
+            raise ValueError("`overwrite` is for a run with `output`; leave it out")
+        return
     folder = output.absolute().parent
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder} is no folder; make it first")

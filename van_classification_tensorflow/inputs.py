@@ -183,11 +183,19 @@ class ClassFolder:
 
 
 def class_folders(folder: str, left_out: LeftOut) -> dict[str, ClassFolder]:
+    """As `class_entries`, and the pictures of each."""
+    return {
+        name: ClassFolder(entry.path, entry.name, tuple(pictures_in(entry.path, left_out)))
+        for name, entry in class_entries(folder, left_out).items()
+    }
+
+
+def class_entries(folder: str, left_out: LeftOut) -> dict[str, os.DirEntry]:
     """Every class, by its name as names are compared (`labels.comparable`), in that order.
 
     Args:
         folder: Of one folder of pictures for each class.
-        left_out: Counts the files that are no pictures.
+        left_out: Counts the files beside these that are no pictures.
 
     Raises:
         ValueError: A picture lies in no class folder, or two folders have the same name but for
@@ -216,10 +224,7 @@ def class_folders(folder: str, left_out: LeftOut) -> dict[str, ClassFolder]:
             f"{shown}: {len(loose):,} pictures lie in no class folder, so their class is unknown "
             f"({first}); move them into the folder of their class, or out"
         )
-    return {
-        name: ClassFolder(entry.path, entry.name, tuple(pictures_in(entry.path, left_out)))
-        for name, entry in sorted(folders.items())
-    }
+    return dict(sorted(folders.items()))
 
 
 def _visible(folder: str, left_out: LeftOut) -> list[os.DirEntry]:
