@@ -300,7 +300,7 @@ def test_a_journal_that_is_none(folder, tmp_path, first):
 def test_two_runs_at_one_output(folder, tmp_path):
     from van_classification_tensorflow.predict import Journal
 
-    with Journal(tmp_path / "x.csv", False, False):
+    with Journal(tmp_path / "x.csv", False):
         for resume in (False, True):
             with pytest.raises(FileExistsError, match="another run is writing"):
                 predict([folder / "0"], output=tmp_path / "x.csv", resume=resume)
@@ -325,6 +325,48 @@ def test_weights_whose_name_looks_like_markup(folder, tmp_path):
     console = Console(file=io.StringIO(), width=300, force_terminal=True)
     assert run([str(folder / "0")], str(path), output=tmp_path / "x.csv", console=console) == 0
     assert "run[/v2].safetensors" in console.file.getvalue()
+
+
+@pytest.mark.parametrize("moved", [(), ("x.npy.csv",), ("x.npy.csv", "x.npy")])
+def test_an_array_that_is_being_replaced_can_be_resumed(folder, tmp_path, monkeypatch, moved):
+    """Whatever of the new files was in its place when the run was killed."""
+    from van_classification_tensorflow.predict import Journal
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    (tmp_path / "new").mkdir()
+    target, new = tmp_path / "x.npy", {"paths": [folder / "1"], "features": True}
+    predict([folder / "0"], output=target, features=True)
+    predict(output=tmp_path / "new" / "x.npy", **new)
+    with monkeypatch.context() as patch:
+        patch.setattr(Journal, "finish", killed)
+        with pytest.raises(KeyboardInterrupt):
+            predict(output=target, overwrite=True, **new)
+    for name in moved:
+        (tmp_path / "new" / name).replace(tmp_path / name)
+    predict(output=target, resume=True, **new)
+    assert len(np.load(target)) == len((tmp_path / "x.npy.csv").read_text().splitlines()) - 1 == 5
+    assert not (tmp_path / "x.npy.partial").exists()
+
+
+@pytest.mark.parametrize("name", ["x.csv", "x.jsonl", "x.parquet"])
+def test_a_finished_run_that_names_all_classes(folder, tmp_path, name):
+    """The digits are ten: whoever asked for twelve has what there is."""
+    if name == "x.parquet":
+        pytest.importorskip("pyarrow")
+    predict([folder / "0"], output=tmp_path / name, top=12)
+    failed, said = predict([folder / "0"], output=tmp_path / name, top=12, resume=True)
+    assert (failed, "is finished: it has all 4 records" in said) == (0, True)
+    with pytest.raises(ValueError, match=r"finished, with other settings: top=1[02]"):
+        predict([folder / "0"], output=tmp_path / name, top=3, resume=True)
+
+
+def test_folders_named_as_published_weights_are_in_no_ones_way(folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "digits").mkdir()
+    predict([folder / "0"], output=tmp_path / "x.csv")
+    assert (tmp_path / "x.csv").is_file()
 
 
 @pytest.mark.parametrize("cut", [0.1, 0.5, 0.9, 0.999])

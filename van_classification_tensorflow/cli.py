@@ -166,7 +166,7 @@ def predict(parser: ArgumentParser) -> Any:
         "on the standard input",
     )
     _add_model(parser)
-    parser.add_argument("--top", type=int, default=5, help="classes to name (default: 5)")
+    parser.add_argument("--top", type=int, help="classes to name (default: 5)")
     parser.add_argument(
         "--output",
         type=Path,
@@ -589,6 +589,11 @@ _FINDINGS = {
 class _Parser(ArgumentParser):
     """Says what is wrong beside the usage of the command it is about, and what may be meant."""
 
+    def __init__(self, **kwargs: Any):
+        # Whole names only: `go_on` leaves options out by these, and a new option could make the
+        # beginning of an old one stand for two.
+        super().__init__(allow_abbrev=False, **kwargs)
+
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         # argparse would leave what a command does not know to the parser of `van`, and would
         # first say that an option is missing where that one is misspelt.
@@ -603,7 +608,7 @@ class _Parser(ArgumentParser):
     def _may_be_known(self, word: str) -> bool:
         option = word.partition("=")[0]
         is_option = option.startswith("--") and " " not in word
-        return not is_option or any(one.startswith(option) for one in self._option_string_actions)
+        return not is_option or option in self._option_string_actions
 
     def _refuse(self, unknown: list[str]) -> None:
         if unknown:

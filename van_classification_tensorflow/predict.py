@@ -38,6 +38,7 @@ from .output import (
     to_json,
     write_line,
 )
+from .pretrained import names_a_path
 from .runtimes import format_of, is_installed
 
 FORMATS = (".csv", ".jsonl", ".parquet")
@@ -49,7 +50,7 @@ def run(
     paths: Sequence[str],
     weights: str = "van_b0",
     *,
-    top: int = 5,
+    top: int | None = None,
     output: Path | None = None,
     features: bool = False,
     resume: bool = False,
@@ -63,7 +64,7 @@ def run(
     Args:
         paths: As in `inputs.expand`.
         weights: As in `Classifier`.
-        top: Classes to name for each picture, best first.
+        top: Classes to name for each picture, best first; 5 by default.
         output: *.csv, *.jsonl or *.parquet; with `features` *.parquet or *.npy. None: a table
             on a terminal, JSON lines otherwise.
         features: Write pooled features instead of classes.
@@ -80,11 +81,14 @@ def run(
         Begun: Ctrl-C; `resume` goes on.
     """
     console, stdin = console or messages(), stdin or sys.stdin
+    if features and top is not None:
+        raise ValueError("`top` is a number of classes, which `features` do without; leave it out")
+    top = 5 if top is None else top
     check_at_least("top", top, 1)
     _check_output(output, features, resume, overwrite)
     if output is None:
         return _run(_inputs(paths, stdin, console), weights, None, top, features, console, options)
-    with Journal(output, resume, features, overwrite) as journal:
+    with Journal(output, resume, overwrite) as journal:
         inputs = _inputs(paths, stdin, console)
         if journal.finished:
             return _say_finished(output, inputs, None if features else top, console)
@@ -132,7 +136,9 @@ def _say_finished(
         there = list(_READERS[output.suffix](output))
         names = Counter(_utf8(record["path"]) for record in there)
         errors = [str(record["error"]) for record in there if record["error"]]
-        kinds = {record["top"] for record in there if not record["error"]}
+        good = [record for record in there if not record["error"]]
+        # A model with fewer classes names all that it has.
+        kinds = {max(top or 0, r["top"]) if r.get("all") else r["top"] for r in good}
     except Exception as error:  # whatever a file of something else may make a reader raise
         raise ValueError(
             f"{printable(output)} is there, and was not written by `van predict`; to replace it: "
@@ -226,9 +232,10 @@ def _run(
 
 def _state(path: str) -> list[int]:
     """Size and time of the weights' files, so that others of that name are noticed."""
-    kind = format_of(path)
-    files = [Path(path)]
-    if kind is None and files[0].exists():
+    if not names_a_path(path):
+        return []
+    kind, files = format_of(path), [Path(path)]
+    if kind is None:
         file = weight_file(path)
         files = [file, *files_beside(file)]
     elif kind == "saved_model":
@@ -287,7 +294,6 @@ class Journal:
     Args:
         output: The file to make in the end.
         resume: Accept an unfinished journal.
-        features: Whether an array is written, which has a table of its rows beside it.
         overwrite: Begin anew, whatever is there; the old output stays until the new one is whole.
 
     Attributes:
@@ -297,7 +303,7 @@ class Journal:
         FileExistsError: The output is there, or another run is writing it.
     """
 
-    def __init__(self, output: Path, resume: bool, features: bool, overwrite: bool = False):
+    def __init__(self, output: Path, resume: bool, overwrite: bool = False):
         self.output = output
         self.lock = FileLock(output.with_name(f".{output.name}.lock"))
         try:
@@ -305,16 +311,16 @@ class Journal:
         except Timeout:
             raise FileExistsError(f"another run is writing {output}") from None
         try:
-            self._check(output, resume, features, overwrite)
+            self._check(output, resume, overwrite)
         except BaseException:
             self.close()
             raise
 
-    def _check(self, output: Path, resume: bool, features: bool, overwrite: bool) -> None:
+    def _check(self, output: Path, resume: bool, overwrite: bool) -> None:
         self.path = output.with_name(f"{output.name}.partial")
         self.resume = resume
         self.errors_before: list[str] = []
-        begun, beside = self.path.exists(), rows_beside(output)
+        begun = self.path.exists()
         self.finished = resume and output.exists() and not begun
         if output.is_dir():
             raise FileExistsError(f"{output} is a folder; name a file")
@@ -328,9 +334,9 @@ class Journal:
                 f"{self.path} is of an unfinished run: go on with --resume, or begin anew with "
                 "--overwrite"
             )
-        there = [output] if not begun else []
-        there += [beside] if features and output.suffix == ".npy" else []
-        for path in there:
+        if begun:
+            return  # what is there it may replace, or has begun to
+        for path in [output, rows_beside(output)] if output.suffix == ".npy" else [output]:
             if path.exists():
                 raise FileExistsError(f"{path} is already there; to replace it: --overwrite")
 
@@ -512,7 +518,7 @@ def _read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
     with path.open("rb") as file:
         for line in file:
             record = json.loads(line)
-            yield {**record, "top": len(record["predictions"])}
+            yield {**record, **_named(record["predictions"])}
 
 
 def _read_parquet(path: Path) -> Iterator[dict[str, Any]]:
@@ -522,7 +528,8 @@ def _read_parquet(path: Path) -> Iterator[dict[str, Any]]:
     column = "features" if "features" in file.schema_arrow.names else "predictions"
     for batch in file.iter_batches(columns=["path", "error", column]):
         for record in batch.to_pylist():
-            yield {**record, "top": len(record[column] or ()) if column != "features" else None}
+            named = {"top": None} if column == "features" else _named(record[column] or ())
+            yield {**record, **named}
 
 
 def _read_npy(path: Path) -> Iterator[dict[str, Any]]:
@@ -534,7 +541,12 @@ def _read_npy(path: Path) -> Iterator[dict[str, Any]]:
         yield {**row, "top": None}
 
 
-# Each record's path and error, and how many classes it names; None: it has features.
+def _named(predictions: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    indices = {one["index"] for one in predictions}
+    return {"top": len(predictions), "all": indices == set(range(len(predictions)))}
+
+
+# Each record's path and error, and how many classes it names ("all" there are?); None: features.
 _READERS = {
     ".csv": _read_csv,
     ".jsonl": _read_jsonl,
