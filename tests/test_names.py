@@ -195,8 +195,14 @@ def test_the_prefix_is_found_from_the_names(names, kept):
 
 def test_one_of_several_models_is_chosen():
     both = dict.fromkeys([f"{who}.{name}" for who in "ab" for name in (FIRST, "head.bias")], 0)
-    with pytest.raises(ValueError, match=r"several VANs are in it, under 'a\.', 'b\.'; to choose"):
+    says = r"several VANs are in it, under 'a\.', 'b\.'; .* van convert IN OUT --wrapper 'b\.'"
+    with pytest.raises(ValueError, match=says):
         without_prefix(both)
+    _, ignored = without_prefix({f"model.{FIRST}": 0} | both)
+    assert {why.rsplit(": ")[-1] for why in ignored.values()} == {
+        "--wrapper 'a.'",
+        "--wrapper 'b.'",
+    }
     found, ignored = without_prefix(both, "b.")
     assert list(found) == [FIRST, "head.bias"]
     assert ignored.keys() == {f"a.{FIRST}", "a.head.bias"}

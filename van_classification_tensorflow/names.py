@@ -383,8 +383,8 @@ def without_prefix(
     for name, tensor in tensors.items():
         bare = spelled[name]
         another = next((p for p, its in places.items() if its and bare.startswith(its)), None)
-        if another is not None and len(places[another]) > len(outer):
-            ignored[str(name)] = f"another VAN's; to read that instead: wrapper={another!r}"
+        if another is not None and not outer.startswith(places[another]):
+            ignored[str(name)] = f"another VAN's; to read that instead: --wrapper {another!r}"
         elif not bare.startswith((place, *(f"{outer}{beside}" for beside in _BESIDE))):
             ignored[str(name)] = f"stands outside {place!r}, where the VAN is"
         else:
@@ -407,7 +407,10 @@ def _chosen(places: Collection[str], prefix: str | None) -> str:
     if len(places) == 1 or len(usual) == 1:
         return usual[0] if usual else next(iter(places))
     example = sorted(places)[-1]
-    raise ValueError(f"several VANs are in it, under {found}; to choose one: wrapper={example!r}")
+    raise ValueError(
+        f"several VANs are in it, under {found}; to write one of them to a file of its own: "
+        f"van convert IN OUT --wrapper {example!r}"
+    )
 
 
 def translate(tensors: Mapping[str, Any]) -> StateDict:
