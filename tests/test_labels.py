@@ -1,5 +1,6 @@
 """Bundled class names."""
 
+import numpy as np
 import pytest
 
 from van_classification_tensorflow.labels import (
@@ -36,6 +37,9 @@ def test_labels_of_a_head():
     assert [label.name for label in labels_of(["no", "yes"], 2)] == ["no", "yes"]
     for label in labels_of("imagenet1k", 1000):
         assert Label.of_text(label.text) == label
+    # As `comparable` promises: a name is one name, however a system composes it.
+    assert labels_of(["cafe\u0301", "b"], 2)[0] == Label("caf\u00e9")
+    assert labels_of(np.array("digits"), 10) == labels_of("digits", 10)
     (hostile,) = labels_of(["\x1b[2Jn\n"], 1)
     assert hostile.name == r"\x1b[2Jn\n"
 
@@ -45,6 +49,8 @@ def test_labels_of_a_head():
     [
         ("imagenet1k", 10, r"name each of 10 classes\. Received: 1,000"),
         (["a"], 2, "name each of 2 classes"),
+        ([], 2, "name each of 2 classes"),
+        (np.array(3), 2, "one name per class"),
         ("imagenet", 1000, "`labels` must be imagenet1k, imagenet22k, digits or a list"),
     ],
 )

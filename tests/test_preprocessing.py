@@ -46,6 +46,7 @@ def test_preprocessing_reads_like_a_sentence_and_survives_json():
         ({"interpolation": "cubic"}, "bicubic, lanczos"),
         ({"mean": (0.5, 0.5)}, "`mean`"),
         ({"mean": 0.5}, "`mean`"),
+        ({"mean": np.array(0.5)}, "`mean`"),
         ({"mean": (float("nan"),) * 3}, "`mean`"),
         ({"mean": "0.5"}, "`mean`"),
         ({"mean": (0.5,)}, "`mean` and `std`"),

@@ -15,10 +15,11 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from van_classification_tensorflow import Classifier, callbacks, digits, runs, train
+from van_classification_tensorflow import VAN, Classifier, callbacks, digits, runs, train
 from van_classification_tensorflow.cli import main
 from van_classification_tensorflow.data import open_data
 from van_classification_tensorflow.evaluate import evaluate
+from van_classification_tensorflow.pretrained import open_pretrained
 from van_classification_tensorflow.recipe import RECIPES, Recipe
 from van_classification_tensorflow.snapshots import RunLock, RunLockedError, Snapshots
 
@@ -512,6 +513,22 @@ def test_a_head_of_other_classes_starts_anew():
     assert same.get_config()["classifier_activation"] == "linear"
 
 
+def test_whether_the_head_is_kept_is_said(tmp_path):
+    """And a name that the file has in another form of Unicode is the same name."""
+    model = VAN(embed_dims=[8], mlp_ratios=[1], depths=[1], num_classes=2)
+    model.labels = ["cafe\u0301", "tea"]
+    model.save(tmp_path / "m.keras")
+    source = open_pretrained(tmp_path / "m.keras")
+    assert train.why_fresh(source, ("caf\u00e9", "tea")) == ""
+    assert (
+        train.why_fresh(source, ("tea", "caf\u00e9")) == "theirs has the classes in another order"
+    )
+    assert train.why_fresh(source, ("milk", "tea")) == "theirs is of other classes"
+    assert train.why_fresh(source, ("a", "b", "c")) == "theirs is of 2 classes"
+    unnamed = open_pretrained(GOLDEN / "micro.safetensors")
+    assert train.why_fresh(unnamed, tuple("0123456789")) == "theirs names no classes"
+
+
 def test_frozen_stages_have_nothing_to_train():
     recipe = RECIPES["digits"].with_(pretrained="digits", freeze=3, layer_decay=0.8)
     model = train.build_model(recipe, digits.CLASSES)
@@ -539,7 +556,8 @@ def test_what_is_assumed_of_the_weights_is_said(tmp_path, told):
     run._introduce()
     said = console.file.getvalue()
     assert ("It does not say how its pictures are prepared" in said) is not told
-    assert "It names no classes" not in said
+    assert "No names of its classes" not in said
+    assert f"{path}, a fresh head (theirs names no classes)" in said
 
 
 def test_what_a_run_froze_is_free_in_what_it_leaves(tmp_path):

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from numbers import Integral, Real
@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageEnhance, ImageOps
 
+from .config import entries
 from .preprocessing import Preprocessing, _channels, resized
 
 # --- RandAugment (arXiv 1909.13719), timm.data.auto_augment ---
@@ -336,7 +337,7 @@ class TrainTransform:
         for name in ("horizontal_flip", "vertical_flip"):
             object.__setattr__(self, name, _probability(name, getattr(self, name)))
         names = self.interpolations
-        given = () if isinstance(names, str) or not isinstance(names, Iterable) else tuple(names)
+        given = entries(names)
         # Pillow turns and shears with no others.
         if not given or not all(name in ("nearest", "bilinear", "bicubic") for name in given):
             raise ValueError(
@@ -567,7 +568,7 @@ def _probability(name: str, value: Any) -> float:
 
 def _range(name: str, value: Any, largest: float) -> tuple[float, float]:
     """(least, largest), or a ValueError that names the argument."""
-    pair = tuple(value) if isinstance(value, Iterable) else ()
+    pair = entries(value)
     if (
         len(pair) != 2
         or not all(_is_number(one) and math.isfinite(one) for one in pair)

@@ -6,7 +6,7 @@ Imports neither Keras nor a backend.
 from __future__ import annotations
 
 import reprlib
-from collections.abc import Iterable, Mapping, Sequence, Set
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from numbers import Integral, Real
 from typing import Any
@@ -35,6 +35,16 @@ def shown(value: Any) -> str:
     return text if len(text) <= 80 else f"{text[:80]}..."
 
 
+def entries(value: Any) -> tuple[Any, ...]:
+    """The entries of anything that has an order; none of a text and of what has no entries."""
+    if isinstance(value, (str, bytes, Mapping, Set)):
+        return ()
+    try:
+        return tuple(value)
+    except TypeError:  # also an array of no axes, which claims to be iterable
+        return ()
+
+
 @dataclass(frozen=True)
 class VANConfig:
     """The four per-stage lists that make one member of the family.
@@ -55,8 +65,7 @@ class VANConfig:
     def __post_init__(self) -> None:
         for field, kind in (("embed_dims", Integral), ("mlp_ratios", Real), ("depths", Integral)):
             received = getattr(self, field)
-            unordered = isinstance(received, (str, Mapping, Set))
-            values = [] if unordered or not isinstance(received, Iterable) else list(received)
+            values = list(entries(received))
             if not values:
                 raise ValueError(
                     f"`{field}` must be a list with one entry per stage (at least one stage). "

@@ -98,6 +98,8 @@ def texts_of(labels: Any) -> tuple[str, ...] | None:
     Raises:
         ValueError: They are something else; names what.
     """
+    if getattr(labels, "ndim", None) == 0:  # NumPy's, of one text
+        labels = labels.item()
     if labels is None:
         return None
     if isinstance(labels, str):
@@ -124,7 +126,7 @@ def texts_of(labels: Any) -> tuple[str, ...] | None:
             raise ValueError(
                 f"`labels` must be texts. Received for class {i}: {type(one).__name__} {shown(one)}"
             )
-        texts.append(str(one))
+        texts.append(unicodedata.normalize("NFC", str(one)))
     return tuple(texts)
 
 
@@ -140,6 +142,24 @@ def _in_order(labels: Mapping[Any, Any]) -> list[Any]:
             f"Received the keys: {', '.join(map(repr, list(labels)[:5]))}"
         )
     return [indexed[i] for i in range(len(indexed))]
+
+
+# Of so many classes there is only one well-known set.
+_SETS = {1000: ("imagenet1k", "ImageNet-1k"), 21_841: ("imagenet22k", "ImageNet-22k")}
+
+
+def assumed_labels(num_classes: int, of_others: bool) -> tuple[str | None, str]:
+    """What stands in for labels that nobody names, as `labels_of` takes it, and how that is said.
+
+    Args:
+        num_classes: Outputs of the head.
+        of_others: Whether it is in no file or model of this package, which would name them.
+    """
+    if of_others and num_classes in _SETS:
+        key, name = _SETS[num_classes]
+        return key, f"It names no classes: {name}'s {num_classes:,} are assumed."
+    used = "'positive' is" if num_classes == 1 else "'class 0', 'class 1', ... are"
+    return None, f"No names of its classes are known: {used} used."
 
 
 def right_number(labels: int, num_classes: int | None) -> bool:

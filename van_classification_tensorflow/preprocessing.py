@@ -6,7 +6,7 @@ Imports neither Keras nor a backend.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Set
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from numbers import Integral, Real
 from typing import Any
@@ -14,11 +14,15 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from .config import shown
+from .config import entries, shown
 
 MAX_RESIZED = 50_000_000  # pixels, before the crop
 MAX_SIDE = 1_000_000_000
 INTERPOLATIONS = ("nearest", "box", "bilinear", "hamming", "bicubic", "lanczos")  # Pillow's
+NOT_SAID = (
+    "It does not say how its pictures are prepared: as for the published ImageNet-1k weights is "
+    "assumed."
+)
 RESIZES = ("shorter side", "both sides")
 CROP_ROUNDINGS = ("nearest", "down")
 
@@ -317,8 +321,7 @@ _MOST = 1e30  # of a mean or std, which are of pixels in [0, 1]
 
 def _channels(name: str, received: Any) -> tuple[float, ...]:
     """One finite number per channel, 1 or 3 of them, or a ValueError that names the argument."""
-    unordered = isinstance(received, (str, bytes, Mapping, Set))
-    values = tuple(received) if isinstance(received, Iterable) and not unordered else ()
+    values = entries(received)
     numbers = all(isinstance(v, Real) and not isinstance(v, bool) for v in values)
     # Compared, not converted: a whole number may be larger than any float.
     if len(values) not in (1, 3) or not numbers or not all(abs(v) < _MOST for v in values):

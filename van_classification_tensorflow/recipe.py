@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from numbers import Real
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
-from .config import CONFIGURATIONS, VANConfig, min_image_size, resolve
+from .config import CONFIGURATIONS, VANConfig, entries, min_image_size, resolve
 from .digits import MODEL as DIGITS_MODEL
 from .digits import PREPROCESSING as DIGITS_PREPROCESSING
 from .preprocessing import Preprocessing
@@ -90,8 +90,7 @@ def _typed(name: str, value: Any, kind: Any) -> Any:
             return None
         kind = options[0]
     if inner := get_args(kind):  # tuple[inner, ...]
-        listed = isinstance(value, Iterable) and not isinstance(value, (str, bytes, Mapping))
-        items = tuple(_typed(name, item, inner[0]) for item in value) if listed else ()
+        items = tuple(_typed(name, item, inner[0]) for item in entries(value))
         if not items:
             raise _not_allowed(name, f"a list, each item {_WORDS[inner[0]]}", value)
         return items

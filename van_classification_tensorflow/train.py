@@ -103,7 +103,7 @@ def build_model(recipe: Recipe, classes: Sequence[str], source: Pretrained | Non
             pretrained=source or False,
             dtype=recipe.precision,
         )
-    if recipe.pretrained is None or model.labels != labels:
+    if source is None or why_fresh(source, labels):
         head = model.get_layer("head")
         kernel = keras.random.normal(head.kernel.shape, stddev=0.02, seed=recipe.seed)
         head.kernel.assign(recipe.head_scale * kernel)
@@ -124,6 +124,20 @@ def build_model(recipe: Recipe, classes: Sequence[str], source: Pretrained | Non
     if recipe.remat:
         model.remat = True
     return model
+
+
+def why_fresh(source: Pretrained, labels: Sequence[str]) -> str:
+    """Why the head of the weights is not that of a model with these labels; "" where it is."""
+    count = source.weights.architecture.num_classes
+    if count != len(labels):
+        return "theirs has none" if count is None else f"theirs is of {count:,} classes"
+    if source.labels is None:
+        return "theirs names no classes"
+    theirs = [label.text for label in labels_of(source.labels, count)]
+    if theirs == list(labels):
+        return ""
+    same = sorted(theirs) == sorted(labels)
+    return "theirs has the classes in another order" if same else "theirs is of other classes"
 
 
 def class_labels(classes: Sequence[str]) -> tuple[str, ...]:
@@ -402,6 +416,11 @@ class _Run:
         self.replicas = getattr(self.strategy, "num_replicas_in_sync", 1)
         _check_batch(recipe, self.replicas * shard[1])
         source = open_pretrained(recipe.pretrained, recipe.model)
+        self.start = "random weights"
+        if source is not None:
+            why = why_fresh(source, class_labels(found.classes))
+            head = f"a fresh head ({why})" if why else "their head as well"
+            self.start = f"{printable(recipe.pretrained or '')}, {head}"
         normalised = recipe.mean and recipe.std
         self.remarks = source.remarks(found.classes, normalised) if source else ""
         with self._scope():
@@ -666,13 +685,12 @@ class _Run:
     def _introduce(self) -> None:
         recipe, model = self.recipe, self.model
         trained = sum(int(np.prod(v.shape)) for v in model.trainable_variables)
-        start = recipe.pretrained or "random weights"
         per_update = f"{recipe.batch_size} pictures"
         if recipe.accumulation_steps > 1:
             per_update += f" in {recipe.accumulation_steps} parts"
         rows = [
             ("Model", f"{model.name}, {trained:,} of {model.count_params():,} weights learn"),
-            ("Starts from", start),
+            ("Starts from", self.start),
             (
                 "Pictures",
                 f"{len(self.found):,} + {len(self.validation):,} to validate, read in "
