@@ -349,7 +349,7 @@ def test_a_training_checkpoint_of_timm(file):
     assert args["model"]
     assert opened.preprocessing is None
     assert "It does not say how" in opened.remarks()
-    assert "It names no classes" in opened.remarks()
+    assert "No names of its classes are known" in opened.remarks()
 
 
 def test_what_is_wrong_is_told_in_one_short_line(tmp_path):

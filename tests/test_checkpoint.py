@@ -126,7 +126,7 @@ def test_which_entry_is_read(tmp_path, monkeypatch, official, entries, expected)
     mark = entries.index(expected) + 1
     np.testing.assert_array_equal(found.tensors["norm1.bias"], np.full(3, mark, np.float32))
     for other in set(entries) - {expected}:
-        assert found.ignored[other] == f"other weights; to read them instead: wrapper={other!r}"
+        assert found.ignored[other] == f"other weights; to read them instead: --wrapper {other!r}"
         chosen = read_checkpoint(tmp_path / "wrapped.pth", wrapper=other)
         mark = entries.index(other) + 1
         np.testing.assert_array_equal(chosen.tensors["norm1.bias"], np.full(3, mark, "f4"))

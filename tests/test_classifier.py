@@ -348,15 +348,36 @@ def test_an_exported_file_of_others(tmp_path):
     classifier = Classifier(path, preprocessing=Preprocessing(32))
     assert classifier.name == str(path)
     assert classifier.labels[0].wnid == "n01440764"
+    end = "What it ends with is not known: its outputs are taken for logits."
+    assert classifier.notes == f"{end} It names no classes: ImageNet-1k's 1,000 are assumed."
     assert len(classifier(photographs(1)[0])) == 5
     with pytest.raises(ValueError, match="gives logits, no features"):
         classifier.features(photographs(1))
     unnamed = Classifier(build(tmp_path, "onnx", linear(3)), preprocessing=Preprocessing(32))
     assert unnamed.labels[2].name == "class 2"
+    assert "No names of its classes are known" in unnamed.notes
+    options = {"labels": NAMES, "preprocessing": Preprocessing(32)}
+    assert Classifier(tmp_path / "m.onnx", **options).notes == end
     silent = build(tmp_path, "onnx", linear(3), about(preprocessing=None, labels=NAMES))
     with pytest.raises(ValueError, match="does not say how its pictures are prepared"):
         Classifier(silent)
     assert Classifier(silent, preprocessing=Preprocessing(32)).labels[2].name == "thing 2"
+
+
+def test_what_was_assumed_when_it_was_exported_is_said(tmp_path):
+    record = about(labels=NAMES)
+    del record["assumed"]  # as in files before that key
+    path = build(tmp_path, "onnx", linear(3), record)
+    assert not Classifier(path).notes
+    build(tmp_path, "onnx", linear(3), record | {"assumed": ["labels", "preprocessing", "x"]})
+    assert Classifier(path).notes == (
+        "How its pictures are prepared was assumed when it was exported. The names of its classes "
+        "were assumed when it was exported."
+    )
+    assert not Classifier(path, labels=NAMES, preprocessing=Preprocessing(32)).notes
+    build(tmp_path, "onnx", linear(3), about())
+    assert "No names of its classes are known" in Classifier(path).notes
+    assert not Classifier(path, labels=NAMES).notes
 
 
 @pytest.mark.parametrize(

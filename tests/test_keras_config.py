@@ -1,5 +1,6 @@
 """`.keras` files with a VAN in them, in every way Keras has to put a head on it, read as data."""
 
+import inspect
 import json
 
 import keras
@@ -8,7 +9,7 @@ import pytest
 
 from van_classification_tensorflow import VAN, VANB0, Classifier, Preprocessing, fuse
 from van_classification_tensorflow.checkpoint import CheckpointError, read_weights
-from van_classification_tensorflow.keras_config import describe
+from van_classification_tensorflow.keras_config import ONLY_IN_TRAINING, describe
 from van_classification_tensorflow.load import load_checkpoint, to_official
 
 from .parity import MICRO, load_seeded
@@ -72,7 +73,7 @@ def _answers(classifier, model, picture):
 
     x = classifier.preprocessing(Image.fromarray(picture))[None]
     found = {p.index: p.probability for p in classifier(picture, top=4)}
-    expected = keras.ops.convert_to_numpy(model(x))[0]
+    expected = keras.ops.convert_to_numpy(model(x, training=False))[0]
     np.testing.assert_allclose([found[i] for i in range(4)], expected, atol=1e-6)
 
 
@@ -125,10 +126,12 @@ def test_a_clone_of_a_whole_van(tmp_path, picture):
 
 def test_names_of_other_classes_are_left_out_and_said(tmp_path):
     _on_its_layers(layers.Dense(5, activation="softmax")).save(tmp_path / "m.keras")
-    about = read_weights(tmp_path / "m.keras").source.metadata["config"]
-    assert "labels" not in about
-    assert "names 4 classes, its head has 5: the names are left out" in about["notes"][0]
-    assert Classifier(tmp_path / "m.keras").labels[4].name == "class 4"
+    classifier = Classifier(tmp_path / "m.keras")
+    assert classifier.labels[4].name == "class 4"
+    assert classifier.notes == (
+        "The VAN in it names 4 classes, its head has 5: the names are left out. No names of its "
+        "classes are known: 'class 0', 'class 1', ... are used."
+    )
 
 
 def test_what_the_head_computes_is_kept(tmp_path):
@@ -340,6 +343,46 @@ def test_an_end_that_is_not_known_is_said(last):
     assert notes == says
 
 
+def _augmented(*before, inputs=None):
+    augmentation = keras.Sequential([*before], name="augmentation")
+    return keras.Sequential([inputs or keras.Input(SHAPE), augmentation, _headless(), *_softmax()])
+
+
+def test_augmentation_before_it_does_nothing_in_inference(tmp_path, picture):
+    model = _augmented(layers.RandomFlip(), layers.RandAugment(), layers.GaussianNoise(1.0))
+    classifier = Classifier(model)
+    assert not classifier.notes
+    _answers(classifier, model, picture)
+    model.save(tmp_path / "m.keras")
+    _answers(Classifier(tmp_path / "m.keras"), model, picture)
+
+
+class _Noise(layers.GaussianNoise):
+    def call(self, x, training=None):
+        return super().call(x, training=True)
+
+
+@pytest.mark.parametrize("layer", [_Noise(1.0), layers.RandomFlip(dtype="uint8", name="_noise")])
+def test_what_may_do_something_before_it_is_named(tmp_path, layer):
+    model = _augmented(layers.RandomFlip(), layer)
+    with pytest.raises(ValueError, match=f"layer {layer.name} may change the pictures"):
+        Classifier(model)
+    model.save(tmp_path / "m.keras")
+    with pytest.raises(CheckpointError):
+        Classifier(tmp_path / "m.keras")
+
+
+@pytest.mark.parametrize("name", sorted(ONLY_IN_TRAINING - {"SpatialDropout1D"}))
+def test_layers_that_do_nothing_in_inference(name):
+    kind = getattr(layers, name)
+    needed = {"RandomPosterization": (4,), "RandomTranslation": (0.2, 0.2)}.get(name)
+    names = "rate", "stddev", "factor", "height_factor"
+    first = next(iter(inspect.signature(kind).parameters))
+    layer = kind(*(needed or ((0.3,) if first in names else ())))
+    x = np.random.default_rng(0).normal(size=(2, 32, 32, 3)).astype(np.float32)
+    np.testing.assert_array_equal(keras.ops.convert_to_numpy(layer(x, training=False)), x)
+
+
 def test_other_scores_and_features_in_memory(picture):
     model = _as_a_layer(layers.Dense(4, activation="sigmoid"))
     classifier = Classifier(model)
@@ -356,12 +399,14 @@ def test_what_a_model_in_memory_does_not_say_is_said(picture):
     backbone = load_seeded(VAN(**MICRO, include_top=False))
     model = keras.Model(backbone.input, layers.Dense(3)(backbone.output))
     notes = Classifier(model).notes
-    assert "It names no classes" in notes
+    assert "No names of its classes are known" in notes
     assert "does not say how its pictures are prepared" in notes
     backbone.labels = LABELS
     assert "Its 4 labels are left out: it has 3 classes" in Classifier(model).notes
     given = Classifier(model, labels={0: "a", 1: "b", 2: "c"}, preprocessing=Preprocessing(64))
     assert not given.notes
+    with pytest.raises(ValueError, match=r"name each of 3 classes\. Received: 0 names"):
+        Classifier(model, labels=[])
     assert [p.label for p in given(picture, top=3)] != []
     with pytest.raises(ValueError, match=r"`labels` must name each of 3 classes\. Received: 0"):
         Classifier(model, labels=[])

@@ -386,6 +386,7 @@ RECORD = About(
     None,
     Architecture((32, 64), (64, 128), (3, 3), 3, 1000),
     "2.0.0",
+    ("labels",),
 )
 
 
@@ -409,6 +410,7 @@ def test_metadata_there_and_back():
             "num_classes": 1000,
         },
         "version": "2.0.0",
+        "assumed": ["labels"],
     }
     backbone = replace(RECORD.architecture, num_classes=None)
     for record in (
@@ -453,6 +455,7 @@ HOSTILE = {
     "its channels": (changed(preprocessing={"mean": [0.5], "std": [0.5]}), "makes 1 channels"),
     "labels": (changed(labels="abcdefghij"), "`labels` is no list of texts"),
     "a label": (changed(labels=[1] * 10), "`labels` is no list of texts"),
+    "assumed": (changed(assumed="labels"), "`assumed` is no list"),
     "their number": (changed(labels=["a"] * 9), "names 9 labels for 10 classes"),
     "architecture": (changed(architecture=3), "`architecture` is no object"),
     "a list of it": (resized(depths=3), "must have lists of sizes"),

@@ -43,6 +43,7 @@ def about(side=32, channels=3, classes=10, labels=None, **changes):
             "num_classes": classes,
         },
         "version": "2.0.0",
+        "assumed": [],
     }
     return record | changes
 

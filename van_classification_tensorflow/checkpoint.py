@@ -67,9 +67,9 @@ class Checkpoint:
         wrapper: Entry of the file that held the tensors; "" if they stood at the top.
         ignored: {entry: why it was left out}.
         metadata: What the file says of itself, as it says it: safetensors' metadata ("van": this
-            package's, JSON), `.keras`'s configuration ("config"), and of others' "config.json"
-            and "preprocessor_config.json" beside it ("timm": a config.json of timm's),
-            OpenMMLab's "meta", timm's "args".
+            package's, JSON), `.keras`'s configuration ("config", and "notes" on it), and of
+            others' "config.json" and "preprocessor_config.json" beside it ("timm": a config.json
+            of timm's), OpenMMLab's "meta", timm's "args".
         path: What was read; of a folder, the file in it.
     """
 
@@ -107,7 +107,7 @@ class Checkpoint:
         if "timm" in metadata:
             return self.own | beside.of_timm_model(metadata["timm"])
         if self.own:
-            return self.own
+            return self.own | {"notes": metadata.get("notes", ())}
         if "meta" in metadata:
             return beside.of_openmmlab(metadata["meta"])
         return beside.of_timm(metadata["args"]) if "args" in metadata else {}
@@ -393,7 +393,7 @@ def _has_tensors(entry: dict) -> bool:
 
 def _why_ignored(key: Any, value: Any) -> str:
     if type(value) is dict and _has_tensors(value):
-        return f"other weights; to read them instead: wrapper={printable(key)}"
+        return f"other weights; to read them instead: --wrapper {printable(key)}"
     return "training state" if type(value) in (dict, list) else "not weights"
 
 
@@ -492,7 +492,8 @@ def _read_keras(archive: StoredZip) -> Checkpoint:
         kernel = tensors.get("head/vars/0")
         if not described.use_bias and kernel is not None:
             tensors["head/vars/1"] = np.zeros(kernel.shape[-1:], np.float32)
-    return Checkpoint(tensors, "keras", "", weights.ignored, {"config": described.about})
+    metadata = {"config": described.about, "notes": described.notes}
+    return Checkpoint(tensors, "keras", "", weights.ignored, metadata)
 
 
 def _check_classes(config: dict) -> None:

@@ -17,13 +17,21 @@ from PIL import Image
 
 from .config import min_image_size
 from .images import MAX_PIXELS, ImageError, open_image, printable
-from .labels import Label, labels_of, texts_of
+from .labels import Label, assumed_labels, labels_of, texts_of
 from .names import Architecture
 from .numpy_model import forward
-from .preprocessing import Preprocessing
+from .preprocessing import NOT_SAID, Preprocessing
 from .pretrained import Pretrained, open_pretrained
 from .runtimes import Runtime, format_of, open_runtime
-from .scores import SOFTMAX, activation_of, classes_of, logits_of, of_classes, probabilities
+from .scores import (
+    SOFTMAX,
+    UNKNOWN_END,
+    activation_of,
+    classes_of,
+    logits_of,
+    of_classes,
+    probabilities,
+)
 
 if TYPE_CHECKING:
     import keras
@@ -208,15 +216,12 @@ class Classifier:
         if preprocessing is None and opened.changed_by:
             raise ValueError(
                 f"`preprocessing` must be given for {model.name!r}, whose layer "
-                f"{opened.changed_by} changes the pictures before the VAN sees them: what is to "
-                "come before that layer"
+                f"{opened.changed_by} may change the pictures before the VAN sees them: what is "
+                "to come before that layer"
             )
         if found is None:
             found = Preprocessing().with_channels(opened.channels) or Preprocessing()
-            notes.append(
-                "It does not say how its pictures are prepared: as for the published ImageNet-1k "
-                "weights is assumed."
-            )
+            notes.append(NOT_SAID)
         self._prepare(found, test_size, opened.channels)
         side = self.preprocessing.input_size
         if side < opened.least or any(
@@ -248,7 +253,11 @@ class Classifier:
         self.runtime = runtime = open_runtime(path)
         about = runtime.about
         self.name = shown if about is None else f"{about.name} ({about.precision}, {shown})"
-        preprocessing = preprocessing or (about.preprocessing if about is not None else None)
+        notes = []
+        if preprocessing is None and about is not None:
+            preprocessing = about.preprocessing
+            if "preprocessing" in about.assumed:
+                notes.append("How its pictures are prepared was assumed when it was exported.")
         if preprocessing is None:
             raise ValueError(
                 f"{shown} does not say how its pictures are prepared, as files that `van export` "
@@ -266,13 +275,20 @@ class Classifier:
             _check_side(side, about.architecture)
         self.batch_size = runtime.batch_size or self.batch_size
         self._width, self.labels = runtime.outputs, ()
-        if about is None:  # as of weight files of others
+        known: Any = None if about is None else about.labels
+        if about is None:
+            notes.append(UNKNOWN_END)
             self.activation = activation_of(None, runtime.outputs, self.name)
-            known = "imagenet1k" if runtime.outputs == 1000 else None
-            self.labels = labels_of(known if labels is None else labels, runtime.outputs)
         elif about.activation is not None:
             self.activation = about.activation
-            self.labels = labels_of(about.labels if labels is None else labels, runtime.outputs)
+        if about is None or about.activation is not None:
+            if labels is None and known is None:
+                known, said = assumed_labels(runtime.outputs, about is None)
+                notes.append(said)
+            elif labels is None and about is not None and "labels" in about.assumed:
+                notes.append("The names of its classes were assumed when it was exported.")
+            self.labels = labels_of(known if labels is None else labels, runtime.outputs)
+        self.notes = " ".join(notes)
 
     def _prepare(self, preprocessing: Preprocessing, test_size: int | None, channels: int) -> None:
         if test_size is not None:

@@ -18,8 +18,34 @@ from .labels import right_number
 
 _OURS = "van_classification_tensorflow>"
 _MODELS = ("Functional", "Sequential")
-# They change nothing in inference.
+# They change nothing in inference. Not `RandomCrop`, which says that it gives another size.
+_AUGMENTATIONS = {
+    "AugMix",
+    "CutMix",
+    "MixUp",
+    "RandAugment",
+    "RandomBrightness",
+    "RandomColorDegeneration",
+    "RandomColorJitter",
+    "RandomContrast",
+    "RandomElasticTransform",
+    "RandomErasing",
+    "RandomFlip",
+    "RandomGaussianBlur",
+    "RandomGrayscale",
+    "RandomHue",
+    "RandomInvert",
+    "RandomPerspective",
+    "RandomPosterization",
+    "RandomRotation",
+    "RandomSaturation",
+    "RandomSharpness",
+    "RandomShear",
+    "RandomTranslation",
+    "RandomZoom",
+}
 ONLY_IN_TRAINING = {
+    *_AUGMENTATIONS,
     "ActivityRegularization",
     "AlphaDropout",
     "Dropout",
@@ -53,11 +79,13 @@ class Described:
         about: As in `VAN.get_config`: labels, preprocessing, classifier_activation, pooling.
         head: Name of the layer that is the head where it is not the VAN's own.
         use_bias: Whether that layer has a bias.
+        notes: What one should know, as in `beside.py`.
     """
 
     about: dict[str, Any]
     head: str | None = None
     use_bias: bool = True
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -105,17 +133,21 @@ def describe(config: Mapping[str, Any]) -> Described:
         raise ValueError(QUANTISED)
     about |= {"classifier_activation": activation, "include_top": True}
     labels, units = about.get("labels"), head.config.get("units")
+    notes = []
     if isinstance(labels, list) and not right_number(len(labels), units):
         del about["labels"]
-        about["notes"] = [
+        notes.append(
             f"The VAN in it names {len(labels):,} classes, its head has {units}: the names are "
             "left out."
-        ]
-    described = Described(about, head.name, bool(head.config.get("use_bias", True)))
+        )
+    use_bias = bool(head.config.get("use_bias", True))
+    described = Described(about, head.name, use_bias, tuple(notes))
     return _without_more(described, rest, about)
 
 
 def _changes_nothing(layer: _Layer) -> bool:
+    if layer.kind in _AUGMENTATIONS and "int" in str(layer.config.get("dtype")):
+        return False  # it casts even then
     is_linear = layer.kind == "Activation" and layer.config.get("activation") == "linear"
     return is_linear or layer.kind in ONLY_IN_TRAINING
 
@@ -268,8 +300,23 @@ def _is_ours(layer: _Layer) -> bool:
     )
 
 
-def _check_parts(parts: Any, where: str = "") -> None:
+def _check_parts(parts: Any) -> None:
     """Raises `ValueError` where a layer was changed so that its tensors do not say what it does."""
+    for path, key, value in changed_parts(parts):
+        if key == "quantization_config":
+            raise ValueError(QUANTISED)
+        raise ValueError(
+            f"its layer {path} was changed: {printable(key)}={printable(value)}, which its tensors "
+            f"do not say: {INSTEAD}"
+        )
+
+
+def changed_parts(parts: Any, where: str = "") -> Iterator[tuple[str, str, Any]]:
+    """(path of a layer, entry of its configuration, value) of what changes what a VAN computes.
+
+    Raises:
+        ValueError: They are not as `VAN.get_config` gives them.
+    """
     if parts is not None and not isinstance(parts, Mapping):
         raise ValueError("its config.json describes no model")
     for name, changes in (parts or {}).items():
@@ -278,11 +325,6 @@ def _check_parts(parts: Any, where: str = "") -> None:
             raise ValueError("its config.json describes no model")
         for key, value in changes.items():
             if key == "parts":
-                _check_parts(value, f"{path}/")
-            elif key == "quantization_config":
-                raise ValueError(QUANTISED)
+                yield from changed_parts(value, f"{path}/")
             elif key not in _HARMLESS and not key.endswith(_HARMLESS_ENDINGS):
-                raise ValueError(
-                    f"its layer {path} was changed: {printable(key)}={printable(value)}, which its "
-                    f"tensors do not say: {INSTEAD}"
-                )
+                yield path, key, value

@@ -11,10 +11,10 @@ import numpy as np
 
 from .config import min_image_size
 from .keras_config import ONLY_IN_TRAINING
-from .labels import right_number, texts_of
+from .labels import assumed_labels, right_number, texts_of
 from .model import OverlapPatchEmbed
 from .preprocessing import Preprocessing
-from .scores import ACTIVATIONS, logits_of
+from .scores import ACTIVATIONS, UNKNOWN_END, logits_of
 
 _NO_HEAD = (
     keras.layers.Dropout,
@@ -24,7 +24,7 @@ _NO_HEAD = (
     keras.layers.LayerNormalization,
 )
 _NO_CHANGE_IN_INFERENCE = tuple(getattr(keras.layers, name) for name in ONLY_IN_TRAINING)
-_NO_CHANGE = (keras.layers.InputLayer, keras.layers.Permute, keras.layers.Dropout)
+_NO_CHANGE = (keras.layers.InputLayer, keras.layers.Permute, *_NO_CHANGE_IN_INFERENCE)
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class InMemory:
         channels_first: Whether they come first.
         labels: Of the head.
         preprocessing: Of the pictures.
-        changed_by: A layer that changes the pictures before the VAN sees them.
+        changed_by: A layer that may change the pictures before the VAN sees them.
         notes: What is not known.
         notes_on_labels: The same of `labels`.
         least: Smallest side of a picture.
@@ -110,9 +110,9 @@ def open_model(model: keras.Model) -> InMemory:
             notes_on_labels.append(left_out)
             labels = None
         if labels is None:
-            notes_on_labels.append("It names no classes: they are called 'class 0', 'class 1', ...")
+            notes_on_labels.append(assumed_labels(outputs, of_others=False)[1])
         if not _is_known(last):
-            notes = "What it ends with is not known: its outputs are taken for logits."
+            notes = UNKNOWN_END
     return InMemory(
         model=inside,
         features=_features(model, activation is not None),
@@ -223,10 +223,13 @@ def _up_to(model: keras.Model, tensor: Any) -> keras.Model | None:
 
 
 def _before(model: Any) -> str | None:
+    """A layer before the VAN that does something in inference, for all that is known of it."""
     for step in _steps(model):
         inside = step._flatten_layers() if isinstance(step, keras.layers.Layer) else ()
-        if any(isinstance(layer, OverlapPatchEmbed) for layer in inside):
-            return _before(step)
-        if not isinstance(step, _NO_CHANGE):
-            return step.name
+        is_van = any(isinstance(layer, OverlapPatchEmbed) for layer in inside)
+        # By its very class: one made from it may do more. Some cast to their dtype even then.
+        passes = type(step) in _NO_CHANGE and "float" in str(step.dtype)
+        found = _before(step) if _steps(step) else None if is_van or passes else step.name
+        if is_van or found is not None:
+            return found
     return None

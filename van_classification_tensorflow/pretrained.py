@@ -16,8 +16,8 @@ from .beside import OPENMMLAB
 from .cache import fetch
 from .checkpoint import CheckpointError, ModelWeights, read_weights
 from .images import printable
-from .labels import labels_of, right_number
-from .preprocessing import Preprocessing
+from .labels import assumed_labels, labels_of, right_number
+from .preprocessing import NOT_SAID, Preprocessing
 from .runtimes import format_of
 from .scores import SIGMOID, SOFTMAX
 from .weights import CATALOGUE, KNOWN_NAMES, Weights, find
@@ -203,26 +203,16 @@ def of_weights(name: str, weights: ModelWeights) -> Pretrained:
         if "preprocessing" in problems:
             notes.append(f"Not taken: {problems['preprocessing']}.")
         problems = {}
-    # Of so many classes there is only one well-known set.
-    known = {1000: "imagenet1k", 21_841: "imagenet22k"}.get(sizes.num_classes or 0)
     if labels is None and sizes.num_classes is not None and "labels" not in problems:
-        if "labels" not in about and not weights.source.own and known:
-            labels = known
-            assumed["labels"] = (
-                f"It names no classes: {_SETS[known]}'s {sizes.num_classes:,} are assumed."
-            )
-        else:
-            assumed["labels"] = "It names no classes: they are called 'class 0', 'class 1', ..."
+        of_others = "labels" not in about and not weights.source.own
+        labels, assumed["labels"] = assumed_labels(sizes.num_classes, of_others)
     fitting = preprocessing and preprocessing.with_channels(sizes.in_chans)
     if preprocessing and fitting is None:
         notes.append(f"Its preprocessing is not that of {sizes.in_chans} channels.")
     if fitting is not None and "assumed" in about:
         assumed["preprocessing"] = about["assumed"]
     elif fitting is None and "preprocessing" not in problems:
-        assumed["preprocessing"] = (
-            "It does not say how its pictures are prepared: as for the published ImageNet-1k "
-            "weights is assumed."
-        )
+        assumed["preprocessing"] = NOT_SAID
     return Pretrained(name, weights, labels, fitting, " ".join(notes), assumed, problems)
 
 
@@ -255,9 +245,6 @@ def _preprocessing(about: Mapping[str, Any]) -> Preprocessing | None:
 def _one_line(error: Exception) -> str:
     why = " ".join(printable(str(error)).split())
     return why if len(why) <= 400 else f"{why[:400]}..."
-
-
-_SETS = {"imagenet1k": "ImageNet-1k", "imagenet22k": "ImageNet-22k"}
 
 
 def names_a_path(weights: Any) -> bool:

@@ -60,6 +60,7 @@ class About:
         labels: A text for each class, as `labels.labels_of` takes them; None: unknown.
         architecture: Sizes of the model it was made of.
         version: Of this package, when it was made.
+        assumed: Which of "labels" and "preprocessing" the weights did not say themselves.
     """
 
     name: str
@@ -71,6 +72,7 @@ class About:
     labels: tuple[str, ...] | None
     architecture: Architecture
     version: str
+    assumed: tuple[str, ...] = ()
 
     def to_json(self) -> str:
         """One line of ASCII, for the metadata of any format."""
@@ -123,6 +125,9 @@ class About:
                 raise ValueError(
                     f"it names {len(labels):,} labels for {architecture.num_classes or 0:,} classes"
                 )
+        assumed = record.get("assumed", [])  # not in files of versions before it
+        if not isinstance(assumed, list):
+            raise ValueError("its metadata: `assumed` is no list")
         return cls(
             name=_text(record, "name"),
             version=_text(record, "version"),
@@ -130,6 +135,7 @@ class About:
             preprocessing=preprocessing,
             labels=None if labels is None else tuple(labels),
             architecture=architecture,
+            assumed=tuple(one for one in ("labels", "preprocessing") if one in assumed),
             **chosen,
         )
 

@@ -19,6 +19,7 @@ from .config import shown
 from .labels import Label
 
 SOFTMAX, SIGMOID = ACTIVATIONS = ("softmax", "sigmoid")
+UNKNOWN_END = "What it ends with is not known: its outputs are taken for logits."
 
 
 def activation_of(said: Any, outputs: int, name: str) -> str:
