@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import keras
 import numpy as np
 import pytest
 from PIL import Image
@@ -133,6 +134,22 @@ def test_labels_and_preprocessing_go_with_it(tmp_path, micro):
     assert about.labels == tuple("0123456789")
     assert open_runtime(tmp_path / "d.onnx").about == about
     assert export(micro, tmp_path / "m.onnx").about.labels is None
+
+
+def test_what_is_assumed_is_said_and_stays_so(tmp_path, micro):
+    model = load_seeded(VAN(**MICRO))
+    said = io.StringIO()
+    console = Console(file=said, width=500)
+    assert export(model, tmp_path / "m.onnx", console=console).about.assumed == ("preprocessing",)
+    assert "It does not say how its pictures are prepared" in said.getvalue()
+    assert "No names of its classes are known" in said.getvalue()
+    notes = Classifier(tmp_path / "m.onnx").notes
+    assert "How its pictures are prepared was assumed when it was exported." in notes
+    assert "No names of its classes are known" in notes
+    write_torch(tmp_path / "m.pth", to_official(model))
+    assert export(tmp_path / "m.pth", tmp_path / "n.onnx").about.assumed == ("preprocessing",)
+    made = export(micro, tmp_path / "o.onnx", features=True, console=Console(file=said))
+    assert made.about.assumed == ()
 
 
 # --- Nothing or everything ---
@@ -446,6 +463,41 @@ def test_wrong_arguments(tmp_path, micro, path, options, error):
 def test_models_that_cannot_be_exported(tmp_path, options, error):
     with pytest.raises(ValueError, match=error):
         export(VAN(**{**MICRO, **options}), tmp_path / "m.onnx")
+
+
+def _sigmoid(model):
+    model.get_layer("pred").activation = keras.activations.sigmoid
+
+
+def _epsilon(model):
+    model.get_layer("norm1").epsilon = 1e-3
+
+
+def _dilation(model):
+    model.get_layer("block1_0").attn.spatial_gating_unit.conv_spatial.dilation = 2
+
+
+def _quantised(model):
+    model.quantize("float8")
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (_sigmoid, "Received: pred with activation='sigmoid'"),
+        (_epsilon, "Received: norm1 with epsilon=0.001"),
+        (_dilation, "Received: block1_0/attn/spatial_gating_unit/conv_spatial with dilation=2"),
+        (_quantised, "must not be quantised"),
+    ],
+)
+def test_layers_that_were_changed_are_refused_as_in_files(tmp_path, change, says):
+    model = VAN(**MICRO)
+    change(model)
+    with pytest.raises(ValueError, match=says):
+        export(model, tmp_path / "m.onnx")
+    model.save(tmp_path / "m.keras")
+    with pytest.raises(ValueError, match=r"quantised|was changed"):
+        export(tmp_path / "m.keras", tmp_path / "m.onnx")
 
 
 def test_wrong_models(tmp_path):

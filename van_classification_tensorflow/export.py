@@ -26,17 +26,18 @@ from rich.console import Console
 from . import __version__
 from .benchmark import file_bytes
 from .classifier import decoded
-from .config import min_image_size
+from .config import min_image_size, shown
 from .datasets import open_dataset
 from .digits import load_digits
 from .fold import fold
 from .images import ImageError, open_image, printable
 from .inputs import LeftOut, pictures_in
-from .labels import labels_of
+from .keras_config import changed_parts
+from .labels import assumed_labels, labels_of
 from .names import Architecture
 from .onnx_graph import onnx_model
 from .output import messages, pictures_bar, say, say_failures
-from .preprocessing import Preprocessing
+from .preprocessing import NOT_SAID, Preprocessing
 from .pretrained import names_a_path, open_pretrained
 from .quiet import without_warnings
 from .runtimes import (
@@ -160,6 +161,7 @@ class _Source:
     activation: str | None
     pooling: str = "avg"
     notes: str = ""
+    assumed: tuple[str, ...] = ()
 
     def keras_model(self, *, logits: bool = True, image_size: int | None = None) -> keras.Model:
         from .load import load_checkpoint
@@ -333,6 +335,7 @@ def export(
         labels=source.labels,
         architecture=source.sizes,
         version=__version__,
+        assumed=source.assumed,
     )
     console = console or messages()
     if source.notes:
@@ -489,7 +492,7 @@ def _source(model: Any, features: bool) -> _Source:
         tensors, sizes = opened.weights.tensors, opened.weights.architecture
         name, labels, record = opened.name, opened.labels, opened.preprocessing
         said, pooling = opened.activation, opened.weights.source.about.get("pooling")
-        notes = opened.remarks()
+        assumed, notes = dict(opened.assumed), opened.notes
     else:
         from .load import architecture, to_official
         from .model import VAN
@@ -501,7 +504,17 @@ def _source(model: Any, features: bool) -> _Source:
             )
         tensors, sizes, name = to_official(model), architecture(model), model.name
         labels, record, pooling = model.labels, model.preprocessing, model.pooling
-        said, notes = model.get_config()["classifier_activation"], ""
+        config = model.get_config()
+        for layer, key, value in changed_parts(config.get("parts")):
+            raise ValueError(
+                "`model` must have the layers that `VAN` makes, as it is exported from its tensors "
+                f"alone. Received: {layer} with {key}={shown(value)}"
+            )
+        said, notes, assumed = config["classifier_activation"], "", {}
+        if labels is None:
+            assumed["labels"] = assumed_labels(sizes.num_classes or 0, of_others=False)[1]
+        if record is None:
+            assumed["preprocessing"] = NOT_SAID
     activation = None
     if sizes.num_classes is not None:
         activation = None if features else activation_of(said, sizes.num_classes, name)
@@ -522,8 +535,19 @@ def _source(model: Any, features: bool) -> _Source:
     texts = None
     if labels is not None and sizes.num_classes is not None:
         texts = tuple(label.text for label in labels_of(labels, sizes.num_classes))
-    name, pooling = os.path.basename(name), pooling or "avg"
-    return _Source(name, tensors, sizes, texts, preprocessing, activation, pooling, notes)
+    if sizes.num_classes is None:
+        assumed.pop("labels", None)
+    return _Source(
+        os.path.basename(name),
+        tensors,
+        sizes,
+        texts,
+        preprocessing,
+        activation,
+        pooling or "avg",
+        " ".join(filter(None, (notes, *assumed.values()))),
+        tuple(what for what in assumed if what != "labels" or texts is not None),
+    )
 
 
 # --- Pictures ---

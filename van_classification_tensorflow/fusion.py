@@ -15,7 +15,7 @@ from keras import ops
 
 from .fold import fold
 from .layers import BatchNorm, PointwiseConv, gelu, register
-from .load import check_unchanged, variable
+from .load import check_not_quantised, check_unchanged, variable
 from .model import VAN, Attention, Block, Mlp, OverlapPatchEmbed, _Part
 from .names import Architecture
 
@@ -140,9 +140,7 @@ def fuse(model: keras.Model) -> keras.Model:
             f"Received: {type(model).__name__} {model.name!r}"
         )
     check_unchanged(model)
-    for layer in model._flatten_layers():
-        if getattr(layer, "quantization_mode", None) is not None:
-            raise ValueError(f"`model` must not be quantised. Received: {layer.path} is")
+    check_not_quantised(model)
     pairs: list[tuple[keras.layers.Layer, keras.layers.Layer]] = []
     fused = _twin(model, pairs)
     if model.built and not fused.built:

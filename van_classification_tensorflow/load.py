@@ -70,6 +70,13 @@ def check_unchanged(model: keras.Model) -> None:
             )
 
 
+def check_not_quantised(model: keras.Model) -> None:
+    """Raises `ValueError` where a layer computes with other numbers than its tensors hold."""
+    for layer in model._flatten_layers():
+        if getattr(layer, "quantization_mode", None) is not None:
+            raise ValueError(f"`model` must not be quantised. Received: {layer.path} is")
+
+
 def official_variables(model: keras.Model) -> dict[str, Any]:
     """The Keras variable behind every official tensor name, in the authors' order."""
     if _layers(model)["patch_embed1"].norm is None:
@@ -105,15 +112,11 @@ def to_official(model: keras.Model) -> dict[str, np.ndarray]:
     Raises:
         ValueError: The model is fused or quantised, and has other tensors.
     """
+    check_not_quantised(model)
     specs = architecture(model).tensors()
     tensors = {}
     for name, found in official_variables(model).items():
         array = keras.ops.convert_to_numpy(found)
-        if "int" in array.dtype.name:
-            raise ValueError(
-                f"`model` must not be quantised, as {name} has other values then. "
-                f"Received: {array.dtype.name}"
-            )
         array = np.ascontiguousarray(specs[name].from_keras(array))
         tensors[name] = array.reshape(specs[name].shape)
     return tensors
