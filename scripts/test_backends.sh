@@ -48,7 +48,13 @@ together() {
   return $failed
 }
 
+# JAX, which compiles each operation by itself, takes as long as all the others.
+others() {
+  backend torch
+  judges
+  keras_hub
+}
+
 # The Ctrl-C tests need SIGINT, which bash has its background jobs ignore.
 set -m
-together backend:jax backend:torch
-together judges keras_hub
+together backend:jax others
