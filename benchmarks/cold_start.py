@@ -6,7 +6,7 @@ Both read the same seeded VAN-B0 from the disk (ours from a verified cache, the 
 that `van convert --naming huggingface` wrote) and the same JPEG. Every launch is a process of its
 own; rounds are interleaved; the figure is the best launch's time and the largest peak memory.
 Also measured: how long NumPy takes for one picture, and Keras to its first answer, from which
-`classifier.py` has its two constants.
+`inference/classifier.py` has its two constants.
 """
 
 from __future__ import annotations
@@ -82,11 +82,12 @@ def prepare(folder: Path) -> str:
     from PIL import Image
     from weights import seeded
 
-    from van_classification_tensorflow.config import CONFIGURATIONS
-    from van_classification_tensorflow.convert import convert
-    from van_classification_tensorflow.names import Architecture, spell
-    from van_classification_tensorflow.torch_file import write_torch
-    from van_classification_tensorflow.weights import CATALOGUE
+    from van_classification_tensorflow.export.convert import convert
+    from van_classification_tensorflow.spec.architecture import Architecture
+    from van_classification_tensorflow.spec.config import CONFIGURATIONS
+    from van_classification_tensorflow.weights.catalogue import CATALOGUE
+    from van_classification_tensorflow.weights.formats.torch import write_torch
+    from van_classification_tensorflow.weights.namings import spell
 
     config = CONFIGURATIONS["van_b0"]
     sizes = Architecture(config.embed_dims, config.hidden_dims, config.depths, 3, 1000)
@@ -142,8 +143,8 @@ def per_picture(folder: Path) -> None:
     """NumPy's seconds for 10^9 multiply-accumulates."""
     import numpy as np
 
-    from van_classification_tensorflow.checkpoint import read_weights
-    from van_classification_tensorflow.numpy_model import forward
+    from van_classification_tensorflow.engines.numpy_forward import forward
+    from van_classification_tensorflow.weights.checkpoint import read_weights
 
     (cached,) = (folder / "cache").rglob("*.pth")
     weights = read_weights(cached)

@@ -67,8 +67,8 @@ def package_on_path() -> None:
 def keras_model(name: str) -> Any:
     """The package's model with the seeded weights, logits at its end, on the backend in force."""
     package_on_path()
-    from van_classification_tensorflow.load import load_checkpoint, to_official
-    from van_classification_tensorflow.model import VAN
+    from van_classification_tensorflow.model.load import load_checkpoint, to_official
+    from van_classification_tensorflow.model.van import VAN
 
     model = VAN(configuration=name, classifier_activation=None)
     load_checkpoint(model, {k: seeded(k, v.shape) for k, v in to_official(model).items()})
@@ -105,8 +105,8 @@ def _transformers_model(name: str) -> Any:
     from transformers import VanConfig, VanForImageClassification
 
     package_on_path()
-    from van_classification_tensorflow.config import CONFIGURATIONS
-    from van_classification_tensorflow.names import translate
+    from van_classification_tensorflow.spec.config import CONFIGURATIONS
+    from van_classification_tensorflow.weights.namings import translate
 
     config = CONFIGURATIONS[name]
     net = VanForImageClassification(

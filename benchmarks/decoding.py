@@ -2,7 +2,7 @@
 
     python benchmarks/decoding.py
 
-Times `classifier.decoded` with the default `Preprocessing` on JPEGs made here, with one worker
+Times `images.parallel.decoded` with the default `Preprocessing` on JPEGs made here, with one worker
 and with two (threads), and two processes that share nothing, which is what the machine can give
 at that moment; interleaved on the same files, the figures are medians of the rounds. Asked: two
 workers at least 1.8 times as fast as one. A timing never fails anything; where two processes are
@@ -25,9 +25,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import numpy as np
 from PIL import Image
 
-from van_classification_tensorflow.classifier import decoded
-from van_classification_tensorflow.images import open_image
-from van_classification_tensorflow.preprocessing import Preprocessing
+from van_classification_tensorflow.images.decode import open_image
+from van_classification_tensorflow.images.parallel import decoded
+from van_classification_tensorflow.spec.preprocessing import Preprocessing
 
 ASKED = 1.8
 

@@ -161,9 +161,9 @@ def _export_ours(job: Job, path: Path) -> None:
     from PIL import Image
     from safetensors.numpy import save_file
 
-    from van_classification_tensorflow.config import CONFIGURATIONS
-    from van_classification_tensorflow.export import export
-    from van_classification_tensorflow.names import Architecture
+    from van_classification_tensorflow.export.export import export
+    from van_classification_tensorflow.spec.architecture import Architecture
+    from van_classification_tensorflow.spec.config import CONFIGURATIONS
 
     config = CONFIGURATIONS[job.model]
     sizes = Architecture(config.embed_dims, config.hidden_dims, config.depths, 3, NUM_CLASSES)
@@ -252,7 +252,7 @@ def peer_step(job: Job, path: Path) -> Step:
 
 def artefact_step(job: Job, path: Path) -> Step:
     package_on_path()
-    from van_classification_tensorflow.runtimes import open_runtime
+    from van_classification_tensorflow.engines.runtimes import open_runtime
 
     runtime = open_runtime(path, job.threads)
     images = _images(job)
@@ -271,7 +271,7 @@ def keras_step(job: Job) -> Step:
     elif hasattr(os, "sched_setaffinity"):  # Keras hands OpenVINO no number of threads
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: job.threads])
     model = keras_model(job.model)
-    from van_classification_tensorflow.fusion import fuse
+    from van_classification_tensorflow.model.fused import fuse
 
     fused = fuse(model)
     images = fixed_images(job.batch)

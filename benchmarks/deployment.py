@@ -88,14 +88,14 @@ class Traffic(NamedTuple):
 
 
 def traffic(sizes: Any, image_size: int = IMAGE_SIZE) -> Traffic:
-    """Counts the convolutions and the head of a `names.Architecture`.
+    """Counts the convolutions and the head of a `spec.architecture.Architecture`.
 
     Norms, GELU, products and shortcuts are taken to ride along for nothing, as the best engine
     does it. An engine that also joins two convolutions, or whose tensors stay in the cache, can
     be faster than this many bytes from memory.
     """
     package_on_path()
-    from van_classification_tensorflow.config import patches, stage_kernel_stride
+    from van_classification_tensorflow.spec.config import patches, stage_kernel_stride
 
     activations = weights = 0
     side, stage = image_size, 0
@@ -118,8 +118,8 @@ def traffic(sizes: Any, image_size: int = IMAGE_SIZE) -> Traffic:
 def traffic_of(model: str) -> Traffic:
     """Of a member of the family."""
     package_on_path()
-    from van_classification_tensorflow.config import CONFIGURATIONS
-    from van_classification_tensorflow.names import Architecture
+    from van_classification_tensorflow.spec.architecture import Architecture
+    from van_classification_tensorflow.spec.config import CONFIGURATIONS
 
     config = CONFIGURATIONS[model]
     return traffic(

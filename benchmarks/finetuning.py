@@ -23,9 +23,9 @@ import numpy as np
 from PIL import Image
 from rich.console import Console
 
-from van_classification_tensorflow.digits import load_digits
-from van_classification_tensorflow.recipe import RECIPES
-from van_classification_tensorflow.train import train
+from van_classification_tensorflow.datasets.digits import load_digits
+from van_classification_tensorflow.train.recipe import RECIPES
+from van_classification_tensorflow.train.run import train
 
 
 def write_pictures(folder: Path, classes: range, per_class: int | None) -> Path:

@@ -34,8 +34,8 @@ def make_checkpoint(path: Path, zip_layout: bool) -> int:
     import torch
     from weights import seeded
 
-    from van_classification_tensorflow.config import CONFIGURATIONS
-    from van_classification_tensorflow.names import Architecture
+    from van_classification_tensorflow.spec.architecture import Architecture
+    from van_classification_tensorflow.spec.config import CONFIGURATIONS
 
     config = CONFIGURATIONS["van_b3"]
     sizes = Architecture(config.embed_dims, config.hidden_dims, config.depths, 3, 1000)
@@ -69,7 +69,7 @@ def read(reader: str, path: str) -> None:
                 return opened.readinto(bytearray(os.path.getsize(file) // 3))
 
     elif reader == "ours":
-        from van_classification_tensorflow.checkpoint import read_checkpoint as load
+        from van_classification_tensorflow.weights.checkpoint import read_checkpoint as load
     else:
         import torch
 
@@ -132,10 +132,12 @@ def compare_constructors(rounds: int, folder: Path) -> None:
 
     from weights import seeded
 
-    from van_classification_tensorflow import VAN, weights
-    from van_classification_tensorflow.config import CONFIGURATIONS
-    from van_classification_tensorflow.names import Architecture, spell
-    from van_classification_tensorflow.torch_file import write_torch
+    from van_classification_tensorflow import VAN
+    from van_classification_tensorflow.spec.architecture import Architecture
+    from van_classification_tensorflow.spec.config import CONFIGURATIONS
+    from van_classification_tensorflow.weights import catalogue as weights
+    from van_classification_tensorflow.weights.formats.torch import write_torch
+    from van_classification_tensorflow.weights.namings import spell
 
     # A stand-in for OpenMMLab's file: its names, its size, other numbers.
     config = CONFIGURATIONS["van_b0"]

@@ -47,8 +47,9 @@ def make_folder(folder: Path, count: int) -> Path:
 
 def pipeline_rate(data: Path, seconds: float) -> float:
     """Pictures a second of the input pipeline, by one thread; this process has one core."""
-    from van_classification_tensorflow.recipe import RECIPES
-    from van_classification_tensorflow.train import build_model, make_batches, open_data
+    from van_classification_tensorflow.train.data import open_data
+    from van_classification_tensorflow.train.recipe import RECIPES
+    from van_classification_tensorflow.train.run import build_model, make_batches
 
     recipe = RECIPES["imagenet"].with_(batch_size=8, workers=1)
     pictures, _ = open_data(data)
@@ -67,8 +68,8 @@ def model_rate(steps: int) -> float:
     """Pictures a second of VAN-B0's training step, batch 8 at 224, on all cores."""
     import keras
 
-    from van_classification_tensorflow.recipe import RECIPES
-    from van_classification_tensorflow.train import build_model, make_loss, make_optimizer
+    from van_classification_tensorflow.train.recipe import RECIPES
+    from van_classification_tensorflow.train.run import build_model, make_loss, make_optimizer
 
     recipe = RECIPES["imagenet"]
     model = build_model(recipe, [f"class {i}" for i in range(1000)])
@@ -87,8 +88,9 @@ def model_rate(steps: int) -> float:
 
 def snapshot_share(data: Path, output: Path, epochs: int) -> None:
     """Trains as `van train` does, and prints what its snapshots took of the time."""
-    from van_classification_tensorflow import callbacks, train
-    from van_classification_tensorflow.recipe import RECIPES
+    from van_classification_tensorflow.train import callbacks
+    from van_classification_tensorflow.train import run as train
+    from van_classification_tensorflow.train.recipe import RECIPES
 
     spent: dict[str, list[float]] = {"save": [], "_refresh": [], "_save_best": []}
     steps: list[float] = []

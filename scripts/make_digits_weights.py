@@ -10,9 +10,9 @@ import sys
 import tempfile
 from pathlib import Path
 
-from van_classification_tensorflow import demo
-from van_classification_tensorflow.convert import describe, write_safetensors
-from van_classification_tensorflow.pretrained import open_pretrained
+from van_classification_tensorflow.export.convert import describe, write_safetensors
+from van_classification_tensorflow.train import demo
+from van_classification_tensorflow.weights.pretrained import open_pretrained
 
 TARGET = Path(demo.__file__).parent / "data" / "digits.safetensors"
 

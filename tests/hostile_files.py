@@ -21,7 +21,7 @@ from typing import Any
 import h5py
 import numpy as np
 
-from van_classification_tensorflow import torch_file
+from van_classification_tensorflow.weights.formats import torch as torch_file
 
 
 @dataclass(frozen=True)
@@ -244,7 +244,7 @@ def nothing(file: Any) -> None:
 
 
 VAN_CONFIG: dict[str, Any] = {
-    "module": "van_classification_tensorflow.model",
+    "module": "van_classification_tensorflow.model.van",
     "class_name": "VAN",
     "config": {"depths": [1], "dtype": {"module": "keras", "class_name": "DTypePolicy"}},
     "registered_name": "van_classification_tensorflow>VAN",
@@ -1422,7 +1422,7 @@ def keras(folder: Path) -> Iterator[Payload]:
     foreign = {"module": "evil", "class_name": "Layer", "registered_name": "evil>Layer"}
     wrapper = {"module": "keras.layers", "class_name": "TorchModuleWrapper"}
     ours = {
-        "module": "van_classification_tensorflow.layers",
+        "module": "van_classification_tensorflow.model.layers",
         "class_name": "Block",
         "registered_name": "van_classification_tensorflow>Block",
     }

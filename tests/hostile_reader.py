@@ -23,14 +23,14 @@ from pathlib import Path
 
 import numpy as np
 
-from van_classification_tensorflow.checkpoint import (
+from van_classification_tensorflow.weights.checkpoint import (
     CheckpointError,
     read_checkpoint,
     read_weights,
 )
-from van_classification_tensorflow.hdf5_file import Hdf5File
-from van_classification_tensorflow.stored_zip import StoredZip
-from van_classification_tensorflow.torch_file import _LEGACY_START, _Pickle
+from van_classification_tensorflow.weights.formats.hdf5 import Hdf5File
+from van_classification_tensorflow.weights.formats.stored_zip import StoredZip
+from van_classification_tensorflow.weights.formats.torch import _LEGACY_START, _Pickle
 
 MEMORY = 1 << 30  # bytes of address space, libraries included
 PATIENCE = 10  # seconds for one file, then the process is killed
@@ -322,7 +322,7 @@ def load(sources: list[tuple[str, str | None]], first: int, count: int) -> None:
         count: How many mutants of each.
     """
     from van_classification_tensorflow import VAN, load_checkpoint
-    from van_classification_tensorflow.load import to_official
+    from van_classification_tensorflow.model.load import to_official
 
     from .parity import MICRO
 

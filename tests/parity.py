@@ -17,8 +17,8 @@ import keras
 import numpy as np
 
 from van_classification_tensorflow import VAN, load_checkpoint
-from van_classification_tensorflow.config import CONFIGURATIONS
-from van_classification_tensorflow.load import to_official
+from van_classification_tensorflow.model.load import to_official
+from van_classification_tensorflow.spec.config import CONFIGURATIONS
 
 GOLDEN = Path(__file__).parent / "golden"
 INPUTS = {"a": (2, 224, 224, 3), "b": (1, 160, 225, 3)}

@@ -14,7 +14,7 @@ import time
 
 import numpy as np
 
-from van_classification_tensorflow.snapshots import RunLock, Snapshot, Snapshots
+from van_classification_tensorflow.train.snapshots import RunLock, Snapshot, Snapshots
 
 
 def arrays_of(step: int, size: int = 300) -> dict[str, np.ndarray]:

@@ -14,8 +14,8 @@ from van_classification_tensorflow import (
     load_checkpoint,
     preprocess_input,
 )
-from van_classification_tensorflow.labels import imagenet_classes
-from van_classification_tensorflow.load import to_official
+from van_classification_tensorflow.model.load import to_official
+from van_classification_tensorflow.spec.labels import imagenet_classes
 
 from .parity import seeded_tensor
 

@@ -1,4 +1,4 @@
-"""Imports only point upward: each module may use the ones above it, and heavy ones stay out."""
+"""Packages are floors: each imports from those below it only, and the light ones nothing heavy."""
 
 import ast
 from pathlib import Path
@@ -6,83 +6,50 @@ from pathlib import Path
 import van_classification_tensorflow
 
 PACKAGE = Path(van_classification_tensorflow.__file__).parent
-# From the top: what stands further down may import what stands further up.
-ORDER = [
+# From the ground up. `registration` is what `__init__` needs before anything else is there.
+FLOORS = [
     "registration",
-    "config",
-    "labels",
-    "scores",
-    "preprocessing",
-    "digits",
-    "png_file",
-    "tiff_file",
+    "support",
+    "spec",
     "images",
-    "output",
-    "quiet",
-    "folders",
-    "inputs",
-    "stored_zip",
-    "torch_file",
-    "hdf5_file",
-    "names",
-    "keras_config",
-    "beside",
-    "checkpoint",
-    "download",
     "weights",
-    "runtimes",
-    "fold",
-    "onnx_graph",
-    "cache",
-    "pretrained",
-    "layers",
-    "load",
-    "model",
-    "memory",
-    "fusion",
-    "applications",
-    "preprocessing_layer",
-    "convert",
-    "progress",
-    "pictures",
-    "numpy_model",
-    "classifier",
-    "benchmark_worker",
-    "benchmark",
-    "benchmark_report",
-    "predict",
     "datasets",
+    "model",
+    "engines",
+    "inference",
     "export",
-    "original",
-    "metrics",
     "evaluate",
-    "augment",
-    "data",
-    "recipe",
-    "snapshots",
-    "runs",
-    "optim",
-    "callbacks",
+    "benchmark",
     "train",
-    "demo",
     "cli",
     "__main__",
 ]
+# The only ones that import Keras when they are imported.
 NEED_KERAS = {
-    "applications",
-    "callbacks",
-    "demo",
-    "fusion",
-    "layers",
-    "load",
-    "memory",
-    "model",
-    "optim",
-    "preprocessing_layer",
-    "progress",
-    "train",
+    "inference.in_memory",
+    "model.applications",
+    "model.fused",
+    "model.layers",
+    "model.load",
+    "model.preprocessing_layer",
+    "model.van",
+    "train.callbacks",
+    "train.demo",
+    "train.optim",
+    "train.progress",
+    "train.run",
 }
-WITHOUT_KERAS = {"__init__", *ORDER} - NEED_KERAS
+HEAVY = {"keras", "tensorflow", "jax", "torch", "matplotlib"}
+
+
+def _modules() -> dict[str, Path]:
+    """{name within the package, as "weights.formats.torch": file}, without `__init__`s."""
+    found = {}
+    for path in PACKAGE.rglob("*.py"):
+        name = ".".join(path.relative_to(PACKAGE).with_suffix("").parts)
+        if not name.endswith("__init__"):
+            found[name] = path
+    return found
 
 
 def _nodes(node: ast.AST, at_import: bool):
@@ -96,51 +63,76 @@ def _nodes(node: ast.AST, at_import: bool):
         yield from _nodes(child, at_import)
 
 
-def _imports(path: Path, at_import: bool):
-    """(level, module) of every import; the package's own name counts as relative."""
+def _imports(name: str, path: Path, at_import: bool = False):
+    """(whether it is of this package, the module) of every import, its names tried as modules."""
+    here = [PACKAGE.name, *name.split(".")[:-1]]
+    modules = _modules()
     for node in _nodes(ast.parse(path.read_text(encoding="utf-8")), at_import):
         if isinstance(node, ast.Import):
-            found = [(0, alias.name) for alias in node.names]
-        elif isinstance(node, ast.ImportFrom) and node.level and not node.module:
-            found = [(node.level, a.name) for a in node.names if a.name != "__version__"]
+            found = [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
-            found = [(node.level, node.module)]
+            base = here[: len(here) - node.level + 1] if node.level else []
+            start = ".".join([*base, *filter(None, [node.module])])
+            found = [f"{start}.{alias.name}" for alias in node.names]
         else:
             continue
-        for level, module in found:
-            if module.split(".")[0] == PACKAGE.name:
-                level, module = 1, module.partition(".")[2] or "__init__"
-            yield level, module
+        for full in found:
+            first, _, rest = full.partition(".")
+            if first != PACKAGE.name:
+                yield False, first
+            elif rest in modules:
+                yield True, rest
+            elif rest != "__version__":
+                yield True, rest.rpartition(".")[0]
 
 
-def test_every_module_has_its_place():
-    assert {path.stem for path in PACKAGE.glob("*.py")} == {*ORDER, "__init__"}
+def test_every_module_stands_on_a_floor():
+    assert {name.split(".")[0] for name in _modules()} == set(FLOORS)
+    assert set(_modules()) >= NEED_KERAS
 
 
-def test_imports_point_upward():
-    for place, name in enumerate(ORDER):
-        for level, imported in _imports(PACKAGE / f"{name}.py", at_import=False):
-            if level:
-                assert imported.split(".")[0] in ORDER[:place], f"{name} imports {imported}"
+def test_packages_import_only_from_floors_below():
+    for name, path in _modules().items():
+        mine = name.split(".")[0]
+        for ours, imported in _imports(name, path):
+            other = imported.split(".")[0]
+            if ours and other != mine:
+                assert FLOORS.index(other) < FLOORS.index(mine), f"{name} imports {imported}"
+
+
+def test_no_circle_within_a_package():
+    edges = {
+        name: {other for ours, other in _imports(name, path) if ours}
+        for name, path in _modules().items()
+    }
+    done: set[str] = set()
+
+    def visit(name: str, way: tuple[str, ...]) -> None:
+        assert name not in way, " -> ".join((*way, name))
+        if name not in done:
+            for other in edges.get(name, ()):
+                visit(other, (*way, name))
+            done.add(name)
+
+    for name in edges:
+        visit(name, ())
 
 
 def test_light_modules_import_nothing_heavy():
-    heavy = {"keras", "tensorflow", "jax", "torch", "matplotlib"}
-    for name in WITHOUT_KERAS:
-        for level, imported in _imports(PACKAGE / f"{name}.py", at_import=True):
-            if level:
-                assert imported.split(".")[0] in WITHOUT_KERAS, f"{name} imports {imported}"
-            else:
-                assert imported.split(".")[0] not in heavy, f"{name} imports {imported}"
+    for name, path in _modules().items():
+        if name in NEED_KERAS:
+            continue
+        for ours, imported in _imports(name, path, at_import=True):
+            assert imported not in (NEED_KERAS if ours else HEAVY), f"{name} imports {imported}"
 
 
 def test_commands_name_the_data_format():
     """They feed channels-last images, whatever Keras's own setting is."""
     made = [
-        (path.stem, {keyword.arg for keyword in node.keywords})
-        for path in PACKAGE.glob("*.py")
+        (name, {keyword.arg for keyword in node.keywords})
+        for name, path in _modules().items()
         for node in ast.walk(ast.parse(path.read_text()))
         if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "VAN"
     ]
-    assert {name for name, _ in made} >= {"classifier", "convert", "export", "train"}
+    assert len(made) >= 4
     assert all("data_format" in keywords for _, keywords in made), made

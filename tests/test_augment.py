@@ -15,8 +15,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from van_classification_tensorflow import augment
-from van_classification_tensorflow.augment import (
+from van_classification_tensorflow.spec.preprocessing import Preprocessing, resized
+from van_classification_tensorflow.train import augment
+from van_classification_tensorflow.train.augment import (
     INCREASING_OPERATIONS,
     OPERATIONS,
     BatchTransform,
@@ -27,7 +28,6 @@ from van_classification_tensorflow.augment import (
     operation_arguments,
     random_crop_box,
 )
-from van_classification_tensorflow.preprocessing import Preprocessing, resized
 
 GOLDEN = Path(__file__).parent / "golden"
 KEYS = json.loads((GOLDEN / "augment.json").read_text())

@@ -14,19 +14,19 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from van_classification_tensorflow import VAN, benchmark_report
-from van_classification_tensorflow import benchmark as module
-from van_classification_tensorflow.benchmark import (
+from van_classification_tensorflow import VAN
+from van_classification_tensorflow.benchmark import measure as module
+from van_classification_tensorflow.benchmark import report as benchmark_report
+from van_classification_tensorflow.benchmark.measure import (
     Measurement,
     UnsteadyError,
     benchmark,
     check_steady,
     count_macs,
     count_parameters,
-    file_bytes,
     summarise,
 )
-from van_classification_tensorflow.benchmark_worker import (
+from van_classification_tensorflow.benchmark.worker import (
     MIN_STEPS,
     Opened,
     figures,
@@ -35,10 +35,11 @@ from van_classification_tensorflow.benchmark_worker import (
     step_times,
     work,
 )
-from van_classification_tensorflow.checkpoint import read_weights
 from van_classification_tensorflow.cli import main
-from van_classification_tensorflow.config import CONFIGURATIONS
-from van_classification_tensorflow.fusion import FusedVAN, fuse
+from van_classification_tensorflow.model.fused import FusedVAN, fuse
+from van_classification_tensorflow.spec.config import CONFIGURATIONS
+from van_classification_tensorflow.support.files import file_bytes
+from van_classification_tensorflow.weights.checkpoint import read_weights
 
 from .tiny_artefacts import about, build, random_weights
 
@@ -134,7 +135,7 @@ def test_images_are_the_same_in_every_launch_and_as_the_model_takes_them():
 def test_memory_is_the_process_own():
     """`getrusage` of a started process counts what its parent held."""
     code = (
-        "from van_classification_tensorflow.benchmark_worker import peak_bytes\n"
+        "from van_classification_tensorflow.benchmark.worker import peak_bytes\n"
         "print(peak_bytes()); held = bytearray(100_000_000); print(peak_bytes())"
     )
     hog = np.ones(50_000_000)  # 400 MB, all of it touched
@@ -763,8 +764,8 @@ def test_options_of_the_command(monkeypatch):
 
 def test_modules_start_without_keras():
     code = (
-        "import sys, van_classification_tensorflow.benchmark_report\n"
-        "import van_classification_tensorflow.benchmark_worker\n"
+        "import sys, van_classification_tensorflow.benchmark.report\n"
+        "import van_classification_tensorflow.benchmark.worker\n"
         "print(sorted({'keras', 'tensorflow', 'onnxruntime', 'matplotlib'} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

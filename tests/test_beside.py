@@ -11,15 +11,19 @@ import pytest
 from PIL import Image
 from safetensors.numpy import load_file, save_file
 
-from van_classification_tensorflow import torch_file
-from van_classification_tensorflow.beside import of_openmmlab, of_timm, to_transformers
-from van_classification_tensorflow.checkpoint import CheckpointError, read_checkpoint, read_weights
-from van_classification_tensorflow.classifier import Classifier
-from van_classification_tensorflow.convert import convert, write_safetensors
-from van_classification_tensorflow.names import spell
-from van_classification_tensorflow.preprocessing import Preprocessing
-from van_classification_tensorflow.pretrained import open_pretrained
-from van_classification_tensorflow.torch_file import write_torch
+from van_classification_tensorflow.export.convert import convert, write_safetensors
+from van_classification_tensorflow.inference.classifier import Classifier
+from van_classification_tensorflow.spec.preprocessing import Preprocessing
+from van_classification_tensorflow.weights.checkpoint import (
+    CheckpointError,
+    read_checkpoint,
+    read_weights,
+)
+from van_classification_tensorflow.weights.formats import torch as torch_file
+from van_classification_tensorflow.weights.formats.torch import write_torch
+from van_classification_tensorflow.weights.namings import spell
+from van_classification_tensorflow.weights.pretrained import open_pretrained
+from van_classification_tensorflow.weights.sidecars import of_openmmlab, of_timm, to_transformers
 
 from .parity import GOLDEN
 
@@ -705,9 +709,10 @@ def test_the_folder_of_a_run_is_its_best_model(tmp_path):
 
 
 def test_a_bare_name_and_a_slash_at_its_end(tmp_path, monkeypatch):
-    from van_classification_tensorflow import export, predict
-    from van_classification_tensorflow.pretrained import open_local
-    from van_classification_tensorflow.runtimes import format_of
+    from van_classification_tensorflow.export import export
+    from van_classification_tensorflow.inference import predict
+    from van_classification_tensorflow.weights.address import format_of
+    from van_classification_tensorflow.weights.pretrained import open_local
 
     folder(tmp_path / "mine")
     (tmp_path / "saved").mkdir()

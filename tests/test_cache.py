@@ -22,10 +22,10 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from van_classification_tensorflow import cache as module
-from van_classification_tensorflow.cache import cached_path, fetch, verify
-from van_classification_tensorflow.download import DownloadError, Limits, shown
-from van_classification_tensorflow.weights import CATALOGUE, Source
+from van_classification_tensorflow.weights import cache as module
+from van_classification_tensorflow.weights.cache import cached_path, fetch, verify
+from van_classification_tensorflow.weights.catalogue import CATALOGUE, Source
+from van_classification_tensorflow.weights.download import DownloadError, Limits, shown
 
 from . import fault_server as faults
 from .fault_server import FaultServer
@@ -564,8 +564,8 @@ import io, os, sys
 from dataclasses import replace
 import requests, filelock, platformdirs, rich.progress
 from rich.console import Console
-from van_classification_tensorflow.cache import Limits, fetch
-from van_classification_tensorflow.weights import CATALOGUE, Source
+from van_classification_tensorflow.weights.cache import Limits, fetch
+from van_classification_tensorflow.weights.catalogue import CATALOGUE, Source
 url, sha256 = sys.argv[1:3]
 weights = replace(CATALOGUE["digits"], name="test.in1k", sources=(Source(url, sha256),))
 
@@ -686,7 +686,7 @@ def test_a_lock_that_is_held_too_long_is_an_error(server, cache):
 
 def test_importing_it_is_light_and_reads_no_environment():
     code = (
-        "import sys, van_classification_tensorflow.cache;"
+        "import sys, van_classification_tensorflow.weights.cache;"
         "print({'keras', 'tensorflow', 'torch', 'jax', 'h5py', 'requests'} & set(sys.modules))"
     )
     environment = os.environ | {"VAN_MIRROR": "nonsense", "VAN_OFFLINE": "nonsense"}

@@ -9,12 +9,12 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from van_classification_tensorflow import VAN
-from van_classification_tensorflow.checkpoint import (
+from van_classification_tensorflow.weights.checkpoint import (
     CheckpointError,
     read_checkpoint,
     read_weights,
 )
-from van_classification_tensorflow.torch_file import write_torch
+from van_classification_tensorflow.weights.formats.torch import write_torch
 
 from .parity import GOLDEN, MICRO, load_seeded
 
@@ -83,7 +83,7 @@ def test_dtypes_of_safetensors(tmp_path, official, dtype):
 
 def _torch_with(tmp_path, root_names, official):
     """A file of torch.save whose root has entries of these names, each with weights."""
-    from van_classification_tensorflow import torch_file
+    from van_classification_tensorflow.weights.formats import torch as torch_file
 
     path = tmp_path / "wrapped.pth"
     marks = {name: np.float32(i + 1) for i, name in enumerate(root_names)}
@@ -110,7 +110,8 @@ def _torch_with(tmp_path, root_names, official):
     ],
 )
 def test_which_entry_is_read(tmp_path, monkeypatch, official, entries, expected):
-    from van_classification_tensorflow import checkpoint, torch_file
+    from van_classification_tensorflow.weights import checkpoint
+    from van_classification_tensorflow.weights.formats import torch as torch_file
 
     nested = _torch_with(tmp_path, entries, official)
     plain = torch_file.TorchFile
@@ -165,7 +166,7 @@ def test_our_own_keras_files(tmp_path, official, name):
 def test_keras_files_of_every_precision(tmp_path, dtype):
     model = load_seeded(VAN(**MICRO, dtype=dtype))
     model.save(tmp_path / "m.keras")
-    from van_classification_tensorflow.load import to_official
+    from van_classification_tensorflow.model.load import to_official
 
     weights = read_weights(tmp_path / "m.keras")
     for name, array in to_official(model).items():

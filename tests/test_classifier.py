@@ -7,9 +7,9 @@ import pytest
 from PIL import Image
 
 from van_classification_tensorflow import VAN, Classifier, Preprocessing
-from van_classification_tensorflow.convert import convert
-from van_classification_tensorflow.digits import load_digits
-from van_classification_tensorflow.images import ImageError
+from van_classification_tensorflow.datasets.digits import load_digits
+from van_classification_tensorflow.export.convert import convert
+from van_classification_tensorflow.images.decode import ImageError
 
 from .parity import GOLDEN
 from .tiny_artefacts import FORMATS, about, build, expected, random_weights
@@ -113,7 +113,7 @@ def test_views_are_averaged(scans):
     many = Classifier(
         "digits", crops=5, flip=True, preprocessing=Preprocessing(32, 0.8, "box", (0.5,), (0.5,))
     )
-    from van_classification_tensorflow.images import open_image
+    from van_classification_tensorflow.images.decode import open_image
 
     inputs = many.preprocessing.views(open_image(scans[0][3]), 5, True)
     expected = plain.model.predict_on_batch(inputs).mean(axis=0)
@@ -234,7 +234,7 @@ def test_a_thousand_classes_are_imagenets_only_in_files_of_others(tmp_path):
     assert Classifier(tmp_path / "m.keras").labels[0].name == "class 0"
     from safetensors.numpy import save_file
 
-    from van_classification_tensorflow.load import to_official
+    from van_classification_tensorflow.model.load import to_official
 
     save_file(to_official(model), tmp_path / "m.safetensors")
     assert Classifier(tmp_path / "m.safetensors").labels[0].wnid == "n01440764"

@@ -206,7 +206,7 @@ def test_help_says_what_exit_codes_mean():
 @pytest.mark.parametrize("when", ["no output", "weights load", "begun"])
 def test_after_ctrl_c_it_says_how_to_go_on(when, capsys, monkeypatch, tmp_path):
     """Only a journal of this run can be resumed; else the command itself is what to repeat."""
-    from van_classification_tensorflow import predict
+    from van_classification_tensorflow.inference import predict
 
     def stopped(*_, **__):
         raise KeyboardInterrupt
@@ -233,7 +233,7 @@ def test_after_ctrl_c_it_says_how_to_go_on(when, capsys, monkeypatch, tmp_path):
 
 @pytest.mark.parametrize("begun", [True, False])
 def test_a_run_that_is_stopped_at_once_goes_on_too(begun, capsys, monkeypatch, tmp_path):
-    from van_classification_tensorflow import train
+    from van_classification_tensorflow.train import run as train
 
     def stopped(data, output, *_, **__):
         output.mkdir()

@@ -2,7 +2,7 @@ import re
 
 import pytest
 
-from van_classification_tensorflow.config import CONFIGURATIONS, DEFAULT, VANConfig, resolve
+from van_classification_tensorflow.spec.config import CONFIGURATIONS, DEFAULT, VANConfig, resolve
 
 
 def test_names_and_defaults():

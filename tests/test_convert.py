@@ -7,9 +7,13 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from van_classification_tensorflow.checkpoint import CheckpointError, read_checkpoint, read_weights
-from van_classification_tensorflow.convert import convert
-from van_classification_tensorflow.names import spell
+from van_classification_tensorflow.export.convert import convert
+from van_classification_tensorflow.weights.checkpoint import (
+    CheckpointError,
+    read_checkpoint,
+    read_weights,
+)
+from van_classification_tensorflow.weights.namings import spell
 
 from .parity import GOLDEN
 
@@ -95,8 +99,8 @@ def test_the_configuration_of_a_transformers_folder(tmp_path):
 
 
 def test_labels_of_imagenet_in_a_transformers_folder():
-    from van_classification_tensorflow.convert import hugging_face_config
-    from van_classification_tensorflow.names import Architecture
+    from van_classification_tensorflow.export.convert import hugging_face_config
+    from van_classification_tensorflow.spec.architecture import Architecture
 
     sizes = Architecture((8,), (16,), (1,), 3, 1000)
     named = hugging_face_config(sizes, "imagenet1k")
@@ -154,8 +158,8 @@ def test_nan_only_when_asked_for(tmp_path, official):
 
 
 def test_metadata_of_ours_is_kept(tmp_path):
-    from van_classification_tensorflow.cache import fetch
-    from van_classification_tensorflow.weights import CATALOGUE
+    from van_classification_tensorflow.weights.cache import fetch
+    from van_classification_tensorflow.weights.catalogue import CATALOGUE
 
     convert(fetch(CATALOGUE["digits"]), tmp_path / "x.safetensors")
     about = json.loads(read_checkpoint(tmp_path / "x.safetensors").metadata["van"])
@@ -183,7 +187,7 @@ def test_what_is_there_is_not_replaced_unasked(tmp_path):
 
 
 def test_a_failure_while_writing_leaves_the_old(tmp_path, monkeypatch):
-    from van_classification_tensorflow import convert as module
+    from van_classification_tensorflow.export import convert as module
 
     target = tmp_path / "x.pth"
     target.write_text("precious")
@@ -211,7 +215,7 @@ def two_channels(path):
 
 
 def test_what_another_model_left_in_a_folder_does_not_stay(tmp_path, monkeypatch):
-    from van_classification_tensorflow import convert as module
+    from van_classification_tensorflow.export import convert as module
 
     source, target = two_channels(tmp_path / "x.safetensors"), tmp_path / "hf"
     convert(GOLDEN / "micro_hf", target, naming="huggingface")

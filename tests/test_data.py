@@ -18,8 +18,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from van_classification_tensorflow.augment import BatchTransform, TrainTransform
-from van_classification_tensorflow.data import (
+from van_classification_tensorflow.datasets.digits import PREPROCESSING, load_digits
+from van_classification_tensorflow.images.decode import ImageError
+from van_classification_tensorflow.spec.preprocessing import Preprocessing
+from van_classification_tensorflow.train.augment import BatchTransform, TrainTransform
+from van_classification_tensorflow.train.data import (
     EvaluationBatches,
     Pictures,
     TrainingBatches,
@@ -27,9 +30,6 @@ from van_classification_tensorflow.data import (
     refusal,
     unreadable,
 )
-from van_classification_tensorflow.digits import PREPROCESSING, load_digits
-from van_classification_tensorflow.images import ImageError
-from van_classification_tensorflow.preprocessing import Preprocessing
 
 SMALL = TrainTransform(8, (0.5,))
 MIX = BatchTransform(mean=(0.5,), std=(0.5,))
@@ -826,9 +826,9 @@ def test_memory_is_bounded():
 
 EXIT = """
 import sys
-from van_classification_tensorflow.augment import BatchTransform, TrainTransform
-from van_classification_tensorflow.data import EvaluationBatches, TrainingBatches, open_data
-from van_classification_tensorflow.digits import PREPROCESSING
+from van_classification_tensorflow.train.augment import BatchTransform, TrainTransform
+from van_classification_tensorflow.train.data import EvaluationBatches, TrainingBatches, open_data
+from van_classification_tensorflow.datasets.digits import PREPROCESSING
 training, validation = open_data("digits")
 assert not {"grain", "keras", "tensorflow"} & set(sys.modules)
 transform = TrainTransform(32, (0.5,))

@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from van_classification_tensorflow.datasets import (
+from van_classification_tensorflow.datasets.digits import load_digits
+from van_classification_tensorflow.datasets.labelled import (
     is_validation_picture,
     match_classes,
     open_dataset,
     subset_indices,
 )
-from van_classification_tensorflow.digits import load_digits
-from van_classification_tensorflow.labels import Label, imagenet_classes, labels_of
+from van_classification_tensorflow.spec.labels import Label, imagenet_classes, labels_of
 
 IMAGENET = labels_of("imagenet1k", 1000)
 WNIDS = [c.wnid for c in imagenet_classes()]

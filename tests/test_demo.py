@@ -6,8 +6,10 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from van_classification_tensorflow import VAN, demo, digits
-from van_classification_tensorflow.load import to_official
+from van_classification_tensorflow import VAN
+from van_classification_tensorflow.datasets import digits
+from van_classification_tensorflow.model.load import to_official
+from van_classification_tensorflow.train import demo
 
 FILES = {
     "model.keras",

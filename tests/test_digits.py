@@ -1,6 +1,6 @@
 import numpy as np
 
-from van_classification_tensorflow.digits import load_digits
+from van_classification_tensorflow.datasets.digits import load_digits
 
 from .parity import GOLDEN
 

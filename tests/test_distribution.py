@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from van_classification_tensorflow.layers import tf
+from van_classification_tensorflow.model.layers import tf
 
 pytestmark = [
     pytest.mark.skipif(tf is None, reason="tf.distribute needs TensorFlow"),

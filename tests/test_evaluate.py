@@ -16,17 +16,22 @@ from rich.console import Console
 from safetensors.numpy import save_file
 
 from van_classification_tensorflow import VAN
-from van_classification_tensorflow import evaluate as module
-from van_classification_tensorflow.classifier import Classifier, Result
-from van_classification_tensorflow.datasets import Dataset, Example, open_dataset, subset_indices
-from van_classification_tensorflow.digits import load_digits
-from van_classification_tensorflow.evaluate import evaluate, measure, report, run
-from van_classification_tensorflow.images import open_image
-from van_classification_tensorflow.labels import Label, imagenet_classes
-from van_classification_tensorflow.load import to_official
-from van_classification_tensorflow.metrics import calibration_error, score, wilson_interval
-from van_classification_tensorflow.original import ClassifierBesideOriginal, Comparison
-from van_classification_tensorflow.preprocessing import Preprocessing
+from van_classification_tensorflow.datasets.digits import load_digits
+from van_classification_tensorflow.datasets.labelled import (
+    Dataset,
+    Example,
+    open_dataset,
+    subset_indices,
+)
+from van_classification_tensorflow.evaluate import evaluate as module
+from van_classification_tensorflow.evaluate.evaluate import evaluate, measure, report, run
+from van_classification_tensorflow.evaluate.metrics import calibration_error, score, wilson_interval
+from van_classification_tensorflow.evaluate.original import ClassifierBesideOriginal, Comparison
+from van_classification_tensorflow.images.decode import open_image
+from van_classification_tensorflow.inference.classifier import Classifier, Result
+from van_classification_tensorflow.model.load import to_official
+from van_classification_tensorflow.spec.labels import Label, imagenet_classes
+from van_classification_tensorflow.spec.preprocessing import Preprocessing
 
 from . import tiny_artefacts
 from .parity import GOLDEN, MICRO, load_seeded
@@ -770,7 +775,7 @@ def test_micro_against_the_original(ten, views):
 def test_other_weights_in_the_original_are_found_out(ten, monkeypatch):
     import torch
 
-    from van_classification_tensorflow import original
+    from van_classification_tensorflow.evaluate import original
 
     load = original._load
 

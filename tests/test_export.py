@@ -15,13 +15,13 @@ from PIL import Image
 from rich.console import Console
 
 from van_classification_tensorflow import VAN, Classifier, Preprocessing
-from van_classification_tensorflow import export as module
-from van_classification_tensorflow.convert import convert
-from van_classification_tensorflow.digits import load_digits
-from van_classification_tensorflow.export import FORMATS, ExportError, export
-from van_classification_tensorflow.load import to_official
-from van_classification_tensorflow.runtimes import open_runtime
-from van_classification_tensorflow.torch_file import write_torch
+from van_classification_tensorflow.datasets.digits import load_digits
+from van_classification_tensorflow.engines.runtimes import open_runtime
+from van_classification_tensorflow.export import export as module
+from van_classification_tensorflow.export.convert import convert
+from van_classification_tensorflow.export.export import FORMATS, ExportError, export
+from van_classification_tensorflow.model.load import to_official
+from van_classification_tensorflow.weights.formats.torch import write_torch
 
 from .parity import MICRO, load_seeded
 

@@ -12,8 +12,8 @@ import pytest
 from PIL import Image
 
 from van_classification_tensorflow import VAN, Classifier, Preprocessing
-from van_classification_tensorflow import export as module
-from van_classification_tensorflow.export import export
+from van_classification_tensorflow.export import export as module
+from van_classification_tensorflow.export.export import export
 
 from .parity import load_seeded
 from .tiny_artefacts import FORMATS, KEY, about, build, random_weights

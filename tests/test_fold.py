@@ -5,8 +5,8 @@ import math
 import numpy as np
 import pytest
 
-from van_classification_tensorflow.fold import fold
-from van_classification_tensorflow.names import Architecture
+from van_classification_tensorflow.spec.architecture import Architecture
+from van_classification_tensorflow.weights.fold import fold
 
 SIZES = Architecture((4, 6), (8, 12), (1, 2), 3, 5)
 

@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from van_classification_tensorflow.folders import check_folder, write_folder
+from van_classification_tensorflow.support.result_folder import check_folder, write_folder
 
 FILES = ("a.csv", "b.png")
 

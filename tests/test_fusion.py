@@ -12,11 +12,11 @@ import pytest
 from safetensors.numpy import load_file
 
 from van_classification_tensorflow import VAN, Preprocessing, fuse, load_checkpoint
-from van_classification_tensorflow.benchmark import count_macs
-from van_classification_tensorflow.config import CONFIGURATIONS
-from van_classification_tensorflow.fusion import FusedBlock, FusedVAN
-from van_classification_tensorflow.layers import BatchNorm, LayerScale
-from van_classification_tensorflow.load import to_official
+from van_classification_tensorflow.benchmark.measure import count_macs
+from van_classification_tensorflow.model.fused import FusedBlock, FusedVAN
+from van_classification_tensorflow.model.layers import BatchNorm, LayerScale
+from van_classification_tensorflow.model.load import to_official
+from van_classification_tensorflow.spec.config import CONFIGURATIONS
 
 from .parity import GOLDEN, MICRO, TOLERANCE, load_seeded, seeded_images
 

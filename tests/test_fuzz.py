@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from van_classification_tensorflow.convert import convert
+from van_classification_tensorflow.export.convert import convert
 
 from .hostile_reader import Mutants
 from .parity import GOLDEN

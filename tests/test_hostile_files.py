@@ -22,10 +22,10 @@ import numpy as np
 import pytest
 
 from van_classification_tensorflow import VAN, load_checkpoint
-from van_classification_tensorflow.checkpoint import CheckpointError, read_checkpoint
-from van_classification_tensorflow.hdf5_file import Hdf5File
-from van_classification_tensorflow.load import to_official
-from van_classification_tensorflow.stored_zip import StoredZip
+from van_classification_tensorflow.model.load import to_official
+from van_classification_tensorflow.weights.checkpoint import CheckpointError, read_checkpoint
+from van_classification_tensorflow.weights.formats.hdf5 import Hdf5File
+from van_classification_tensorflow.weights.formats.stored_zip import StoredZip
 
 from . import hostile_files
 from .hostile_files import Payload, in_zip, saved, sizes

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from van_classification_tensorflow.images import ImageError, open_image
+from van_classification_tensorflow.images.decode import ImageError, open_image
 
 from .test_images import chunk, png
 from .test_tiff_file import written

@@ -16,14 +16,14 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFile
 
-from van_classification_tensorflow.images import (
+from van_classification_tensorflow.images.decode import (
     FORMATS,
     MAX_FRAMES,
     ImageError,
     _quiet,
     open_image,
-    printable,
 )
+from van_classification_tensorflow.support.text import printable
 
 RNG = np.random.Generator(np.random.PCG64(5))
 COLOUR = RNG.integers(0, 256, (3, 4, 3), dtype=np.uint8)

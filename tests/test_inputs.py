@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from van_classification_tensorflow import inputs
-from van_classification_tensorflow.images import FORMATS, ImageError, open_image, printable
-from van_classification_tensorflow.inputs import LeftOut, expand
+from van_classification_tensorflow.images import find as inputs
+from van_classification_tensorflow.images.decode import FORMATS, ImageError, open_image
+from van_classification_tensorflow.images.find import LeftOut, expand
+from van_classification_tensorflow.support.text import printable
 
 
 def found(*paths, stdin: str = "") -> list[str]:

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from van_classification_tensorflow import VAN, VANB0, Classifier, Preprocessing, fuse
-from van_classification_tensorflow.checkpoint import CheckpointError, read_weights
-from van_classification_tensorflow.keras_config import ONLY_IN_TRAINING, describe
-from van_classification_tensorflow.load import load_checkpoint, to_official
+from van_classification_tensorflow.model.load import load_checkpoint, to_official
+from van_classification_tensorflow.weights.checkpoint import CheckpointError, read_weights
+from van_classification_tensorflow.weights.keras_config import ONLY_IN_TRAINING, describe
 
 from .parity import MICRO, load_seeded
 

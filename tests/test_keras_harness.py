@@ -11,9 +11,10 @@ import pytest
 from keras import ops
 from keras.src import testing
 
-from van_classification_tensorflow import VAN, PreprocessingLayer, fusion
-from van_classification_tensorflow.layers import PACKAGE, FanOutNormal, gelu
-from van_classification_tensorflow.optim import AdamW
+from van_classification_tensorflow import VAN, PreprocessingLayer
+from van_classification_tensorflow.model import fused as fusion
+from van_classification_tensorflow.model.layers import PACKAGE, FanOutNormal, gelu
+from van_classification_tensorflow.train.optim import AdamW
 
 from .parity import load_seeded
 from .test_layers import LAYERS

@@ -10,7 +10,7 @@ from pathlib import Path
 import keras
 import pytest
 
-from van_classification_tensorflow.snapshots import Snapshots
+from van_classification_tensorflow.train.snapshots import Snapshots
 
 # Small, and with everything that has a state.
 RUN = [

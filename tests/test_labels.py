@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from van_classification_tensorflow.labels import (
+from van_classification_tensorflow.spec.labels import (
     Label,
     imagenet22k_classes,
     imagenet_classes,

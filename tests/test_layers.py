@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from keras import ops
 
-from van_classification_tensorflow import layers, model
+from van_classification_tensorflow.model import layers
+from van_classification_tensorflow.model import van as model
 
 
 def _random(*shape, seed=0):

@@ -4,8 +4,8 @@ import pytest
 from safetensors.numpy import load_file
 
 from van_classification_tensorflow import VAN, load_checkpoint
-from van_classification_tensorflow.load import official_variables, to_official
-from van_classification_tensorflow.names import spell
+from van_classification_tensorflow.model.load import official_variables, to_official
+from van_classification_tensorflow.weights.namings import spell
 
 from .parity import GOLDEN, MICRO, load_seeded
 

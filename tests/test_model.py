@@ -11,8 +11,8 @@ import pytest
 from keras import ops
 
 from van_classification_tensorflow import VAN, Preprocessing
-from van_classification_tensorflow.layers import DepthwiseConv, tf
-from van_classification_tensorflow.model import Block
+from van_classification_tensorflow.model.layers import DepthwiseConv, tf
+from van_classification_tensorflow.model.van import Block
 
 from .parity import MICRO, load_seeded
 

@@ -4,16 +4,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from van_classification_tensorflow.config import CONFIGURATIONS
-from van_classification_tensorflow.names import (
-    NAMINGS,
-    Architecture,
-    architecture_of,
-    check,
-    spell,
-    translate,
-    without_prefix,
-)
+from van_classification_tensorflow.spec.architecture import Architecture, architecture_of, check
+from van_classification_tensorflow.spec.config import CONFIGURATIONS
+from van_classification_tensorflow.weights.namings import NAMINGS, spell, translate, without_prefix
 
 from .parity import GOLDEN
 
@@ -32,7 +25,7 @@ def test_shapes_and_order_are_the_authors(official):
         name: array.shape for name, array in official.items()
     }
     # The order of the authors' state dict, as their own file has it.
-    from van_classification_tensorflow.checkpoint import read_checkpoint
+    from van_classification_tensorflow.weights.checkpoint import read_checkpoint
 
     file = read_checkpoint(GOLDEN / "micro_official.pth.tar")
     assert list(specs) == [n for n in file.tensors if not n.endswith("num_batches_tracked")]
@@ -76,7 +69,7 @@ def test_there_and_back(official, naming):
 
 
 def test_names_are_those_of_the_real_files(official):
-    from van_classification_tensorflow.checkpoint import read_checkpoint
+    from van_classification_tensorflow.weights.checkpoint import read_checkpoint
 
     for file, naming in (
         ("micro_official.pth.tar", "official"),

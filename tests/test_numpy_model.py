@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 from van_classification_tensorflow import VAN
-from van_classification_tensorflow.checkpoint import read_weights
-from van_classification_tensorflow.config import CONFIGURATIONS
-from van_classification_tensorflow.load import to_official
-from van_classification_tensorflow.names import Architecture
-from van_classification_tensorflow.numpy_model import forward
+from van_classification_tensorflow.engines.numpy_forward import forward
+from van_classification_tensorflow.model.load import to_official
+from van_classification_tensorflow.spec.architecture import Architecture
+from van_classification_tensorflow.spec.config import CONFIGURATIONS
+from van_classification_tensorflow.weights.checkpoint import read_weights
 
 from .parity import GOLDEN, INPUTS, seeded_images, seeded_tensor
 
@@ -54,7 +54,7 @@ def test_equal_to_keras_at_odd_sizes(shape):
     )
     tensors = {n: seeded_tensor(n, a.shape) for n, a in to_official(model).items()}
     from van_classification_tensorflow import load_checkpoint
-    from van_classification_tensorflow.load import architecture
+    from van_classification_tensorflow.model.load import architecture
 
     load_checkpoint(model, tensors)
     x = seeded_images(3, shape)
@@ -65,7 +65,7 @@ def test_equal_to_keras_at_odd_sizes(shape):
 def test_gelu_to_float32_precision():
     from math import erf
 
-    from van_classification_tensorflow.numpy_model import _gelu
+    from van_classification_tensorflow.engines.numpy_forward import _gelu
 
     x = np.linspace(-10, 10, 200_001, dtype=np.float32)
     exact = np.array([v * (1 + erf(v / 2**0.5)) / 2 for v in x.astype(float)])

@@ -6,9 +6,9 @@ import pytest
 from safetensors.numpy import load_file
 
 from van_classification_tensorflow import VAN, Preprocessing, load_checkpoint
-from van_classification_tensorflow.fold import fold
-from van_classification_tensorflow.names import architecture_of
-from van_classification_tensorflow.onnx_graph import OPSET, onnx_model
+from van_classification_tensorflow.engines.onnx_graph import OPSET, onnx_model
+from van_classification_tensorflow.spec.architecture import architecture_of
+from van_classification_tensorflow.weights.fold import fold
 
 from .parity import GOLDEN, MICRO
 

@@ -14,8 +14,8 @@ import pytest
 from keras import ops
 
 from van_classification_tensorflow import VAN
-from van_classification_tensorflow.layers import tf
-from van_classification_tensorflow.optim import (
+from van_classification_tensorflow.model.layers import tf
+from van_classification_tensorflow.train.optim import (
     AdamW,
     CosineSchedule,
     LearningRate,
@@ -495,7 +495,7 @@ tf.config.set_logical_device_configuration(
     tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 2
 )
 import keras
-from van_classification_tensorflow.optim import AdamW, ModelAverage
+from van_classification_tensorflow.train.optim import AdamW, ModelAverage
 
 def states(replicas):
     strategy = tf.distribute.MirroredStrategy([f"CPU:{i}" for i in range(replicas)])

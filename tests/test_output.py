@@ -14,10 +14,11 @@ from PIL import Image
 from rich.cells import cell_len
 from rich.console import Console
 
-from van_classification_tensorflow import benchmark_report, predict
+from van_classification_tensorflow.benchmark import report as benchmark_report
 from van_classification_tensorflow.cli import main
-from van_classification_tensorflow.digits import load_digits
-from van_classification_tensorflow.output import common_folder, shortened, to_json
+from van_classification_tensorflow.datasets.digits import load_digits
+from van_classification_tensorflow.inference import predict
+from van_classification_tensorflow.support.console import common_folder, shortened, to_json
 
 from .parity import GOLDEN
 from .test_benchmark import FOUND, measured

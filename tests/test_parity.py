@@ -11,9 +11,9 @@ import pytest
 from safetensors.numpy import load_file
 
 from van_classification_tensorflow import VAN, load_checkpoint
-from van_classification_tensorflow.digits import MODEL, load_digits
-from van_classification_tensorflow.load import to_official
-from van_classification_tensorflow.optim import AdamW
+from van_classification_tensorflow.datasets.digits import MODEL, load_digits
+from van_classification_tensorflow.model.load import to_official
+from van_classification_tensorflow.train.optim import AdamW
 
 from .parity import GOLDEN, MICRO, TOLERANCE, largest_differences, load_seeded, seeded_images
 

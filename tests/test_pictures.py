@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from van_classification_tensorflow import pictures
+from van_classification_tensorflow.support import plots as pictures
 
 LONG = [f"Golden retriever (mixed with breed number {i} of the shelter)" for i in range(40)]
 

@@ -10,8 +10,8 @@ import pytest
 from PIL import Image
 
 from tests.test_images import TURNS, chunk, png, saved, shown
-from van_classification_tensorflow import png_file
-from van_classification_tensorflow.images import ImageError, open_image
+from van_classification_tensorflow.images import png as png_file
+from van_classification_tensorflow.images.decode import ImageError, open_image
 
 COLOUR = np.random.Generator(np.random.PCG64(2)).integers(0, 256, (3, 4, 3), dtype=np.uint8)
 ROWS = [row.tobytes() for row in COLOUR]

@@ -16,8 +16,8 @@ from PIL import Image
 from rich.console import Console
 
 from van_classification_tensorflow import Classifier
-from van_classification_tensorflow.digits import load_digits
-from van_classification_tensorflow.predict import run
+from van_classification_tensorflow.datasets.digits import load_digits
+from van_classification_tensorflow.inference.predict import run
 
 from .test_inputs import hostile_folder
 from .tiny_artefacts import FORMATS, about, build, expected, random_weights
@@ -273,7 +273,7 @@ def test_resuming_with_other_settings_is_refused(folder, tmp_path):
 
 
 def test_resuming_with_other_inputs_is_refused(folder, tmp_path, monkeypatch):
-    from van_classification_tensorflow import predict as module
+    from van_classification_tensorflow.inference import predict as module
 
     monkeypatch.setattr(module.Journal, "finish", lambda *_: None)  # as if killed before
     predict([folder / "0"], output=tmp_path / "x.csv")
@@ -298,7 +298,7 @@ def test_a_journal_that_is_none(folder, tmp_path, first):
 
 
 def test_two_runs_at_one_output(folder, tmp_path):
-    from van_classification_tensorflow.predict import Journal
+    from van_classification_tensorflow.inference.predict import Journal
 
     with Journal(tmp_path / "x.csv", False):
         for resume in (False, True):
@@ -316,8 +316,8 @@ def test_the_table_beside_an_array_is_not_overwritten(folder, tmp_path):
 
 
 def test_weights_whose_name_looks_like_markup(folder, tmp_path):
-    from van_classification_tensorflow.cache import fetch
-    from van_classification_tensorflow.weights import CATALOGUE
+    from van_classification_tensorflow.weights.cache import fetch
+    from van_classification_tensorflow.weights.catalogue import CATALOGUE
 
     path = tmp_path / "run[" / "v2].safetensors"
     path.parent.mkdir()
@@ -330,7 +330,7 @@ def test_weights_whose_name_looks_like_markup(folder, tmp_path):
 @pytest.mark.parametrize("moved", [(), ("x.npy.csv",), ("x.npy.csv", "x.npy")])
 def test_an_array_that_is_being_replaced_can_be_resumed(folder, tmp_path, monkeypatch, moved):
     """Whatever of the new files was in its place when the run was killed."""
-    from van_classification_tensorflow.predict import Journal
+    from van_classification_tensorflow.inference.predict import Journal
 
     def killed(*_):
         raise KeyboardInterrupt
@@ -374,7 +374,7 @@ def test_folders_named_as_published_weights_are_in_no_ones_way(folder, tmp_path,
 def test_any_beginning_of_a_journal_can_be_resumed(folder, tmp_path, monkeypatch, cut, name):
     """As after a kill at any byte: the same file as in one go."""
     features = name.endswith(".npy")
-    from van_classification_tensorflow import predict as module
+    from van_classification_tensorflow.inference import predict as module
 
     kept = {}
 
@@ -546,7 +546,7 @@ def test_features_of_weights_without_a_head(folder, tmp_path):
 @pytest.mark.parametrize("format", FORMATS)
 def test_resuming_with_another_exported_file_is_refused(folder, tmp_path, monkeypatch, format):
     """Every file of it counts: the model may be in one and the weights in another."""
-    from van_classification_tensorflow import predict as module
+    from van_classification_tensorflow.inference import predict as module
 
     path, _ = digits_file(tmp_path, format)
     finish = module.Journal.finish

@@ -10,16 +10,17 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from van_classification_tensorflow.augment import TrainTransform
-from van_classification_tensorflow.classifier import decoded
-from van_classification_tensorflow.images import ImageError, open_image, printable
-from van_classification_tensorflow.preprocessing import (
+from van_classification_tensorflow.images.decode import ImageError, open_image
+from van_classification_tensorflow.images.parallel import decoded
+from van_classification_tensorflow.spec.preprocessing import (
     INTERPOLATIONS,
     MAX_RESIZED,
     Preprocessing,
     resized,
 )
-from van_classification_tensorflow.weights import CATALOGUE
+from van_classification_tensorflow.support.text import printable
+from van_classification_tensorflow.train.augment import TrainTransform
+from van_classification_tensorflow.weights.catalogue import CATALOGUE
 
 NOISE = np.random.Generator(np.random.PCG64(3)).integers(0, 256, (75, 100, 3), dtype=np.uint8)
 

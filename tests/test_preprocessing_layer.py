@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from van_classification_tensorflow import PreprocessingLayer, preprocess_input
-from van_classification_tensorflow.preprocessing import INTERPOLATIONS, Preprocessing
+from van_classification_tensorflow.spec.preprocessing import INTERPOLATIONS, Preprocessing
 
 ROOT = Path(__file__).parents[1]
 # Height and width: enlarged, reduced, both at once, left alone, and lines.

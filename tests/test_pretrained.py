@@ -11,14 +11,15 @@ import keras
 import numpy as np
 import pytest
 
-from van_classification_tensorflow import VAN, VANB0, Classifier, Preprocessing, weights
-from van_classification_tensorflow.checkpoint import CheckpointError
-from van_classification_tensorflow.convert import convert
-from van_classification_tensorflow.digits import load_digits
-from van_classification_tensorflow.load import to_official
-from van_classification_tensorflow.pretrained import check_file, open_pretrained
-from van_classification_tensorflow.torch_file import write_torch
-from van_classification_tensorflow.weights import CATALOGUE, Source
+from van_classification_tensorflow import VAN, VANB0, Classifier, Preprocessing
+from van_classification_tensorflow.datasets.digits import load_digits
+from van_classification_tensorflow.export.convert import convert
+from van_classification_tensorflow.model.load import to_official
+from van_classification_tensorflow.weights import catalogue as weights
+from van_classification_tensorflow.weights.catalogue import CATALOGUE, Source
+from van_classification_tensorflow.weights.checkpoint import CheckpointError
+from van_classification_tensorflow.weights.formats.torch import write_torch
+from van_classification_tensorflow.weights.pretrained import check_file, open_pretrained
 
 from .parity import GOLDEN, seeded_tensor
 

@@ -5,7 +5,7 @@ import io
 import pytest
 from rich.console import Console
 
-from van_classification_tensorflow.progress import FitProgress
+from van_classification_tensorflow.train.progress import FitProgress
 
 LOGS = {
     "loss": 12.34567,

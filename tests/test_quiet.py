@@ -44,7 +44,7 @@ def start(tmp_path, code, **environment):
     )
 
 
-IMPORT = "from van_classification_tensorflow.quiet import quiet_start; quiet_start(); "
+IMPORT = "from van_classification_tensorflow.support.quiet import quiet_start; quiet_start(); "
 
 
 def test_chatter_is_left_out_and_all_else_gets_through_even_at_a_crash(tmp_path):

@@ -4,8 +4,8 @@ import dataclasses
 
 import pytest
 
-from van_classification_tensorflow import recipe as module
-from van_classification_tensorflow.recipe import (
+from van_classification_tensorflow.train import recipe as module
+from van_classification_tensorflow.train.recipe import (
     RECIPES,
     Recipe,
     choose_recipe,

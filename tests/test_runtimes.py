@@ -11,9 +11,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from van_classification_tensorflow.names import Architecture
-from van_classification_tensorflow.preprocessing import Preprocessing
-from van_classification_tensorflow.runtimes import About, Runtime, format_of, open_runtime
+from van_classification_tensorflow.engines.runtimes import Runtime, open_runtime
+from van_classification_tensorflow.spec.architecture import Architecture
+from van_classification_tensorflow.spec.card import About
+from van_classification_tensorflow.spec.preprocessing import Preprocessing
+from van_classification_tensorflow.weights.address import format_of
 
 from .tiny_artefacts import FORMATS, about, build, expected, onnx_model, random_weights, save_onnx
 

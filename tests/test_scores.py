@@ -13,20 +13,22 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from van_classification_tensorflow import VAN, Classifier, Preprocessing, fuse, scores
-from van_classification_tensorflow import export as module
-from van_classification_tensorflow.applications import decode_predictions
-from van_classification_tensorflow.config import VANConfig
-from van_classification_tensorflow.convert import convert
-from van_classification_tensorflow.datasets import open_dataset
-from van_classification_tensorflow.evaluate import evaluate, report
-from van_classification_tensorflow.export import _source, export
-from van_classification_tensorflow.labels import Label
-from van_classification_tensorflow.load import architecture, to_official
-from van_classification_tensorflow.model import van
-from van_classification_tensorflow.numpy_model import forward
-from van_classification_tensorflow.pretrained import open_pretrained
-from van_classification_tensorflow.runtimes import About, open_runtime
+from van_classification_tensorflow import VAN, Classifier, Preprocessing, fuse
+from van_classification_tensorflow.datasets.labelled import open_dataset
+from van_classification_tensorflow.engines.numpy_forward import forward
+from van_classification_tensorflow.engines.runtimes import open_runtime
+from van_classification_tensorflow.evaluate.evaluate import evaluate, report
+from van_classification_tensorflow.export import export as module
+from van_classification_tensorflow.export.convert import convert
+from van_classification_tensorflow.export.export import _source, export
+from van_classification_tensorflow.model.applications import decode_predictions
+from van_classification_tensorflow.model.load import architecture, to_official
+from van_classification_tensorflow.model.van import van
+from van_classification_tensorflow.spec import scores
+from van_classification_tensorflow.spec.card import About
+from van_classification_tensorflow.spec.config import VANConfig
+from van_classification_tensorflow.spec.labels import Label
+from van_classification_tensorflow.weights.pretrained import open_pretrained
 
 from .parity import MICRO, load_seeded
 from .tiny_artefacts import FORMATS, about, build, random_weights

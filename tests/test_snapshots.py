@@ -22,15 +22,15 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from van_classification_tensorflow import snapshots as module
-from van_classification_tensorflow.snapshots import (
+from van_classification_tensorflow.support.files import write_atomically
+from van_classification_tensorflow.train import snapshots as module
+from van_classification_tensorflow.train.snapshots import (
     RunLock,
     RunLockedError,
     Snapshot,
     SnapshotError,
     Snapshots,
     nonfinite,
-    write_atomically,
 )
 
 from .snapshot_writer import arrays_of, digest_of, state_of

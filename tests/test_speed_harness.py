@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from van_classification_tensorflow import VAN
-from van_classification_tensorflow.load import to_official
-from van_classification_tensorflow.names import Architecture
+from van_classification_tensorflow.model.load import to_official
+from van_classification_tensorflow.spec.architecture import Architecture
 
 from .parity import seeded_tensor
 

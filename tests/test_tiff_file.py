@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from van_classification_tensorflow.images import ImageError, open_image
+from van_classification_tensorflow.images.decode import ImageError, open_image
 
 RNG = np.random.Generator(np.random.PCG64(3))
 HEIGHT, WIDTH = 19, 21  # more than a tile, no multiple of 8

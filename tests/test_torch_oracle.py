@@ -11,12 +11,16 @@ import json
 import numpy as np
 import pytest
 
-from van_classification_tensorflow.checkpoint import CheckpointError, read_checkpoint, read_weights
-from van_classification_tensorflow.classifier import Classifier
-from van_classification_tensorflow.convert import convert
-from van_classification_tensorflow.preprocessing import Preprocessing
-from van_classification_tensorflow.pretrained import open_pretrained
-from van_classification_tensorflow.torch_file import TorchFile
+from van_classification_tensorflow.export.convert import convert
+from van_classification_tensorflow.inference.classifier import Classifier
+from van_classification_tensorflow.spec.preprocessing import Preprocessing
+from van_classification_tensorflow.weights.checkpoint import (
+    CheckpointError,
+    read_checkpoint,
+    read_weights,
+)
+from van_classification_tensorflow.weights.formats.torch import TorchFile
+from van_classification_tensorflow.weights.pretrained import open_pretrained
 
 from .parity import GOLDEN
 

@@ -15,13 +15,17 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from van_classification_tensorflow import VAN, Classifier, callbacks, digits, runs, train
+from van_classification_tensorflow import VAN, Classifier
 from van_classification_tensorflow.cli import main
-from van_classification_tensorflow.data import open_data
-from van_classification_tensorflow.evaluate import evaluate
-from van_classification_tensorflow.pretrained import open_pretrained
-from van_classification_tensorflow.recipe import RECIPES, Recipe
-from van_classification_tensorflow.snapshots import RunLock, RunLockedError, Snapshots
+from van_classification_tensorflow.datasets import digits
+from van_classification_tensorflow.evaluate.evaluate import evaluate
+from van_classification_tensorflow.train import callbacks
+from van_classification_tensorflow.train import folder as runs
+from van_classification_tensorflow.train import run as train
+from van_classification_tensorflow.train.data import open_data
+from van_classification_tensorflow.train.recipe import RECIPES, Recipe
+from van_classification_tensorflow.train.snapshots import RunLock, RunLockedError, Snapshots
+from van_classification_tensorflow.weights.pretrained import open_pretrained
 
 from .parity import GOLDEN
 
@@ -612,7 +616,7 @@ import tensorflow as tf
 cpu = tf.config.list_physical_devices("CPU")[0]
 tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
 from tests.test_train import TINY, Snapshots
-from van_classification_tensorflow.train import train
+from van_classification_tensorflow.train.run import train
 
 alone = TINY.with_(epochs=1, accumulation_steps=1, clip_norm=None, drop_rate=0.0,
                    drop_path_rate=0.0, warmup_epochs=0, learning_rate=1e-5)
@@ -789,7 +793,7 @@ def test_class_weights_are_those_of_the_textbook(tmp_path):
 
 
 def test_mixed_pictures_weigh_the_mean_of_their_classes():
-    from van_classification_tensorflow.augment import BatchTransform
+    from van_classification_tensorflow.train.augment import BatchTransform
 
     mix = BatchTransform(mixup=0.8, cutmix=0.0, label_smoothing=0.2, class_weights=(3.0, 0.5))
     images, labels = np.zeros((4, 8, 8, 3), np.uint8), np.array([0, 1, 1, 1])

@@ -2,8 +2,8 @@
 
 import pytest
 
-from van_classification_tensorflow.config import CONFIGURATIONS
-from van_classification_tensorflow.weights import CATALOGUE, Source, find
+from van_classification_tensorflow.spec.config import CONFIGURATIONS
+from van_classification_tensorflow.weights.catalogue import CATALOGUE, Source, find
 
 
 def test_the_catalogue_names_every_published_checkpoint():

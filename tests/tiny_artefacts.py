@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from van_classification_tensorflow.preprocessing import Preprocessing
+from van_classification_tensorflow.spec.preprocessing import Preprocessing
 
 FORMATS = {"onnx": "m.onnx", "openvino": "m.xml", "litert": "m.tflite", "saved_model": "m"}
 KEY = "van_classification_tensorflow"

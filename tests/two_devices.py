@@ -19,7 +19,7 @@ import tensorflow as tf
 
 from tests.parity import load_seeded
 from van_classification_tensorflow import VAN
-from van_classification_tensorflow.layers import BatchNorm, DropPath
+from van_classification_tensorflow.model.layers import BatchNorm, DropPath
 
 SMALL = {
     "embed_dims": [8, 16],

@@ -14,21 +14,21 @@ from .registration import register as _register
 __version__ = "2.0.0.dev0"
 
 _HOME = {
-    "Classifier": "classifier",
-    "Preprocessing": "preprocessing",
-    "PreprocessingLayer": "preprocessing_layer",
-    "VAN": "model",
-    "VANB0": "applications",
-    "VANB1": "applications",
-    "VANB2": "applications",
-    "VANB3": "applications",
-    "VANB4": "applications",
-    "VANB5": "applications",
-    "VANB6": "applications",
-    "decode_predictions": "applications",
-    "fuse": "fusion",
-    "load_checkpoint": "load",
-    "preprocess_input": "applications",
+    "Classifier": "inference.classifier",
+    "Preprocessing": "spec.preprocessing",
+    "PreprocessingLayer": "model.preprocessing_layer",
+    "VAN": "model.van",
+    "VANB0": "model.applications",
+    "VANB1": "model.applications",
+    "VANB2": "model.applications",
+    "VANB3": "model.applications",
+    "VANB4": "model.applications",
+    "VANB5": "model.applications",
+    "VANB6": "model.applications",
+    "decode_predictions": "model.applications",
+    "fuse": "model.fused",
+    "load_checkpoint": "model.load",
+    "preprocess_input": "model.applications",
 }
 
 __all__ = [
@@ -53,7 +53,8 @@ __all__ = [
 _register()
 
 if TYPE_CHECKING:
-    from .applications import (
+    from .inference.classifier import Classifier
+    from .model.applications import (
         VANB0,
         VANB1,
         VANB2,
@@ -64,12 +65,11 @@ if TYPE_CHECKING:
         decode_predictions,
         preprocess_input,
     )
-    from .classifier import Classifier
-    from .fusion import fuse
-    from .load import load_checkpoint
-    from .model import VAN
-    from .preprocessing import Preprocessing
-    from .preprocessing_layer import PreprocessingLayer
+    from .model.fused import fuse
+    from .model.load import load_checkpoint
+    from .model.preprocessing_layer import PreprocessingLayer
+    from .model.van import VAN
+    from .spec.preprocessing import Preprocessing
 
 
 def __getattr__(name: str):

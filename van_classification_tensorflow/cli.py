@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from . import __version__
-from .quiet import quiet_start
+from .support.quiet import quiet_start
 
 
 def demo(parser: ArgumentParser) -> Any:
@@ -39,10 +39,10 @@ def demo(parser: ArgumentParser) -> Any:
     parser.add_argument("--overwrite", action="store_true", help="replace an earlier demo")
 
     def run(output: Path, **options: Any) -> None:
-        from .runs import check_demo
+        from .train.folder import check_demo
 
         check_demo(output, **options)
-        from .demo import run
+        from .train.demo import run
 
         run(output, **options)
 
@@ -77,7 +77,7 @@ def train(parser: ArgumentParser) -> Any:
     )
 
     def run(data, output, recipe, resume, force, print_config, **fields: Any) -> None:
-        from .recipe import choose_recipe
+        from .train.recipe import choose_recipe
 
         fields = {name: None if v == [None] else v for name, v in fields.items()}
         if resume is None:
@@ -88,8 +88,8 @@ def train(parser: ArgumentParser) -> Any:
             missing = [f"--{n}" for n, v in (("data", data), ("output", output)) if v is None]
             if missing:
                 raise ValueError(f"{' and '.join(missing)} must be given, or --resume RUN")
-        from .output import messages, results, say
-        from .runs import check_finished, check_run, check_start
+        from .support.console import messages, results, say
+        from .train.folder import check_finished, check_run, check_start
 
         if resume is not None:
             if output is not None or recipe is not None:
@@ -105,8 +105,8 @@ def train(parser: ArgumentParser) -> Any:
             say(messages(), str(end))
             return
         # Only now, as it starts Keras.
-        from .callbacks import Stopped
-        from .train import train as run_training
+        from .train.callbacks import Stopped
+        from .train.run import train as run_training
 
         try:
             run_training(
@@ -130,7 +130,7 @@ def train(parser: ArgumentParser) -> Any:
 
 def _add_recipe(parser: ArgumentParser) -> None:
     """An option for each field of a recipe; what is not given is the recipe's."""
-    from .recipe import Recipe, field_help, field_kinds
+    from .train.recipe import Recipe, field_help, field_kinds
 
     group = parser.add_argument_group("the recipe's fields (default: the authors')")
     about = field_help()
@@ -185,7 +185,7 @@ def predict(parser: ArgumentParser) -> Any:
     parser.add_argument("--overwrite", action="store_true", help="replace the output, begin anew")
 
     def run(path: list[str], **options: Any) -> None:
-        from .predict import Begun, run
+        from .inference.predict import Begun, run
 
         try:
             failed = run(path, **options)
@@ -227,7 +227,7 @@ def evaluate(parser: ArgumentParser) -> Any:
     )
 
     def run(data: str, **options: Any) -> None:
-        from .evaluate import run
+        from .evaluate.evaluate import run
 
         sys.exit(run(data, **options))
 
@@ -298,7 +298,7 @@ def benchmark(parser: ArgumentParser) -> Any:
     parser.add_argument("--overwrite", action="store_true", help="replace an earlier output")
 
     def run(weights: list[str], **options: Any) -> None:
-        from .benchmark_report import run
+        from .benchmark.report import run
 
         sys.exit(run(weights, **options))
 
@@ -373,8 +373,8 @@ def export(parser: ArgumentParser) -> Any:
     parser.add_argument("--overwrite", action="store_true", help="replace what is at --output")
 
     def run(weights: str, output: Path, **options: Any) -> None:
-        from .export import export
-        from .output import print_report
+        from .export.export import export
+        from .support.console import print_report
 
         print_report(export(weights, output, **options).lines())
 
@@ -441,8 +441,8 @@ def convert(parser: ArgumentParser) -> Any:
     )
 
     def run(source: str, target: str, **options: Any) -> None:
-        from .convert import convert
-        from .output import print_report
+        from .export.convert import convert
+        from .support.console import print_report
 
         print_report(convert(source, target, **options).lines())
 
@@ -455,9 +455,9 @@ def weights_list(parser: ArgumentParser) -> Any:
     def run() -> None:
         from rich.table import Table
 
-        from .cache import cache_dir, cached_path
-        from .output import results, say
-        from .weights import CATALOGUE
+        from .support.console import results, say
+        from .weights.cache import cache_dir, cached_path
+        from .weights.catalogue import CATALOGUE
 
         table = Table("Name", title="Published weights", min_width=64)
         table.columns[0].no_wrap = True
@@ -499,7 +499,7 @@ def weights_download(parser: ArgumentParser) -> Any:
     )
 
     def run(name: list[str], force: bool) -> None:
-        from .pretrained import local_file
+        from .weights.pretrained import local_file
 
         try:
             for record in _records(name):
@@ -515,8 +515,8 @@ def weights_verify(parser: ArgumentParser) -> Any:
     _add_names(parser, "*", "; by default all that are cached")
 
     def run(name: list[str]) -> None:
-        from .cache import cache_dir, cached_path, verify
-        from .weights import CATALOGUE
+        from .weights.cache import cache_dir, cached_path, verify
+        from .weights.catalogue import CATALOGUE
 
         records = _records(name) or [r for r in CATALOGUE.values() if r.sources and cached_path(r)]
         if not records:
@@ -536,7 +536,7 @@ def weights_path(parser: ArgumentParser) -> Any:
     _add_names(parser)
 
     def run(name: str) -> None:
-        from .cache import cached_path
+        from .weights.cache import cached_path
 
         (record,) = _records([name])
         path = cached_path(record)
@@ -554,7 +554,7 @@ def _add_names(parser: ArgumentParser, nargs: str | None = None, rest: str = "")
 
 
 def _records(names: list[str]) -> list:
-    from .weights import find
+    from .weights.catalogue import find
 
     return [find(name) for name in names]
 
@@ -656,7 +656,7 @@ def _add_commands(
 def _words(error: Exception) -> str:
     """The system's errors without their number, the file first."""
     if isinstance(error, OSError) and error.strerror and error.filename:
-        from .images import printable
+        from .support.text import printable
 
         return f"{printable(error.filename)}: {error.strerror}"
     return str(error)

@@ -16,7 +16,7 @@ from typing import Any
 
 _PACKAGE = "van_classification_tensorflow"
 _CLASSES = {
-    "layers": (
+    "model.layers": (
         "BatchNorm",
         "DepthwiseConv",
         "DropPath",
@@ -24,10 +24,10 @@ _CLASSES = {
         "LayerScale",
         "PointwiseConv",
     ),
-    "model": ("Attention", "Block", "LKA", "Mlp", "OverlapPatchEmbed", "VAN"),
-    "fusion": ("FusedAttention", "FusedBlock", "FusedVAN"),
-    "optim": ("AdamW",),
-    "preprocessing_layer": ("PreprocessingLayer",),
+    "model.van": ("Attention", "Block", "LKA", "Mlp", "OverlapPatchEmbed", "VAN"),
+    "model.fused": ("FusedAttention", "FusedBlock", "FusedVAN"),
+    "train.optim": ("AdamW",),
+    "model.preprocessing_layer": ("PreprocessingLayer",),
 }
 
 
@@ -41,7 +41,7 @@ def registered() -> dict[str, Any]:
         return type(name, (), {"from_config": classmethod(from_config)})
 
     def gelu(x: Any) -> Any:
-        return import_module(".layers", _PACKAGE).gelu(x)
+        return import_module(".model.layers", _PACKAGE).gelu(x)
 
     classes = {
         f"{_PACKAGE}>{name}": stand_in(module, name)

@@ -1,0 +1,1 @@
+"""`van benchmark`: speed, memory and size of models, measured side by side."""

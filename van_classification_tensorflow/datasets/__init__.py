@@ -1,0 +1,1 @@
+"""Labelled pictures: class folders, variants of ImageNet, TFDS, digits."""

@@ -1,0 +1,1 @@
+"""One forward pass, computed by NumPy or by the runtime of an exported file."""

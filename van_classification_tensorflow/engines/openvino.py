@@ -1,0 +1,57 @@
+"""OpenVINO's files, by its runtime."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from ..spec.card import METADATA_KEY, About
+from ..support.extras import missing
+from .protocol import Loaded, Spec
+
+
+def load(path: Path, threads: int | None) -> Loaded:
+    try:
+        import openvino
+    except ImportError as error:
+        raise missing("openvino", "openvino", error) from error
+    with path.open("rb") as file:
+        # OpenVINO would try what is no IR as every other format, and say so for each.
+        head = file.read(4096)
+        file.seek(max(file.seek(0, os.SEEK_END) - 64, 0))
+        if b"<net" not in head or b"</net>" not in file.read():
+            raise ValueError("not an OpenVINO model")
+    core = openvino.Core()
+    model = core.read_model(path)
+    metadata = None
+    if model.has_rt_info(METADATA_KEY):
+        metadata = model.get_rt_info(METADATA_KEY).value
+        if not isinstance(metadata, str):
+            raise ValueError("its metadata is no text")
+    options: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", "NUM_STREAMS": 1}
+    if threads is not None:
+        options["INFERENCE_NUM_THREADS"] = int(threads)
+    precision = About.from_json(metadata).precision if metadata is not None else "float32"
+    if precision != "int8":  # beside int8, OpenVINO knows best what the rest runs in
+        hints = {"float16": ("FP16", "f16"), "bfloat16": ("BF16", "bf16")}
+        needed, hint = hints.get(precision, ("FP32", "f32"))
+        able = core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+        options["INFERENCE_PRECISION_HINT"] = hint if needed in able else "f32"
+    compiled = core.compile_model(model, "CPU", options)
+    dtypes = {"f32": "float32", "u8": "uint8"}
+
+    def spec(tensor: Any) -> Spec:
+        name = tensor.element_type.get_type_name()
+        shape = tensor.partial_shape
+        if shape.rank.is_dynamic:
+            return None, name
+        sizes = [n.get_length() if n.is_static else None for n in shape]
+        return sizes, dtypes.get(name, name)
+
+    return Loaded(
+        metadata,
+        [spec(one) for one in model.inputs],
+        [spec(one) for one in model.outputs],
+        lambda images: compiled(images)[0],
+    )

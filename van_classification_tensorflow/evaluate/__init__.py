@@ -1,0 +1,1 @@
+"""`van evaluate`: how well a model classifies labelled pictures."""

@@ -1,0 +1,1 @@
+"""`van export` and `van convert`: a model in the formats of others."""

@@ -1,0 +1,335 @@
+"""Weight files from any known format and naming to any other: `van convert IN OUT`."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..spec.architecture import Architecture
+from ..spec.preprocessing import Preprocessing
+from ..spec.scores import SIGMOID, SOFTMAX, activation_of
+from ..support.console import to_json
+from ..weights.address import format_of
+from ..weights.checkpoint import ModelWeights, read_weights
+from ..weights.formats.torch import write_torch
+from ..weights.namings import NAMINGS, spell
+from ..weights.pretrained import Pretrained, of_weights
+from ..weights.sidecars import class_names, to_openmmlab, to_transformers
+
+_KERAS = (".keras", ".weights.h5")
+_TORCH = (".pth", ".pth.tar", ".pt", ".bin")
+# What a folder of another model may have beside the files that are always written.
+_OF_OTHERS = ("preprocessor_config.json", "model.safetensors.index.json")
+
+
+@dataclass(frozen=True)
+class Report:
+    """What `convert` recognised, wrote and left out."""
+
+    weights: ModelWeights
+    target: Path
+    written: str
+    """Format and naming of what was written."""
+    notes: tuple[str, ...]
+
+    def lines(self) -> list[str]:
+        """The report for a person."""
+        source = self.weights.source
+        entry = f", entry {source.wrapper!r}" if source.wrapper else ""
+        lines = [
+            f"read     {source.layout} file{entry}, {self.weights.naming} names: "
+            f"{len(self.weights.tensors)} tensors",
+            f"model    {self.weights.architecture}",
+        ]
+        by_reason = Counter(self.weights.ignored.values())
+        for reason, count in by_reason.items():
+            examples = [n for n, why in self.weights.ignored.items() if why == reason]
+            more = ", ..." if count > 3 else ""
+            lines.append(f"ignored  {', '.join(examples[:3])}{more} ({count}): {reason}")
+        lines += [f"note     {note}" for note in self.notes]
+        return [*lines, f"written  {self.target}: {self.written}"]
+
+
+def convert(
+    source: str | os.PathLike,
+    target: str | os.PathLike,
+    *,
+    naming: str | None = None,
+    wrapper: str | None = None,
+    allow_nonfinite: bool = False,
+    overwrite: bool = False,
+) -> Report:
+    """Reads the weights of one VAN and writes them in the format that `target`'s name asks for.
+
+    Args:
+        source: A weight file of any known format, or a Hugging Face folder.
+        target: `*.safetensors`, `*.pth` (also .pth.tar, .pt, .bin), `*.keras`, `*.weights.h5`,
+            or, with `naming="huggingface"`, a folder to make.
+        naming: "official" (default), "huggingface" or "mmpretrain". Keras files have
+            their own names.
+        wrapper: Entry of a PyTorch file to read, such as "model_ema".
+        allow_nonfinite: Accept NaN and infinities.
+        overwrite: Replace `target` if it is there.
+
+    The weights are written as float32. A target file appears whole or not at all, and so does
+    each file of a folder; what another model has left there that would be taken for this one's
+    is then removed.
+
+    Raises:
+        ValueError: The source is refused, or `target` and `naming` do not fit together.
+        FileExistsError: `target` is there and `overwrite` is not set.
+        OSError: A file cannot be read or written.
+    """
+    target = Path(target)
+    kind, naming = _kind(target, naming)
+    if not target.absolute().parent.is_dir():
+        raise FileNotFoundError(f"{target.absolute().parent} is no folder; make it first")
+    if target.exists() and not overwrite:
+        raise FileExistsError(f"{target} is already there; to replace it: --overwrite")
+    if format_of(source) is not None:
+        raise ValueError(f"{source} is an exported file; give the weights it was made of")
+    weights = read_weights(source, wrapper, allow_nonfinite)
+    notes = []
+    kinds = {a.dtype.name for a in weights.source.tensors.values() if a.dtype.kind not in "iu"}
+    if kinds != {"float32"}:
+        notes.append(f"{', '.join(sorted(kinds))} numbers were written as float32")
+    with np.errstate(over="ignore"):
+        tensors: dict[str, np.ndarray] = {
+            n: a.astype(np.float32, copy=False) for n, a in weights.tensors.items()
+        }
+    for name, array in weights.tensors.items():
+        if array.dtype == np.float64 and np.isinf(tensors[name]).sum() > np.isinf(array).sum():
+            raise ValueError(f"{source}: {name} does not fit into float32")
+    weights = replace(weights, tensors=tensors)
+
+    opened = of_weights(os.fspath(source), weights)
+    opened.check(["labels", "preprocessing"])
+    if weights.architecture.num_classes is not None:
+        activation_of(opened.activation, weights.architecture.num_classes, opened.name)
+    notes += [f"its {what} is left out: {why}" for what, why in opened.problems.items()]
+    written_so = ["labels"] if opened.labels is not None else []
+    if kind == "folder" or opened.preprocessing is not None:
+        written_so.append("preprocessing")
+    assumed = (opened.assumed[what] for what in written_so if what in opened.assumed)
+    notes += filter(None, (opened.notes, *assumed))
+    bare = naming == "huggingface" and target.name.endswith(".bin")  # as transformers reads it
+    write: Callable[[Path], Any]
+    if kind == "keras":
+        write = lambda path: _write_keras(path, opened)  # noqa: E731
+        written = f"Keras 3 {'model' if target.name.endswith('.keras') else 'weights'}"
+    else:
+        named = spell(weights.tensors, naming)
+        written = f"{kind}, {naming} names"
+        if kind == "torch":
+            write = lambda path: _write_torch(path, named, opened, bare)  # noqa: E731
+        elif kind == "safetensors":
+            write = lambda path: write_safetensors(path, named, describe(opened))  # noqa: E731
+        else:
+            files, said = hugging_face_files(opened)
+            notes += said
+            write = lambda path: _write_folder(path, named, describe(opened), files)  # noqa: E731
+    only_tensors = bare or target.name.endswith(".weights.h5")
+    if only_tensors and (opened.labels is not None or opened.preprocessing is not None):
+        notes.append(f"{target.name} holds tensors only: labels and preprocessing are left out")
+    independent = opened.activation == SIGMOID and weights.architecture.num_classes != 1
+    if only_tensors and independent:
+        notes.append(
+            f"{target.name} cannot say that its classes do not exclude each other (sigmoid), and "
+            "will be read as if they did: .safetensors and .keras keep it"
+        )
+    read = Path(source).resolve()
+    in_place = target.resolve() in (read, read.parent)
+    _whole_or_not(target, write, () if in_place else _OF_OTHERS)
+    return Report(weights, target, written, tuple(notes))
+
+
+def _kind(target: Path, naming: str | None) -> tuple[str, str]:
+    """(container, naming) that the target's name and the option ask for."""
+    if naming is not None and naming not in NAMINGS:
+        raise ValueError(
+            f"`naming` must be one of {', '.join(NAMINGS)}. Received: naming={naming!r}"
+        )
+    if target.name.endswith(_KERAS):
+        if naming is not None:
+            raise ValueError(f"`naming` does not apply to {target.name}: Keras has its own names")
+        return "keras", ""
+    if target.name.endswith(".safetensors"):
+        return "safetensors", naming or "official"
+    if target.name.endswith(_TORCH):
+        return "torch", naming or "official"
+    if naming == "huggingface" and not target.is_file() and format_of(target) is None:
+        return "folder", naming
+    raise ValueError(
+        f"`target` must end in .safetensors, {', '.join(_TORCH)}, {' or '.join(_KERAS)}, or, with "
+        f"naming 'huggingface', be a folder. Received: {target}"
+    )
+
+
+def _whole_or_not(target: Path, write: Callable[[Path], Any], stale: Sequence[str]) -> None:
+    """Writes beside `target` first, then moves: an interrupted run leaves the old or nothing.
+
+    Of a folder, removes the files called `stale` that were not written.
+    """
+    # In a folder of its own under the final name: Keras looks at the ending.
+    with tempfile.TemporaryDirectory(prefix=".van-convert-", dir=target.absolute().parent) as work:
+        made = Path(work) / target.name
+        write(made)
+        if made.is_file():
+            with open(made, "rb+") as file:
+                os.fsync(file.fileno())
+            os.replace(made, target)
+            return
+        target.mkdir(exist_ok=True)
+        written = [part.name for part in made.iterdir()]
+        for name in written:
+            os.replace(made / name, target / name)
+        for name in set(stale) - set(written):
+            (target / name).unlink(missing_ok=True)
+
+
+# --- The formats ---
+
+
+def describe(opened: Pretrained) -> dict[str, Any]:
+    """What a file of ours says of itself, beside its tensors; kept from the source if it said."""
+    kept: dict[str, Any] = {}
+    if opened.labels is not None:
+        kept["labels"] = opened.labels
+    if opened.preprocessing is not None:
+        kept["preprocessing"] = opened.preprocessing.to_dict()
+    if opened.activation != SOFTMAX:
+        kept["classifier_activation"] = opened.activation
+    return {**architecture_to_dict(opened.weights.architecture), **kept}
+
+
+def architecture_to_dict(architecture: Architecture) -> dict[str, Any]:
+    config = architecture.config
+    return {
+        "embed_dims": list(config.embed_dims),
+        "mlp_ratios": list(config.mlp_ratios),
+        "depths": list(config.depths),
+        "in_chans": architecture.in_chans,
+        "num_classes": architecture.num_classes,
+    }
+
+
+def write_safetensors(path: Path, tensors: dict[str, np.ndarray], metadata: dict) -> None:
+    """Writes `tensors`, and `metadata` as JSON under the key "van"."""
+    from safetensors.numpy import save_file
+
+    # It writes an array's memory as it lies, so a transposed view would be scrambled.
+    plain = {n: np.ascontiguousarray(a).reshape(a.shape) for n, a in tensors.items()}
+    path.touch()  # save_file gives its file to its owner alone; ours is as others that are made
+    mode = path.stat().st_mode
+    save_file(plain, path, metadata={"format": "pt", "van": json.dumps(metadata)})
+    path.chmod(mode)
+
+
+def _write_torch(path: Path, tensors: dict, opened: Pretrained, bare: bool) -> None:
+    """With the classes where OpenMMLab looks for them; `bare`: nothing but tensors."""
+    if bare:
+        write_torch(path, tensors, wrapper="")
+        return
+    meta = to_openmmlab(opened.labels, opened.weights.architecture.num_classes)
+    card = {"van": json.dumps(describe(opened))}
+    write_torch(path, tensors, beside=card | ({"meta": meta} if meta else {}))
+
+
+def _write_folder(
+    path: Path, tensors: dict[str, np.ndarray], metadata: dict, files: dict[str, Any]
+) -> None:
+    """A folder that `transformers.pipeline("image-classification")` takes."""
+    path.mkdir()
+    write_safetensors(path / "model.safetensors", tensors, metadata)
+    for name, content in files.items():
+        (path / name).write_text(to_json(content, indent=2) + "\n", encoding="utf-8")
+
+
+def hugging_face_files(opened: Pretrained) -> tuple[dict[str, Any], list[str]]:
+    """({file of transformers beside the weights: its JSON}, what a user of them should know)."""
+    sizes = opened.weights.architecture
+    default = Preprocessing().with_channels(sizes.in_chans)
+    preprocessing = opened.preprocessing
+    if preprocessing is None and "preprocessing" not in opened.problems:
+        preprocessing = default
+    activation = opened.activation
+    files = {"config.json": hugging_face_config(sizes, opened.labels, preprocessing, activation)}
+    if preprocessing is None:
+        return files, ["no preprocessor_config.json was written: no preprocessing is known"]
+    files["preprocessor_config.json"], notes = to_transformers(preprocessing)
+    return files, notes
+
+
+def hugging_face_config(
+    architecture: Architecture,
+    labels: Any = None,
+    preprocessing: Preprocessing | None = None,
+    classifier_activation: Any = SOFTMAX,
+) -> dict[str, Any]:
+    """The `VanConfig` of transformers as JSON.
+
+    Args:
+        architecture: Sizes.
+        labels: One text per class, or a key of `spec.labels.labels_of`; None: unknown.
+        preprocessing: Its `input_size` is the model's `image_size`.
+        classifier_activation: "sigmoid" makes it a multi-label model.
+
+    Raises:
+        ValueError: transformers cannot express it.
+    """
+    names = class_names(labels, architecture.num_classes or 0)
+    stages = len(architecture.depths)
+    ratios = list(architecture.config.mlp_ratios)
+    if not all(isinstance(ratio, int) for ratio in ratios):
+        raise ValueError(f"transformers takes only whole mlp_ratios. Received: {ratios}")
+    problem = {SIGMOID: {"problem_type": "multi_label_classification"}}
+    return {
+        "architectures": ["VanForImageClassification" if names else "VanModel"],
+        "model_type": "van",
+        "num_channels": architecture.in_chans,
+        "image_size": preprocessing.input_size if preprocessing else 224,
+        "patch_sizes": [7] + [3] * (stages - 1),
+        "strides": [4] + [2] * (stages - 1),
+        "hidden_sizes": list(architecture.embed_dims),
+        "depths": list(architecture.depths),
+        "mlp_ratios": ratios,
+        "hidden_act": "gelu",
+        "initializer_range": 0.02,
+        "layer_norm_eps": 1e-6,
+        "layer_scale_init_value": 0.01,
+        "drop_path_rate": 0.0,
+        "dropout_rate": 0.0,
+        "id2label": {str(i): name for i, name in enumerate(names)},
+        "label2id": {name: i for i, name in enumerate(names)},
+        **problem.get(classifier_activation, {}),
+    }
+
+
+def _write_keras(path: Path, opened: Pretrained) -> None:
+    from ..model.load import load_checkpoint
+    from ..model.van import VAN
+
+    weights, architecture = opened.weights, opened.weights.architecture
+    config = architecture.config
+    model = VAN(
+        architecture.configuration,
+        embed_dims=config.embed_dims,
+        mlp_ratios=config.mlp_ratios,
+        depths=config.depths,
+        in_chans=architecture.in_chans,
+        num_classes=architecture.num_classes or 1000,
+        include_top=architecture.num_classes is not None,
+        classifier_activation=opened.activation if architecture.num_classes else None,
+        data_format="channels_last",
+    )
+    load_checkpoint(model, weights.tensors, allow_nonfinite=True)
+    opened.describe(model, architecture.num_classes, architecture.in_chans)
+    model.save(path) if path.name.endswith(".keras") else model.save_weights(path)

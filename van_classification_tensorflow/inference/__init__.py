@@ -1,0 +1,1 @@
+"""`Classifier` and `van predict`: pictures to ranked labels or features."""

@@ -1,0 +1,1 @@
+"""Keras: layers, blocks and the graph of the paper; weights into it; fused; as applications."""

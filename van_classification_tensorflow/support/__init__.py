@@ -1,0 +1,1 @@
+"""Helpers that know nothing of VAN: texts, files, console, plots, optional packages."""

@@ -1,0 +1,1 @@
+"""`van train` and `van demo`: recipes, batches, optimizer, runs that go on."""

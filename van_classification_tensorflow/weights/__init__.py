@@ -1,0 +1,1 @@
+"""Weight files of strangers to arrays and back: catalogue, cache, download, namings."""
