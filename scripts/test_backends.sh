@@ -11,25 +11,25 @@ pids=()
 
 # What one core does; `together` starts it beside the other.
 backend() {
-  KERAS_BACKEND=$1 python -m pytest -q tests/test_layers.py tests/test_load.py tests/test_classifier.py \
-    tests/test_parity.py -k "not van_b1 and not van_b2"
-  KERAS_BACKEND=$1 python -m pytest -q tests/test_fusion.py tests/test_export.py \
+  KERAS_BACKEND=$1 python -m pytest -q tests/model/test_layers.py tests/model/test_load.py tests/inference/test_classifier.py \
+    tests/model/test_parity.py -k "not van_b1 and not van_b2"
+  KERAS_BACKEND=$1 python -m pytest -q tests/model/test_fused.py tests/export/test_export.py \
     -k "every_stage or saved_and or head_of or (every_precision and onnx-float32)"
-  KERAS_BACKEND=$1 python -m pytest -q -m "" tests/test_optim.py
-  KERAS_BACKEND=$1 python -m pytest -q -m "" tests/test_keras_harness.py -k "not trains_as or bfloat16"
-  KERAS_BACKEND=$1 python -m pytest -q -m "" tests/test_train.py \
+  KERAS_BACKEND=$1 python -m pytest -q -m "" tests/train/test_optim.py
+  KERAS_BACKEND=$1 python -m pytest -q -m "" tests/model/test_keras_harness.py -k "not trains_as or bfloat16"
+  KERAS_BACKEND=$1 python -m pytest -q -m "" tests/train/test_run.py \
     -k "folder or best_model or last or readmes or textbook"
-  KERAS_BACKEND=$1 python -m pytest -q tests/test_model.py \
+  KERAS_BACKEND=$1 python -m pytest -q tests/model/test_van.py \
     -k "save or saving or sizes or channels_first or headless or clone or pyramid"
   python -m pytest -q -m "" tests/test_public_api.py -k "$1"
 }
 judges() {
   python -c "import torch, transformers"  # or the tests below would be skipped
   python -m pytest -q tests/test_torch_oracle.py
-  python -m pytest -q tests/test_evaluate.py -k original
+  python -m pytest -q tests/evaluate/test_evaluate.py -k original
 }
 keras_hub() {
-  KERAS_BACKEND=torch python -m pytest -q -m slow tests/test_keras_hub.py
+  KERAS_BACKEND=torch python -m pytest -q -m slow tests/model/test_keras_hub.py
 }
 
 # Starts each of its arguments, waits for all, shows what they said, and fails if one did.

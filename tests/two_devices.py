@@ -3,7 +3,7 @@
     python -m tests.two_devices
 
 The devices are two halves of the CPU. They must exist before TensorFlow starts, which is why
-`test_distribution.py` runs this in a process of its own.
+`train/test_distribution.py` runs this in a process of its own.
 """
 
 from __future__ import annotations

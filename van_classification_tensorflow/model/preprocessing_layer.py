@@ -34,7 +34,7 @@ class PreprocessingLayer(keras.layers.Layer):
     Pillow does. Measured on noise, gradients and edges of 13 sizes from 1 x 7 to 700 x 1000,
     enlarged and reduced: with each of the six filters every value is that of `Preprocessing`, on
     TensorFlow (sizes known or not), JAX and torch; also within `tf.data.Dataset.map`, where the
-    other two use NumPy. `pytest -m "" tests/test_preprocessing_layer.py` measures it again.
+    other two use NumPy. `pytest -m "" tests/model/test_preprocessing_layer.py` measures it again.
 
     Args:
         preprocessing: The record, or what its `to_dict` gave.
