@@ -15,7 +15,7 @@ import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from numbers import Integral, Real
+from numbers import Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +25,7 @@ from rich.console import Console
 from ..export.convert import write_safetensors
 from ..spec.architecture import Architecture, TensorSpec
 from ..spec.config import CONFIGURATIONS, min_image_size
+from ..support.checks import at_least
 from ..support.console import pictures_bar, say
 from ..support.files import file_bytes
 from ..support.text import printable
@@ -224,11 +225,11 @@ def benchmark(
     named = _named(weights)
     for argument, numbers in (("batch_sizes", batch_sizes), ("rounds", [rounds])):
         for number in numbers:
-            _check_integer(argument, number, 2 if argument == "rounds" else 1)
+            at_least(argument, number, 2 if argument == "rounds" else 1)
     batch_sizes = [int(number) for number in batch_sizes]  # NumPy's would fit into no JSON
     sizes = [None if size is None else _pair(size) for size in image_sizes]
     if threads is not None:
-        _check_integer("threads", threads)
+        at_least("threads", threads, 1)
         threads = int(threads)
     if not isinstance(seconds, Real) or not 0 < seconds < math.inf:
         raise ValueError(f"`seconds` must be a number > 0. Received: seconds={seconds!r}")
@@ -268,17 +269,10 @@ def _named(weights: Any) -> list[str]:
     return named
 
 
-def _check_integer(argument: str, value: Any, least: int = 1) -> None:
-    if not isinstance(value, Integral) or isinstance(value, bool) or value < least:
-        raise ValueError(
-            f"`{argument}` must be an integer >= {least}. Received: {argument}={value!r}"
-        )
-
-
 def _pair(size: Any) -> tuple[int, int]:
     height, width = size if isinstance(size, Sequence) and len(size) == 2 else (size, size)
     for side in (height, width):
-        _check_integer("image_sizes", side)
+        at_least("image_sizes", side, 1)
     return int(height), int(width)
 
 

@@ -20,6 +20,7 @@ import numpy as np
 from ..images.find import LeftOut, class_entries, class_folders, no_pictures, pictures_in
 from ..spec.labels import Label, comparable, imagenet_classes
 from ..spec.scores import negative_of
+from ..support.checks import is_whole
 from ..support.extras import is_installed
 from ..support.files import asset
 from ..support.text import printable
@@ -329,7 +330,7 @@ def _read_class_map(path: Path, classes: int) -> dict[str, int]:
         raise ValueError(f"`class_map` must end in .json or .csv. Received: {path}")
     pairs = tuple((comparable(folder), index) for folder, index in pairs)
     for folder, index in pairs:
-        if not isinstance(index, int) or isinstance(index, bool) or not 0 <= index < classes:
+        if not is_whole(index) or not 0 <= index < classes:
             raise ValueError(
                 f"`class_map` {path}: {folder!r} must have a class index, 0 to {classes - 1}. "
                 f"Received: {index!r}"

@@ -18,7 +18,7 @@ def load(path: Path, threads: int | None) -> Loaded:
     try:
         from ai_edge_litert.interpreter import Interpreter
     except ImportError as error:
-        raise missing("ai-edge-litert", "litert", error) from error
+        raise missing("this file", "ai-edge-litert", "litert", error) from error
     metadata = None
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:

@@ -15,7 +15,7 @@ def load(path: Path, threads: int | None) -> Loaded:
     try:
         import onnxruntime
     except ImportError as error:
-        raise missing("onnxruntime", "onnx", error) from error
+        raise missing("this file", "onnxruntime", "onnx", error) from error
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads or 0
     options.log_severity_level = 4  # what fails is raised as well

@@ -15,7 +15,7 @@ def load(path: Path, threads: int | None) -> Loaded:
     try:
         import openvino
     except ImportError as error:
-        raise missing("openvino", "openvino", error) from error
+        raise missing("this file", "openvino", "openvino", error) from error
     with path.open("rb") as file:
         # OpenVINO would try what is no IR as every other format, and say so for each.
         head = file.read(4096)

@@ -11,7 +11,6 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from math import prod
-from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ from ..spec.card import (
     MAX_WIDTH,
     About,
 )
+from ..support.checks import is_whole
 from ..support.text import printable
 from ..weights.address import format_of
 from . import litert, onnx, openvino, saved_model
@@ -120,9 +120,7 @@ def open_runtime(path: str | os.PathLike, threads: int | None = None) -> Runtime
         OSError: It is not there or cannot be read.
         ModuleNotFoundError: The runtime is not installed; says what to install.
     """
-    if threads is not None and (
-        not isinstance(threads, Integral) or isinstance(threads, bool) or threads < 1
-    ):
+    if threads is not None and (not is_whole(threads) or threads < 1):
         raise ValueError(f"`threads` must be an integer >= 1, or None. Received: threads={threads}")
     kind = format_of(path)
     if kind is None:

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass, replace
 from importlib import import_module
-from numbers import Integral, Real
+from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,8 +37,9 @@ from ..spec.config import min_image_size
 from ..spec.labels import assumed_labels, labels_of
 from ..spec.preprocessing import NOT_SAID, Preprocessing
 from ..spec.scores import activation_of, best, classes_of
+from ..support.checks import is_number, is_whole
 from ..support.console import messages, pictures_bar, say, say_failures
-from ..support.extras import is_installed
+from ..support.extras import is_installed, missing
 from ..support.files import file_bytes
 from ..support.quiet import without_warnings
 from ..support.text import printable, shown
@@ -291,9 +292,7 @@ def export(
             "of its numbers come from them. Received: data=None"
         )
     for name, limit, most in (("tolerance", tolerance, np.inf), ("agreement", agreement, 1.0)):
-        if limit is not None and not (
-            isinstance(limit, Real) and not isinstance(limit, bool) and 0 <= limit <= most
-        ):
+        if limit is not None and not (is_number(limit) and 0 <= limit <= most):
             raise ValueError(f"`{name}` must be from 0 to {most}. Received: {name}={limit!r}")
     _check_place(target, kind, model, overwrite)
     _check_installed(kind, precision)
@@ -409,11 +408,7 @@ def _check_sizes(kind: str, batch_size: Any, image_size: Any) -> None:
     ):
         if (value is None or isinstance(value, str)) and value in others:
             continue
-        if (
-            not isinstance(value, Integral)
-            or isinstance(value, bool)
-            or not 1 <= int(value) <= 4096
-        ):
+        if not is_whole(value) or not 1 <= int(value) <= 4096:
             raise ValueError(
                 f"`{name}` must be an integer from 1 to 4096, or 'any'. Received: {name}={value!r}"
             )
@@ -446,7 +441,7 @@ def _check_installed(kind: str, precision: str) -> None:
     needed = [*_NEEDS[kind], *(["nncf"] if (kind, precision) == ("openvino", "int8") else [])]
     for package in needed:
         if not is_installed(package):
-            raise _missing(kind, package)
+            raise missing(kind, package, kind)
     if "tensorflow" in needed and os.environ.get("KERAS_BACKEND", "tensorflow") != "tensorflow":
         raise _other_backend(kind, os.environ["KERAS_BACKEND"])
 
@@ -462,13 +457,7 @@ def _import_runtime(kind: str) -> None:
         try:
             import_module(package)
         except ImportError as error:
-            raise _missing(kind, package, f" ({error})") from error
-
-
-def _missing(kind: str, package: str, why: str = "") -> ModuleNotFoundError:
-    return ModuleNotFoundError(
-        f"{kind} needs {package}: pip install 'van-classification-tensorflow[{kind}]'{why}"
-    )
+            raise missing(kind, package, kind, error) from error
 
 
 def _other_backend(kind: str, backend: str) -> ValueError:

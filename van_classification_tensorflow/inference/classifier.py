@@ -7,7 +7,6 @@ import sys
 from collections.abc import Iterable, Iterator, Sequence, Sized
 from dataclasses import dataclass, replace
 from functools import cached_property
-from numbers import Integral
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -30,6 +29,7 @@ from ..spec.scores import (
     of_classes,
     probabilities,
 )
+from ..support.checks import at_least
 from ..support.text import printable
 from ..weights.address import format_of
 from ..weights.pretrained import Pretrained, open_pretrained
@@ -144,7 +144,7 @@ class Classifier:
             ("workers", 1 if workers is None else workers),
             ("max_pixels", max_pixels),
         ):
-            check_at_least(name, value, 1)
+            at_least(name, value, 1)
         if np.ndim(crops) or isinstance(crops, bool) or crops not in (1, 5):
             raise ValueError(f"`crops` must be 1 or 5. Received: crops={crops!r}")
         if not isinstance(flip, (bool, np.bool_)):
@@ -415,7 +415,7 @@ class Classifier:
         """Raises `ValueError` where there is no head, or `top` is no number of classes."""
         if not self.labels:
             raise ValueError(f"{self.name} has no head: it gives features only")
-        check_at_least("top", top, 1)
+        at_least("top", top, 1)
 
     def check_features(self) -> None:
         """Raises `ValueError` where an exported file gives something else than features."""
@@ -477,14 +477,6 @@ class Classifier:
             return self._in_memory(inputs, features)[:count]
         model = self._features if features else self.model
         return np.asarray(model.predict_on_batch(inputs))[:count]
-
-
-def check_at_least(argument: str, value: Any, least: int) -> None:
-    """Raises `ValueError` where `value` is no integer, or less than `least`."""
-    if not isinstance(value, Integral) or isinstance(value, bool) or value < least:
-        raise ValueError(
-            f"`{argument}` must be an integer >= {least}. Received: {argument}={value!r}"
-        )
 
 
 def _check_side(side: int, sizes: Architecture) -> None:

@@ -25,6 +25,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ..images.find import LeftOut, expand, no_pictures
+from ..support.checks import at_least
 from ..support.console import (
     common_folder,
     messages,
@@ -35,11 +36,11 @@ from ..support.console import (
     to_json,
     write_line,
 )
-from ..support.extras import is_installed
+from ..support.extras import is_installed, missing
 from ..support.text import printable
 from ..weights.address import format_of, names_a_path
 from ..weights.checkpoint import files_beside, weight_file
-from .classifier import Classifier, Result, check_at_least
+from .classifier import Classifier, Result
 
 FORMATS = (".csv", ".jsonl", ".parquet")
 FEATURE_FORMATS = (".parquet", ".npy")
@@ -84,7 +85,7 @@ def run(
     if features and top is not None:
         raise ValueError("`top` is a number of classes, which `features` do without; leave it out")
     top = 5 if top is None else top
-    check_at_least("top", top, 1)
+    at_least("top", top, 1)
     _check_output(output, features, resume, overwrite)
     if output is None:
         return _run(_inputs(paths, stdin, console), weights, None, top, features, console, options)
@@ -281,9 +282,7 @@ def _check_output(output: Path | None, features: bool, resume: bool, overwrite: 
             f"Received: {output}"
         )
     if output.suffix == ".parquet" and not is_installed("pyarrow"):
-        raise ModuleNotFoundError(
-            "parquet needs pyarrow: pip install 'van-classification-tensorflow[parquet]'"
-        )
+        raise missing("parquet", "pyarrow", "parquet")
     if not output.absolute().parent.is_dir():
         raise FileNotFoundError(f"{output.absolute().parent} is no folder; make it first")
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from numbers import Integral
 from typing import Any
 
 import keras
@@ -12,10 +11,11 @@ import numpy as np
 
 from ..spec.config import CONFIGURATIONS, POOLINGS
 from ..spec.labels import imagenet_classes
+from ..support.checks import at_least, is_whole
 from ..weights.pretrained import open_pretrained
 from .layers import foreign_tensorflow
 from .load import load_checkpoint
-from .van import VAN, check_choice, check_flag, check_images, check_positive, van
+from .van import VAN, check_choice, check_flag, check_images, van
 
 
 def _application(configuration: str) -> Callable[..., keras.Model]:
@@ -36,7 +36,7 @@ def _application(configuration: str) -> Callable[..., keras.Model]:
                 f"Received: weights={weights!r}"
             )
         if classes is not None:
-            classes = check_positive("classes", classes)
+            classes = at_least("classes", classes, 1)
         pooling = check_choice("pooling", pooling, POOLINGS)
         include_top = check_flag("include_top", include_top)
         data_format = keras.config.image_data_format()
@@ -121,10 +121,7 @@ def _shape(input_shape, input_tensor, channels_first: bool) -> tuple:
     default = (3, None, None) if channels_first else (None, None, 3)
     if input_shape is not None:
         shape = tuple(input_shape) if isinstance(input_shape, Sequence) else ()
-        if len(shape) != 3 or not all(
-            d is None or (isinstance(d, Integral) and not isinstance(d, bool) and int(d) > 0)
-            for d in shape
-        ):
+        if len(shape) != 3 or not all(d is None or (is_whole(d) and int(d) > 0) for d in shape):
             order = "(C, H, W)" if channels_first else "(H, W, C)"
             raise ValueError(
                 f"`input_shape` must be {order}, positive integers (H and W may be None). "
@@ -213,7 +210,7 @@ def decode_predictions(preds, top: int = 5) -> list[list[tuple[str, str, float]]
             f"`preds` must have shape (batch, {len(classes)}), the scores of an ImageNet-1k "
             f"model. Received shape: {scores.shape}"
         )
-    if not isinstance(top, Integral) or isinstance(top, bool) or not 1 <= top <= len(classes):
+    if not is_whole(top) or not 1 <= top <= len(classes):
         raise ValueError(f"`top` must be an integer from 1 to {len(classes)}. Received: {top!r}")
     best = np.argsort(-scores, axis=1, kind="stable")[:, :top]
     return [

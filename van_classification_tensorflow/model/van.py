@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 import random
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
-from numbers import Integral, Real
 from typing import Any
 
 import keras
@@ -28,6 +27,7 @@ from ..spec.config import (
 )
 from ..spec.labels import labels_of, texts_of
 from ..spec.preprocessing import Preprocessing
+from ..support.checks import at_least, is_number
 from ..support.text import printable
 from ..weights.pretrained import Pretrained, open_pretrained
 from .layers import (
@@ -454,9 +454,9 @@ class VAN(keras.Model):
     ):
         # What can be told at once is told before anything is downloaded.
         if in_chans is not None:
-            in_chans = check_positive("in_chans", in_chans)
+            in_chans = at_least("in_chans", in_chans, 1)
         if num_classes is not None:
-            num_classes = check_positive("num_classes", num_classes)
+            num_classes = at_least("num_classes", num_classes, 1)
         data_format = keras.config.image_data_format() if data_format is None else data_format
         data_format = check_choice("data_format", data_format, DATA_FORMATS)
         pooling = check_choice("pooling", pooling, POOLINGS)
@@ -755,13 +755,6 @@ def check_images(shape, argument: str, in_chans: int, data_format: str, num_stag
     _check_size(argument, size, num_stages, shape)
 
 
-def check_positive(argument: str, value) -> int:
-    """`value` as an int (NumPy's integers count), or an error that names `argument`."""
-    if not isinstance(value, Integral) or isinstance(value, bool) or value < 1:
-        raise ValueError(f"`{argument}` must be an integer >= 1. Received: {argument}={value!r}")
-    return int(value)
-
-
 def check_flag(argument: str, value) -> bool:
     """`value` as a bool (NumPy's counts), or an error that names `argument`."""
     if not isinstance(value, (bool, np.bool_)):
@@ -770,7 +763,7 @@ def check_flag(argument: str, value) -> bool:
 
 
 def _check_rate(argument: str, value) -> float:
-    if isinstance(value, bool) or not isinstance(value, Real) or not 0 <= float(value) < 1:
+    if not is_number(value) or not 0 <= float(value) < 1:
         raise ValueError(f"`{argument}` must be a number in [0, 1). Received: {argument}={value!r}")
     return float(value)
 
@@ -815,8 +808,8 @@ def _plain_resolution(img_resolution) -> int | tuple[int, ...] | None:
         if isinstance(img_resolution, (str, bytes, Mapping, Set)):
             raise TypeError
         if isinstance(img_resolution, Iterable):
-            return tuple(check_positive("img_resolution", side) for side in img_resolution)
-        return check_positive("img_resolution", img_resolution)
+            return tuple(at_least("img_resolution", side, 1) for side in img_resolution)
+        return at_least("img_resolution", img_resolution, 1)
     except (TypeError, ValueError) as error:
         raise ValueError(
             "`img_resolution` must be None, a positive integer, or a pair (height, width). "

@@ -8,9 +8,9 @@ import unicodedata
 from collections.abc import Iterable, Mapping, Set
 from dataclasses import dataclass
 from functools import cache
-from numbers import Integral
 from typing import Any
 
+from ..support.checks import is_whole
 from ..support.files import asset
 from ..support.text import shown
 
@@ -122,7 +122,7 @@ def texts_of(labels: Any) -> tuple[str, ...] | None:
     for i, one in enumerate(labels):
         if isinstance(one, Label):
             one = one.text
-        if not isinstance(one, (str, Integral)) or isinstance(one, bool):
+        if not isinstance(one, str) and not is_whole(one):
             raise ValueError(
                 f"`labels` must be texts. Received for class {i}: {type(one).__name__} {shown(one)}"
             )

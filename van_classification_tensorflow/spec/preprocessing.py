@@ -8,12 +8,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
-from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
+from ..support.checks import is_number, is_whole
 from ..support.text import shown
 from .config import entries
 
@@ -93,12 +93,12 @@ class Preprocessing:
 
     def __post_init__(self) -> None:
         size, share = self.input_size, self.crop_pct
-        if not isinstance(size, Integral) or isinstance(size, bool) or size < 1:
+        if not is_whole(size) or size < 1:
             raise ValueError(
                 "`input_size` must be a whole number of pixels, at least 1. "
                 f"Received: {shown(size)}"
             )
-        if not isinstance(share, Real) or isinstance(share, bool) or not 0 < share <= 1:
+        if not is_number(share) or not 0 < share <= 1:
             raise ValueError(
                 "`crop_pct` is a share of the shorter side: above 0 and at most 1 (0.9 for 90 %). "
                 f"Received: {shown(share)}"
@@ -323,7 +323,7 @@ _MOST = 1e30  # of a mean or std, which are of pixels in [0, 1]
 def _channels(name: str, received: Any) -> tuple[float, ...]:
     """One finite number per channel, 1 or 3 of them, or a ValueError that names the argument."""
     values = entries(received)
-    numbers = all(isinstance(v, Real) and not isinstance(v, bool) for v in values)
+    numbers = all(map(is_number, values))
     # Compared, not converted: a whole number may be larger than any float.
     if len(values) not in (1, 3) or not numbers or not all(abs(v) < _MOST for v in values):
         raise ValueError(

@@ -13,7 +13,11 @@ def is_installed(package: str) -> bool:
     return find_spec(package) is not None
 
 
-def missing(package: str, extra: str, error: ImportError) -> ModuleNotFoundError:
+def missing(
+    what: str, package: str, extra: str, error: ImportError | None = None
+) -> ModuleNotFoundError:
+    """The error that says what needs `package`, and which extra of this package brings it."""
+    why = "" if error is None else f" ({error})"
     return ModuleNotFoundError(
-        f"this file needs {package}: pip install 'van-classification-tensorflow[{extra}]' ({error})"
+        f"{what} needs {package}: pip install 'van-classification-tensorflow[{extra}]'{why}"
     )

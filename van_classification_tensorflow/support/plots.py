@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from .extras import missing
 from .text import printable
 
 _NUMBERED = 50  # classes up to which a matrix has a number in each cell
@@ -27,9 +28,7 @@ def require_matplotlib() -> None:
     try:
         import matplotlib  # noqa: F401 - only to see whether it is there
     except ImportError as error:
-        raise ModuleNotFoundError(
-            "Pictures need matplotlib: pip install 'van-classification-tensorflow[plots]'"
-        ) from error
+        raise missing("Drawing", "matplotlib", "plots") from error
 
 
 # --- Names ---

@@ -18,7 +18,6 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
@@ -26,6 +25,7 @@ from PIL import Image, ImageEnhance, ImageOps
 
 from ..spec.config import entries
 from ..spec.preprocessing import Preprocessing, _channels, resized
+from ..support.checks import is_number, is_whole
 
 # --- RandAugment (arXiv 1909.13719), timm.data.auto_augment ---
 
@@ -423,7 +423,7 @@ class BatchTransform:
     def __post_init__(self) -> None:
         for name in ("mixup", "cutmix"):
             alpha = getattr(self, name)
-            if not _is_number(alpha) or not 0 <= alpha < math.inf:
+            if not is_number(alpha) or not 0 <= alpha < math.inf:
                 raise ValueError(f"`{name}` must be 0 or above. Received: {name}={alpha!r}")
             object.__setattr__(self, name, float(alpha))
         for name in ("mix_probability", "mix_switch", "label_smoothing", "erasing"):
@@ -539,7 +539,7 @@ def _check_batch(images: np.ndarray, labels: np.ndarray, num_classes: int, chann
         raise ValueError(
             f"`images` must be uint8, (N, H, W, {channels}), and not empty. Received: {found}"
         )
-    if not isinstance(num_classes, Integral) or isinstance(num_classes, bool) or num_classes < 1:
+    if not is_whole(num_classes) or num_classes < 1:
         raise ValueError(
             "`num_classes` must be a whole number, at least 1. "
             f"Received: num_classes={num_classes!r}"
@@ -556,12 +556,8 @@ def _check_batch(images: np.ndarray, labels: np.ndarray, num_classes: int, chann
         )
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, Real) and not isinstance(value, bool)
-
-
 def _probability(name: str, value: Any) -> float:
-    if not _is_number(value) or not 0 <= value <= 1:
+    if not is_number(value) or not 0 <= value <= 1:
         raise ValueError(f"`{name}` must be from 0 to 1. Received: {name}={value!r}")
     return float(value)
 
@@ -571,7 +567,7 @@ def _range(name: str, value: Any, largest: float) -> tuple[float, float]:
     pair = entries(value)
     if (
         len(pair) != 2
-        or not all(_is_number(one) and math.isfinite(one) for one in pair)
+        or not all(is_number(one) and math.isfinite(one) for one in pair)
         or not 0 < pair[0] <= pair[1] <= largest
     ):
         limit = f", at most {largest:g}" if math.isfinite(largest) else ""

@@ -25,7 +25,7 @@ from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from itertools import islice
-from numbers import Integral, Real
+from numbers import Real
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
@@ -39,6 +39,8 @@ from ..images.decode import MAX_PIXELS, SUFFIXES, ImageError, open_image
 from ..images.find import ClassFolder, LeftOut, class_folders, no_pictures
 from ..images.parallel import decoded
 from ..spec.preprocessing import Preprocessing
+from ..support.checks import at_least
+from ..support.extras import missing
 from ..support.text import printable
 
 Transform = Callable[[Image.Image, np.random.Generator], np.ndarray]
@@ -119,7 +121,7 @@ def open_data(
             "`validation_split` must be a share above 0 and below 1. "
             f"Received: validation_split={validation_split!r}"
         )
-    seed = _whole("seed", seed, 0)
+    seed = at_least("seed", seed, 0)
     if data == "digits":
         training, validation = load_digits()
         return _of_digits(training, "digits, training"), _of_digits(validation, "digits, test")
@@ -319,20 +321,20 @@ class TrainingBatches:
     ):
         self._grain = _import_grain()
         self.pictures, self.mix = pictures, mix
-        self.batch_size = _whole("batch_size", batch_size, 1)
-        self.processes = _whole("processes", processes, 0)
+        self.batch_size = at_least("batch_size", batch_size, 1)
+        self.processes = at_least("processes", processes, 0)
         cores = hasattr(os, "sched_getaffinity") and len(os.sched_getaffinity(0))
         threads = max((cores or os.cpu_count() or 1) // max(self.processes, 1), 1)
-        self.workers = threads if workers is None else _whole("workers", workers, 1)
-        self.max_corrupt = _whole("max_corrupt", max_corrupt, 0)
-        update = self.batch_size * _whole("parts", parts, 1)
+        self.workers = threads if workers is None else at_least("workers", workers, 1)
+        self.max_corrupt = at_least("max_corrupt", max_corrupt, 0)
+        update = self.batch_size * at_least("parts", parts, 1)
         if update > len(pictures):
             raise ValueError(
                 "`batch_size` must be at most the number of pictures to train on, "
                 f"{len(pictures):,}. Received: batch_size={update}"
             )
         first, count = shard
-        if _whole("shard", first, 0) >= _whole("shard", count, 1):
+        if at_least("shard", first, 0) >= at_least("shard", count, 1):
             raise ValueError(
                 "`shard` must be which worker this is, from 0, and how many there are. "
                 f"Received: shard={shard!r}"
@@ -347,11 +349,11 @@ class TrainingBatches:
             transform,
             self.batch_size,
             len(pictures) // update * parts,
-            _whole("seed", seed, 0),
+            at_least("seed", seed, 0),
             np.asarray(pictures.labels, np.int32).tobytes() if balanced else None,
             (int(first), int(count)),
             self.max_corrupt,
-            _whole("max_pixels", max_pixels, 1),
+            at_least("max_pixels", max_pixels, 1),
         )
         self._unreadable: dict[str, str] = {}  # why
         self._replaced: dict[str, set[int]] = {}  # in which samples
@@ -371,7 +373,7 @@ class TrainingBatches:
 
         As drawn: an unreadable picture is named, not what replaces it.
         """
-        epoch, step = divmod(_whole("number", number, 0), self.steps_per_epoch)
+        epoch, step = divmod(at_least("number", number, 0), self.steps_per_epoch)
         start = step * self.batch_size
         return self._samples.order(epoch)[0][start : start + self.batch_size].copy()
 
@@ -397,7 +399,7 @@ class TrainingBatches:
             ImageError: More than `max_corrupt` pictures cannot be read; names all of them.
             RuntimeError: `transform` fails; names the picture. Or a process died.
         """
-        return _closed_at_exit(self._batches(_whole("start", start, 0)))
+        return _closed_at_exit(self._batches(at_least("start", start, 0)))
 
     def _batches(self, start: int) -> Generator[tuple[np.ndarray, ...]]:
         with ExitStack() as opened:
@@ -593,9 +595,7 @@ def _import_grain() -> Any:
         finally:
             logging.set_verbosity(before)
     except ImportError as error:
-        raise ModuleNotFoundError(
-            "Training needs grain: pip install 'van-classification-tensorflow[train]'"
-        ) from error
+        raise missing("Training", "grain", "train") from error
     return grain
 
 
@@ -628,10 +628,10 @@ class EvaluationBatches:
         max_pixels: int = MAX_PIXELS,
     ):
         self.pictures, self.preprocessing = pictures, preprocessing
-        self.batch_size = _whole("batch_size", batch_size, 1)
-        self.workers = None if workers is None else _whole("workers", workers, 1)
-        self.max_corrupt = _whole("max_corrupt", max_corrupt, 0)
-        self.max_pixels = _whole("max_pixels", max_pixels, 1)
+        self.batch_size = at_least("batch_size", batch_size, 1)
+        self.workers = None if workers is None else at_least("workers", workers, 1)
+        self.max_corrupt = at_least("max_corrupt", max_corrupt, 0)
+        self.max_pixels = at_least("max_pixels", max_pixels, 1)
 
     def __iter__(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Images (batch_size, S, S, C), float32, and the labels of the real ones, int32.
@@ -756,9 +756,3 @@ def refusal(
         f"{listed}\nRemove or replace them, or raise `max_corrupt` to {count}: so many are passed "
         "over"
     )
-
-
-def _whole(name: str, value: Any, least: int) -> int:
-    if not isinstance(value, Integral) or isinstance(value, bool) or value < least:
-        raise ValueError(f"`{name}` must be an integer >= {least}. Received: {name}={value!r}")
-    return int(value)

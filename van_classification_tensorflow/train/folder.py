@@ -13,7 +13,7 @@ from typing import Any
 
 from ..spec.config import resolve
 from ..support import plots as pictures
-from ..support.extras import is_installed
+from ..support.extras import is_installed, missing
 from ..support.files import write_atomically
 from ..support.result_folder import check_folder
 from ..support.text import in_shell, printable
@@ -233,9 +233,7 @@ def check_start(
     require_yaml()
     pictures.require_matplotlib()
     if not is_installed("grain"):
-        raise ModuleNotFoundError(
-            "Training needs grain: pip install 'van-classification-tensorflow[train]'"
-        )
+        raise missing("Training", "grain", "train")
     if force and not resume:
         raise ValueError("`force` is for a run that goes on, with `resume`; leave it out")
     if resume:

@@ -9,13 +9,13 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from numbers import Integral, Real
 
 import keras
 from keras import ops
 
 from ..model.layers import register, tf
 from ..model.van import VAN
+from ..support.checks import is_number, is_whole
 
 
 @register
@@ -358,7 +358,7 @@ class ModelAverage:
 
 
 def _check_number(argument: str, value, allowed: str, holds: Callable[[float], bool]) -> None:
-    real = isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+    real = is_number(value) and math.isfinite(value)
     if not real or not holds(float(value)):
         raise ValueError(
             f"`{argument}` must be a number, {allowed}. Received: {argument}={value!r}"
@@ -366,7 +366,6 @@ def _check_number(argument: str, value, allowed: str, holds: Callable[[float], b
 
 
 def _check_count(argument: str, value, least: int, most: float = math.inf) -> None:
-    whole = isinstance(value, Integral) and not isinstance(value, bool)
-    if not whole or not least <= value <= most:
+    if not is_whole(value) or not least <= value <= most:
         allowed = f"at least {least}" if most == math.inf else f"from {least} to {most}"
         raise ValueError(f"`{argument}` must be a whole number {allowed}. Received: {value!r}")

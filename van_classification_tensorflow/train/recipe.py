@@ -17,6 +17,7 @@ from ..datasets.digits import MODEL as DIGITS_MODEL
 from ..datasets.digits import PREPROCESSING as DIGITS_PREPROCESSING
 from ..spec.config import CONFIGURATIONS, VANConfig, entries, min_image_size, resolve
 from ..spec.preprocessing import Preprocessing
+from ..support.extras import missing
 
 PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
 _BALANCED = ("balanced", lambda v: v == "balanced")
@@ -536,9 +537,7 @@ def require_yaml() -> None:
     try:
         import yaml  # noqa: F401 - only to see whether it is there
     except ImportError as error:
-        raise ModuleNotFoundError(
-            "Training needs PyYAML: pip install 'van-classification-tensorflow[train]'"
-        ) from error
+        raise missing("Training", "PyYAML", "train") from error
 
 
 def field_help() -> dict[str, str]:
