@@ -6,7 +6,6 @@ A runtime is imported when a file of its format is opened; Keras never.
 from __future__ import annotations
 
 import os
-import stat
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -22,6 +21,7 @@ from ..spec.card import (
     About,
 )
 from ..support.checks import is_whole
+from ..support.files import open_regular
 from ..support.text import printable
 from ..weights.address import format_of
 from . import litert, onnx, openvino, saved_model
@@ -130,15 +130,10 @@ def open_runtime(path: str | os.PathLike, threads: int | None = None) -> Runtime
         )
     folder = kind == "saved_model"
     file = Path(path) / "saved_model.pb" if folder else Path(path)
-    # A better word than the runtimes have for what is missing or forbidden. Not blocking: a named
-    # pipe would wait for a writer for ever.
-    flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0)
-    opened = os.open(file, flags)
-    try:
-        if not stat.S_ISREG(os.fstat(opened).st_mode):
-            raise ValueError(f"{printable(file)}: not a regular file")
-    finally:
-        os.close(opened)
+    try:  # a better word than the engines have for what is missing or forbidden
+        open_regular(file).close()
+    except ValueError as error:
+        raise ValueError(f"{printable(file)}: {error}") from None
     try:
         loaded = _ENGINES[kind].load(Path(path), threads)
         about = None if loaded.metadata is None else About.from_json(loaded.metadata)

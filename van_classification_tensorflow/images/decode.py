@@ -10,7 +10,6 @@ import io
 import logging
 import math
 import os
-import stat
 import struct
 import threading
 import warnings
@@ -30,6 +29,7 @@ from PIL import (
     WebPImagePlugin,
 )
 
+from ..support.files import open_regular
 from ..support.text import printable
 from . import png as png_file
 from . import tiff as tiff_file
@@ -98,19 +98,9 @@ def open_image(source: Any, max_pixels: int = MAX_PIXELS) -> Image.Image:
 
 def _regular_file(path: str | os.PathLike) -> BinaryIO:
     try:
-        # Asked before and after: to open a device or a named pipe already does something.
-        info = os.stat(path)
-        if stat.S_ISREG(info.st_mode):
-            flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
-            file = open(os.open(path, flags), "rb")  # noqa: SIM115
-            info = os.fstat(file.fileno())
-            if stat.S_ISREG(info.st_mode):
-                return file
-            file.close()
-    except ValueError:  # a NUL, or a lone surrogate
-        raise ImageError(f"{printable(path)}: not a name that a file can have") from None
-    kind = "a folder" if stat.S_ISDIR(info.st_mode) else "not a regular file"
-    raise ImageError(f"{printable(path)}: {kind}")
+        return open_regular(path)
+    except ValueError as error:
+        raise ImageError(f"{printable(path)}: {error}") from None
 
 
 def _decoded(name: str, read: Callable[[], Image.Image]) -> Image.Image:

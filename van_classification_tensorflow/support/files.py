@@ -1,17 +1,43 @@
-"""Files of our own: written beside and then renamed, flushed to the disk, measured."""
+"""Files: of strangers, opened with care; our own, written beside and then renamed."""
 
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Callable
 from importlib.resources import files
 from importlib.resources.abc import Traversable
 from pathlib import Path
+from typing import BinaryIO
 
 
 def asset(name: str) -> Traversable:
     """A file that comes with this package, in its folder `assets`."""
     return files("van_classification_tensorflow") / "assets" / name
+
+
+def open_regular(path: str | os.PathLike, buffering: int = -1) -> BinaryIO:
+    """Opens a file for reading, if it is one; `buffering` as of `open`.
+
+    Never waits, as a named pipe without a writer would have it. What it is is asked before and
+    after, since to open a device or a pipe already does something.
+
+    Raises:
+        ValueError: It is something else; says what, as in "a folder".
+        OSError: It is not there or cannot be read.
+    """
+    try:
+        info = os.stat(path)
+    except ValueError:  # a NUL, or a lone surrogate
+        raise ValueError("not a name that a file can have") from None
+    if stat.S_ISREG(info.st_mode):
+        flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+        file = open(os.open(path, flags), "rb", buffering)  # noqa: SIM115
+        info = os.fstat(file.fileno())
+        if stat.S_ISREG(info.st_mode):
+            return file
+        file.close()
+    raise ValueError("a folder" if stat.S_ISDIR(info.st_mode) else "not a regular file")
 
 
 def write_atomically(path: str | os.PathLike, write: Callable[[Path], object]) -> None:

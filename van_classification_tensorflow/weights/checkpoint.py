@@ -12,7 +12,6 @@ import io
 import json
 import os
 import re
-import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -23,6 +22,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from ..spec.architecture import Architecture, architecture_of, check
+from ..support.files import open_regular
 from ..support.text import excerpt
 from . import sidecars as beside
 from .formats.hdf5 import Hdf5File
@@ -186,14 +186,11 @@ def _refused(path: str | os.PathLike) -> Iterator[None]:
         raise CheckpointError(f"{path} was refused, nothing was loaded: {what}") from error
 
 
-@contextmanager
-def _opened(path: Path) -> Iterator[BinaryIO]:
-    # Not blocking: a named pipe would wait for a writer for ever.
-    flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
-    with open(os.open(path, flags), "rb", buffering=0) as file:
-        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-            raise ValueError(f"{excerpt(path.name)} is not a regular file")
-        yield file
+def _opened(path: Path) -> BinaryIO:
+    try:
+        return open_regular(path, buffering=0)
+    except ValueError as error:
+        raise ValueError(f"{excerpt(path.name)} is {error}") from None
 
 
 def _read_file(path: Path, wrapper: str | None) -> Checkpoint:
