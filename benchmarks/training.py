@@ -47,7 +47,7 @@ def make_folder(folder: Path, count: int) -> Path:
 
 def pipeline_rate(data: Path, seconds: float) -> float:
     """Pictures a second of the input pipeline, by one thread; this process has one core."""
-    from van_classification_tensorflow.train.data import open_data
+    from van_classification_tensorflow.datasets.training import open_data
     from van_classification_tensorflow.train.recipe import RECIPES
     from van_classification_tensorflow.train.run import build_model, make_batches
 

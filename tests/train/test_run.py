@@ -19,11 +19,11 @@ from tests.parity import GOLDEN
 from van_classification_tensorflow import VAN, Classifier
 from van_classification_tensorflow.cli import main
 from van_classification_tensorflow.datasets import digits
+from van_classification_tensorflow.datasets.training import open_data
 from van_classification_tensorflow.evaluate.evaluate import evaluate
 from van_classification_tensorflow.train import callbacks
 from van_classification_tensorflow.train import folder as runs
 from van_classification_tensorflow.train import run as train
-from van_classification_tensorflow.train.data import open_data
 from van_classification_tensorflow.train.recipe import RECIPES, Recipe
 from van_classification_tensorflow.train.snapshots import RunLock, RunLockedError, Snapshots
 from van_classification_tensorflow.weights.pretrained import open_pretrained

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..datasets.training import Pictures, open_data
 from ..spec.config import resolve
 from ..support import plots as pictures
 from ..support.extras import is_installed, missing
@@ -18,7 +19,6 @@ from ..support.files import write_atomically
 from ..support.result_folder import check_folder
 from ..support.text import in_shell, printable
 from ..weights.pretrained import open_local
-from .data import Pictures, open_data
 from .recipe import Recipe, read_yaml, require_yaml
 from .snapshots import Snapshots
 
@@ -214,7 +214,7 @@ def check_start(
     """Whether a run can be begun, or gone on with; the nearest and cheapest is asked first.
 
     Args:
-        data: As in `train.data.open_data`.
+        data: As in `datasets.training.open_data`.
         folder: Of the run.
         recipe: Of the run.
         resume: Whether it goes on.

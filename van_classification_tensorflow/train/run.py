@@ -38,6 +38,7 @@ from rich.text import Text
 
 from .. import __version__
 from ..datasets.labelled import Dataset, Example, some
+from ..datasets.training import Pictures
 from ..evaluate import evaluate
 from ..images.decode import ImageError, open_image
 from ..inference.classifier import Classifier
@@ -50,8 +51,8 @@ from ..support.files import write_atomically
 from ..support.text import in_shell, printable, shown
 from ..weights.pretrained import Pretrained, open_pretrained
 from .augment import BatchTransform, TrainTransform
+from .batches import EvaluationBatches, TrainingBatches, refusal, unreadable
 from .callbacks import Averaging, Keep, Position, Records, TrainingError, Validation, Watch
-from .data import EvaluationBatches, Pictures, TrainingBatches, refusal, unreadable
 from .folder import Ending, check_start, check_unchanged, ending, fingerprints, note_reported
 from .optim import AdamW, CosineSchedule, LearningRate, ModelAverage, layer_scales
 from .progress import FitProgress
@@ -305,7 +306,7 @@ def train(
     deterministic kernels, for the whole process.
 
     Args:
-        data: "digits" or a folder, as in `train.data.open_data`.
+        data: "digits" or a folder, as in `datasets.training.open_data`.
         output: Folder to make; with `resume` the folder of the run.
         recipe: What to do.
         resume: Go on from the newest snapshot, bit for bit as if the run had not stopped. Of a

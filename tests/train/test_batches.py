@@ -19,14 +19,13 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from van_classification_tensorflow.datasets.digits import PREPROCESSING, load_digits
+from van_classification_tensorflow.datasets.training import Pictures, open_data
 from van_classification_tensorflow.images.decode import ImageError
 from van_classification_tensorflow.spec.preprocessing import Preprocessing
 from van_classification_tensorflow.train.augment import BatchTransform, TrainTransform
-from van_classification_tensorflow.train.data import (
+from van_classification_tensorflow.train.batches import (
     EvaluationBatches,
-    Pictures,
     TrainingBatches,
-    open_data,
     refusal,
     unreadable,
 )
@@ -827,7 +826,8 @@ def test_memory_is_bounded():
 EXIT = """
 import sys
 from van_classification_tensorflow.train.augment import BatchTransform, TrainTransform
-from van_classification_tensorflow.train.data import EvaluationBatches, TrainingBatches, open_data
+from van_classification_tensorflow.datasets.training import open_data
+from van_classification_tensorflow.train.batches import EvaluationBatches, TrainingBatches
 from van_classification_tensorflow.datasets.digits import PREPROCESSING
 training, validation = open_data("digits")
 assert not {"grain", "keras", "tensorflow"} & set(sys.modules)
