@@ -19,8 +19,12 @@ from van_classification_tensorflow import VAN, Classifier, Preprocessing
 from van_classification_tensorflow.datasets.digits import load_digits
 from van_classification_tensorflow.engines.runtimes import open_runtime
 from van_classification_tensorflow.export import export as module
+from van_classification_tensorflow.export import place, samples
+from van_classification_tensorflow.export.compare import ExportError
 from van_classification_tensorflow.export.convert import convert
-from van_classification_tensorflow.export.export import FORMATS, ExportError, export
+from van_classification_tensorflow.export.export import export
+from van_classification_tensorflow.export.formats import FORMATS
+from van_classification_tensorflow.export.source import open_source
 from van_classification_tensorflow.model.load import to_official
 from van_classification_tensorflow.weights.formats.torch import write_torch
 
@@ -37,7 +41,7 @@ QUICK |= {("openvino", "float32"), ("openvino", "int8"), ("litert", "int8")}
 def _few_pictures(request, monkeypatch):
     """Where the pictures are not what is tested."""
     if "every_format" not in request.node.name:
-        monkeypatch.setattr(module, "COMPARISON", 40)
+        monkeypatch.setattr(samples, "COMPARISON", 40)
 
 
 @pytest.fixture(scope="module")
@@ -156,14 +160,14 @@ def test_what_is_assumed_is_said_and_stays_so(tmp_path, micro):
 
 def _wrong(monkeypatch, kind):
     """A writer that makes a file of another model."""
-    write = module._WRITERS[kind]
+    write = module.WRITERS[kind]
 
     def wrong(job, path):
         tensors = {n: a * np.float32(1.01) for n, a in job.source.tensors.items()}
         source = module.replace(job.source, tensors=tensors)
         write(module.replace(job, source=source), path)
 
-    monkeypatch.setitem(module._WRITERS, kind, wrong)
+    monkeypatch.setitem(module.WRITERS, kind, wrong)
 
 
 @pytest.mark.parametrize("kind", ["onnx", pytest.param("openvino", marks=pytest.mark.slow)])
@@ -181,14 +185,14 @@ def test_what_does_not_agree_is_not_left(tmp_path, monkeypatch, micro, kind):
 
 
 def test_agreement_is_asked_for_in_every_precision(tmp_path, monkeypatch):
-    write = module._WRITERS["onnx"]
+    write = module.WRITERS["onnx"]
 
     def wrong(job, path):
         bias = job.source.tensors["head.bias"] + np.float32([0, 0, 9, 0, 0, 0, 0, 0, 0, 0])
         source = module.replace(job.source, tensors={**job.source.tensors, "head.bias": bias})
         write(module.replace(job, source=source), path)
 
-    monkeypatch.setitem(module._WRITERS, "onnx", wrong)
+    monkeypatch.setitem(module.WRITERS, "onnx", wrong)
     with pytest.raises(ExportError, match=r"same for .* of 40 .*`agreement` asks"):
         export("digits", tmp_path / "d.onnx", precision="int8", data="digits")
     assert not list(tmp_path.iterdir())
@@ -206,14 +210,14 @@ def test_int8_without_classes_is_compared_all_the_same(tmp_path, monkeypatch, wh
         options["agreement"] = 0
     made = export(model, tmp_path / "m.onnx", **options)
     assert 0 < made.difference <= 0.3 * max(made.largest, 1)
-    write = module._WRITERS["onnx"]
+    write = module.WRITERS["onnx"]
     other = to_official(load_seeded(VAN(**{**MICRO, "num_classes": model.num_classes}), 1))
 
     def wrong(job, path):
         tensors = {n: other[n] for n in job.source.tensors}
         write(module.replace(job, source=module.replace(job.source, tensors=tensors)), path)
 
-    monkeypatch.setitem(module._WRITERS, "onnx", wrong)
+    monkeypatch.setitem(module.WRITERS, "onnx", wrong)
     with pytest.raises(ExportError, match="differs by"):
         export(model, tmp_path / "n.onnx", **options)
 
@@ -228,14 +232,14 @@ def test_large_logits_are_no_error(tmp_path, micro):
 
 
 def test_not_a_number_does_not_agree(tmp_path, monkeypatch, micro):
-    write = module._WRITERS["onnx"]
+    write = module.WRITERS["onnx"]
 
     def wrong(job, path):
         bias = np.full(10, np.nan, np.float32)
         source = module.replace(job.source, tensors={**job.source.tensors, "head.bias": bias})
         write(module.replace(job, source=source), path)
 
-    monkeypatch.setitem(module._WRITERS, "onnx", wrong)
+    monkeypatch.setitem(module.WRITERS, "onnx", wrong)
     with pytest.raises(ExportError):
         export(micro, tmp_path / "m.onnx", tolerance=1e9, agreement=0)
     assert not list(tmp_path.iterdir())
@@ -245,7 +249,7 @@ def test_an_error_of_a_converter_is_said_in_one_line(tmp_path, monkeypatch, micr
     def breaks(job, path):
         raise AssertionError("scale issue\n  in line 3")
 
-    monkeypatch.setitem(module._WRITERS, "onnx", breaks)
+    monkeypatch.setitem(module.WRITERS, "onnx", breaks)
     with pytest.raises(ExportError, match="onnx could not be written: scale issue in line 3"):
         export(micro, tmp_path / "m.onnx")
     assert not list(tmp_path.iterdir())
@@ -256,7 +260,7 @@ def test_a_writer_that_breaks_leaves_nothing(tmp_path, monkeypatch, micro):
         path.write_bytes(b"half")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setitem(module._WRITERS, "onnx", breaks)
+    monkeypatch.setitem(module.WRITERS, "onnx", breaks)
     with pytest.raises(OSError, match="No space"):
         export(micro, tmp_path / "m.onnx")
     assert not list(tmp_path.iterdir())
@@ -275,11 +279,11 @@ def test_two_files_are_replaced_together_or_not(tmp_path, monkeypatch, micro, er
             raise error
         rename(source, target)
 
-    monkeypatch.setattr(module.os, "rename", fails_at_the_last)
+    monkeypatch.setattr(place.os, "rename", fails_at_the_last)
     with pytest.raises(type(error)):
         export(load_seeded(VAN(**MICRO), 1), tmp_path / "m.xml", overwrite=True, image_size=64)
     assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before
-    monkeypatch.setattr(module.os, "rename", rename)
+    monkeypatch.setattr(place.os, "rename", rename)
     export(load_seeded(VAN(**MICRO), 1), tmp_path / "m.xml", overwrite=True, image_size=64)
     after = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
     assert after.keys() == before.keys()
@@ -320,10 +324,10 @@ def test_a_place_named_as_published_weights_is_not_what_is_to_be_exported(tmp_pa
     monkeypatch.chdir(tmp_path)
     (tmp_path / "van_b0").mkdir()
     (tmp_path / "van_b0" / "saved_model.pb").touch()
-    place = (Path("van_b0"), "saved_model")
-    module._check_place(*place, "van_b0", True)
+    where = (Path("van_b0"), "saved_model")
+    place.check_place(*where, "van_b0", True)
     with pytest.raises(FileExistsError, match="is what is to be exported"):
-        module._check_place(*place, "./van_b0", True)
+        place.check_place(*where, "./van_b0", True)
 
 
 def test_what_is_exported_already_is_no_weights(tmp_path, micro):
@@ -568,8 +572,8 @@ def test_accuracy_is_measured_or_why_not_is_said(tmp_path, micro):
         ("digits", False, "needs weights whose classes are the digits"),
         (None, False, "^$"),
     ):
-        sources, classes, why_not = module._listed(
-            given, module._source(micro, features), Console(quiet=True)
+        sources, classes, why_not = samples._listed(
+            given, open_source(micro, features), Console(quiet=True)
         )
         assert sources
         assert classes is None

@@ -14,7 +14,7 @@ from PIL import Image
 from tests.parity import load_seeded
 from tests.tiny_artefacts import FORMATS, KEY, about, build, random_weights
 from van_classification_tensorflow import VAN, Classifier, Preprocessing
-from van_classification_tensorflow.export import export as module
+from van_classification_tensorflow.export import samples
 from van_classification_tensorflow.export.export import export
 
 pytest.importorskip("onnxruntime")
@@ -80,7 +80,7 @@ def test_the_example(tmp_path, monkeypatch, preprocessing, outputs, changes):
 
 
 def test_the_example_on_what_is_exported(tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "COMPARISON", 4)
+    monkeypatch.setattr(samples, "COMPARISON", 4)
     model = load_seeded(VAN(embed_dims=[8], mlp_ratios=[2], depths=[1], num_classes=4))
     model.preprocessing = RGB
     export(model, tmp_path / "model.onnx")

@@ -21,8 +21,10 @@ from van_classification_tensorflow.engines.numpy_forward import forward
 from van_classification_tensorflow.engines.runtimes import open_runtime
 from van_classification_tensorflow.evaluate.evaluate import evaluate, report
 from van_classification_tensorflow.export import export as module
+from van_classification_tensorflow.export import samples
 from van_classification_tensorflow.export.convert import convert
-from van_classification_tensorflow.export.export import _source, export
+from van_classification_tensorflow.export.export import export
+from van_classification_tensorflow.export.source import open_source
 from van_classification_tensorflow.model.applications import decode_predictions
 from van_classification_tensorflow.model.load import architecture, to_official
 from van_classification_tensorflow.model.van import van
@@ -175,7 +177,7 @@ def test_other_activations_are_refused_by_name(tmp_path, activation):
     ):
         with pytest.raises(ValueError, match=said):
             refuse()
-    assert _source(model, features=True).activation is None  # no scores are made
+    assert open_source(model, features=True).activation is None  # no scores are made
 
 
 def test_what_was_saved_with_the_softmax_of_one_number():
@@ -203,7 +205,7 @@ def test_independent_classes_become_a_softmax_with_a_word(tmp_path):
 
 @pytest.fixture
 def _few_pictures(monkeypatch):
-    monkeypatch.setattr(module, "COMPARISON", 6)
+    monkeypatch.setattr(samples, "COMPARISON", 6)
 
 
 @pytest.mark.usefixtures("_few_pictures")
@@ -274,13 +276,13 @@ def test_a_file_whose_every_probability_is_one_is_refused():
 
 def test_an_export_of_one_output_is_compared_by_its_decisions(tmp_path, monkeypatch):
     model = made(*HEADS["both named"])
-    write = module._WRITERS["onnx"]
+    write = module.WRITERS["onnx"]
 
     def wrong(job, path):
         tensors = {**job.source.tensors, "head.weight": -job.source.tensors["head.weight"]}
         write(module.replace(job, source=module.replace(job.source, tensors=tensors)), path)
 
-    monkeypatch.setitem(module._WRITERS, "onnx", wrong)
+    monkeypatch.setitem(module.WRITERS, "onnx", wrong)
     for number, name in enumerate(("cat", "dog")):
         for i, picture in enumerate(PICTURES):
             (tmp_path / name).mkdir(exist_ok=True)

@@ -1,0 +1,59 @@
+"""Writes TensorFlow's SavedModel."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..spec.card import SAVED_MODEL_METADATA
+from .job import Job
+
+if TYPE_CHECKING:
+    import keras
+
+
+def write(job: Job, path: Path) -> None:
+    import tensorflow as tf
+
+    function, model = tensorflow_function(job)
+    module = tf.Module()
+    module.model, module.function = model, function  # or their variables would be gone
+    tf.saved_model.save(
+        module,
+        os.fspath(path),
+        signatures={"serving_default": function.get_concrete_function()},
+        options=tf.saved_model.SaveOptions(experimental_custom_gradients=False),
+    )
+    extra = path / SAVED_MODEL_METADATA
+    extra.parent.mkdir(exist_ok=True)
+    extra.write_text(job.about.to_json(), encoding="ascii")
+
+
+def tensorflow_function(job: Job, max_taps: int | None = None) -> tuple[Any, keras.Model]:
+    """(tf.function, the model whose variables it uses); `max_taps` as of `DepthwiseConv`."""
+    import tensorflow as tf
+
+    from ..model.layers import DepthwiseConv
+
+    source, about = job.source, job.about
+    model = source.keras_model(logits=about.output != "probabilities", image_size=job.image_size)
+    if job.fused:
+        from ..model.fused import fuse
+
+        model = fuse(model)
+    for layer in model._flatten_layers():
+        if isinstance(layer, DepthwiseConv):
+            layer.max_taps = max_taps
+    shape = (job.batch_size, job.image_size, job.image_size, source.sizes.in_chans)
+    mean, std = (np.float32(x) for x in (source.preprocessing.mean, source.preprocessing.std))
+
+    @tf.function(input_signature=[tf.TensorSpec(shape, about.input, name="images")])
+    def function(images):
+        if about.input == "uint8":
+            images = (tf.cast(images, tf.float32) / 255.0 - mean) / std
+        return {about.output: model(images, training=False)}
+
+    return function, model
