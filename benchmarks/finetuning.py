@@ -25,7 +25,7 @@ from rich.console import Console
 
 from van_classification_tensorflow.datasets.digits import load_digits
 from van_classification_tensorflow.train.recipe import RECIPES
-from van_classification_tensorflow.train.run import train
+from van_classification_tensorflow.train.train import train
 
 
 def write_pictures(folder: Path, classes: range, per_class: int | None) -> Path:

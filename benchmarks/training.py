@@ -48,8 +48,8 @@ def make_folder(folder: Path, count: int) -> Path:
 def pipeline_rate(data: Path, seconds: float) -> float:
     """Pictures a second of the input pipeline, by one thread; this process has one core."""
     from van_classification_tensorflow.datasets.training import open_data
+    from van_classification_tensorflow.train.build import build_model, make_batches
     from van_classification_tensorflow.train.recipe import RECIPES
-    from van_classification_tensorflow.train.run import build_model, make_batches
 
     recipe = RECIPES["imagenet"].with_(batch_size=8, workers=1)
     pictures, _ = open_data(data)
@@ -68,8 +68,8 @@ def model_rate(steps: int) -> float:
     """Pictures a second of VAN-B0's training step, batch 8 at 224, on all cores."""
     import keras
 
+    from van_classification_tensorflow.train.build import build_model, make_loss, make_optimizer
     from van_classification_tensorflow.train.recipe import RECIPES
-    from van_classification_tensorflow.train.run import build_model, make_loss, make_optimizer
 
     recipe = RECIPES["imagenet"]
     model = build_model(recipe, [f"class {i}" for i in range(1000)])
@@ -89,10 +89,11 @@ def model_rate(steps: int) -> float:
 def snapshot_share(data: Path, output: Path, epochs: int) -> None:
     """Trains as `van train` does, and prints what its snapshots took of the time."""
     from van_classification_tensorflow.train import callbacks
-    from van_classification_tensorflow.train import run as train
     from van_classification_tensorflow.train.recipe import RECIPES
+    from van_classification_tensorflow.train.run import Run
+    from van_classification_tensorflow.train.train import train
 
-    spent: dict[str, list[float]] = {"save": [], "_refresh": [], "_save_best": []}
+    spent: dict[str, list[float]] = {"save": [], "refresh": [], "save_best": []}
     steps: list[float] = []
 
     def timed(owner, name):
@@ -106,8 +107,8 @@ def snapshot_share(data: Path, output: Path, epochs: int) -> None:
         setattr(owner, name, call)
 
     timed(callbacks.Keep, "save")
-    timed(train._Run, "_refresh")  # last.keras and the curves
-    timed(train._Run, "_save_best")
+    timed(Run, "refresh")  # last.keras and the curves
+    timed(Run, "save_best")
     end = callbacks.Position.on_train_batch_end
 
     def on_train_batch_end(self, batch, logs=None):
@@ -124,10 +125,10 @@ def snapshot_share(data: Path, output: Path, epochs: int) -> None:
         learning_rate=1e-4,
         deterministic=False,
     )
-    train.train(data, output, recipe)
+    train(data, output, recipe)
     wall = steps[-1] - steps[0]
     # The last of each is the end of the run.
-    inside, best = sum(spent["save"][:-1]) + sum(spent["_refresh"][:-1]), sum(spent["_save_best"])
+    inside, best = sum(spent["save"][:-1]) + sum(spent["refresh"][:-1]), sum(spent["save_best"])
     folder = max((output / "snapshots").glob("step-*"))
     size = sum(path.stat().st_size for path in folder.iterdir()) / 1e6
     one = statistics.median(spent["save"])

@@ -17,7 +17,7 @@ backend() {
     -k "every_stage or saved_and or head_of or (every_precision and onnx-float32)"
   KERAS_BACKEND=$1 python -m pytest -q -m "" tests/train/test_optim.py
   KERAS_BACKEND=$1 python -m pytest -q -m "" tests/model/test_keras_harness.py -k "not trains_as or bfloat16"
-  KERAS_BACKEND=$1 python -m pytest -q -m "" tests/train/test_run.py \
+  KERAS_BACKEND=$1 python -m pytest -q -m "" tests/train/test_train.py \
     -k "folder or best_model or last or readmes or textbook"
   KERAS_BACKEND=$1 python -m pytest -q tests/model/test_van.py \
     -k "save or saving or sizes or channels_first or headless or clone or pyramid"

@@ -37,7 +37,11 @@ NEED_KERAS = {
     "train.demo",
     "train.optim",
     "train.progress",
+    "train.build",
+    "train.devices",
+    "train.report",
     "train.run",
+    "train.train",
 }
 HEAVY = {"keras", "tensorflow", "jax", "torch", "matplotlib"}
 

@@ -233,7 +233,7 @@ def test_after_ctrl_c_it_says_how_to_go_on(when, capsys, monkeypatch, tmp_path):
 
 @pytest.mark.parametrize("begun", [True, False])
 def test_a_run_that_is_stopped_at_once_goes_on_too(begun, capsys, monkeypatch, tmp_path):
-    from van_classification_tensorflow.train import run as train
+    from van_classification_tensorflow.train import train
 
     def stopped(data, output, *_, **__):
         output.mkdir()

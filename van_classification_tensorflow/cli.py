@@ -106,7 +106,7 @@ def train(parser: ArgumentParser) -> Any:
             return
         # Only now, as it starts Keras.
         from .train.callbacks import Stopped
-        from .train.run import train as run_training
+        from .train.train import train as run_training
 
         try:
             run_training(

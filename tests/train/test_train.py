@@ -21,9 +21,8 @@ from van_classification_tensorflow.cli import main
 from van_classification_tensorflow.datasets import digits
 from van_classification_tensorflow.datasets.training import open_data
 from van_classification_tensorflow.evaluate.evaluate import evaluate
-from van_classification_tensorflow.train import callbacks
+from van_classification_tensorflow.train import build, callbacks, report, run, train
 from van_classification_tensorflow.train import folder as runs
-from van_classification_tensorflow.train import run as train
 from van_classification_tensorflow.train.recipe import RECIPES, Recipe
 from van_classification_tensorflow.train.snapshots import RunLock, RunLockedError, Snapshots
 from van_classification_tensorflow.weights.pretrained import open_pretrained
@@ -501,8 +500,8 @@ def test_keras_distribution_is_refused(tmp_path, monkeypatch):
 @pytest.mark.slow
 def test_a_head_of_other_classes_starts_anew():
     recipe = RECIPES["digits"].with_(pretrained="digits")
-    same = train.build_model(recipe, digits.CLASSES)
-    other = train.build_model(recipe.with_(head_scale=1e-3), tuple("abcdefghij"))
+    same = build.build_model(recipe, digits.CLASSES)
+    other = build.build_model(recipe.with_(head_scale=1e-3), tuple("abcdefghij"))
     kept = keras.ops.convert_to_numpy(same.get_layer("head").kernel)
     fresh = keras.ops.convert_to_numpy(other.get_layer("head").kernel)
     assert np.abs(kept).max() > 0.1
@@ -522,25 +521,25 @@ def test_whether_the_head_is_kept_is_said(tmp_path):
     model.labels = ["cafe\u0301", "tea"]
     model.save(tmp_path / "m.keras")
     source = open_pretrained(tmp_path / "m.keras")
-    assert train.why_fresh(source, ("caf\u00e9", "tea")) == ""
+    assert build.why_fresh(source, ("caf\u00e9", "tea")) == ""
     assert (
-        train.why_fresh(source, ("tea", "caf\u00e9")) == "theirs has the classes in another order"
+        build.why_fresh(source, ("tea", "caf\u00e9")) == "theirs has the classes in another order"
     )
-    assert train.why_fresh(source, ("milk", "tea")) == "theirs is of other classes"
-    assert train.why_fresh(source, ("a", "b", "c")) == "theirs is of 2 classes"
+    assert build.why_fresh(source, ("milk", "tea")) == "theirs is of other classes"
+    assert build.why_fresh(source, ("a", "b", "c")) == "theirs is of 2 classes"
     unnamed = open_pretrained(GOLDEN / "micro.safetensors")
-    assert train.why_fresh(unnamed, tuple("0123456789")) == "theirs names no classes"
+    assert build.why_fresh(unnamed, tuple("0123456789")) == "theirs names no classes"
 
 
 def test_frozen_stages_have_nothing_to_train():
     recipe = RECIPES["digits"].with_(pretrained="digits", freeze=3, layer_decay=0.8)
-    model = train.build_model(recipe, digits.CLASSES)
+    model = build.build_model(recipe, digits.CLASSES)
     trained = {v.path.split("/")[0] for v in model.trainable_variables}
     assert trained == {"patch_embed4", "block4_0", "norm4", "head"}
-    train.make_optimizer(recipe, model).build(model.trainable_variables)
+    build.make_optimizer(recipe, model).build(model.trainable_variables)
     with pytest.raises(ValueError, match="`input_size` must be at least 17 for this model"):
-        train.build_model(recipe.with_(model=None, input_size=16), digits.CLASSES)
-    head_only = train.build_model(recipe.with_(freeze=4), digits.CLASSES)
+        build.build_model(recipe.with_(model=None, input_size=16), digits.CLASSES)
+    head_only = build.build_model(recipe.with_(freeze=4), digits.CLASSES)
     assert len(head_only.trainable_variables) == 2
 
 
@@ -555,8 +554,8 @@ def test_what_is_assumed_of_the_weights_is_said(tmp_path, told):
     if told:
         recipe = recipe.with_(mean=(0.5,) * 3, std=(0.5,) * 3)
     console = Console(file=io.StringIO(), width=200)
-    run = train._Run(tmp_path, "digits", recipe, *found, None, (0, 1), console)
-    run._introduce()
+    made = run.Run(tmp_path, "digits", recipe, *found, None, (0, 1), console)
+    report.introduce(made)
     said = console.file.getvalue()
     assert ("It does not say how its pictures are prepared" in said) is not told
     assert "No names of its classes" not in said
@@ -565,8 +564,8 @@ def test_what_is_assumed_of_the_weights_is_said(tmp_path, told):
 
 def test_what_a_run_froze_is_free_in_what_it_leaves(tmp_path):
     recipe, found = TINY.with_(freeze=1), open_data("digits")
-    run = train._Run(tmp_path, "digits", recipe, *found, None, (0, 1), Console(quiet=True))
-    assert "block1_0" not in {v.path.split("/")[0] for v in run.model.trainable_variables}
+    made = run.Run(tmp_path, "digits", recipe, *found, None, (0, 1), Console(quiet=True))
+    assert "block1_0" not in {v.path.split("/")[0] for v in made.model.trainable_variables}
     run._refresh()
     left = keras.saving.load_model(tmp_path / "last.keras")
     assert all(layer.trainable for layer in left._flatten_layers())
@@ -574,20 +573,20 @@ def test_what_a_run_froze_is_free_in_what_it_leaves(tmp_path):
 
 
 def test_imagenets_folders_get_its_words():
-    assert train.class_labels(("n01440764", "n02123045"))[1].endswith("tabby")
-    assert train.class_labels(("n01440764", "cat")) == ("n01440764", "cat")
+    assert build.class_labels(("n01440764", "n02123045"))[1].endswith("tabby")
+    assert build.class_labels(("n01440764", "cat")) == ("n01440764", "cat")
 
 
 @pytest.mark.parametrize("class_weight", [None, dict.fromkeys(range(10), 2.0)])
 def test_the_readmes_lines_in_keras_own_words(class_weight):
     recipe = TINY.with_(accumulation_steps=1, batch_size=256)
     pictures, _ = open_data("digits")
-    model = train.build_model(recipe, pictures.classes)
-    model.compile(train.make_optimizer(recipe, model), train.make_loss(), metrics=["accuracy"])
-    batches = train.make_batches(recipe, model, pictures)
-    schedule = train.make_schedule(recipe)
+    model = build.build_model(recipe, pictures.classes)
+    model.compile(build.make_optimizer(recipe, model), build.make_loss(), metrics=["accuracy"])
+    batches = build.make_batches(recipe, model, pictures)
+    schedule = build.make_schedule(recipe)
     history = model.fit(
-        train.make_dataset(batches, model),
+        build.make_dataset(batches, model),
         steps_per_epoch=batches.steps_per_epoch,
         epochs=recipe.total_epochs,
         shuffle=False,
@@ -602,8 +601,8 @@ def test_the_readmes_lines_in_keras_own_words(class_weight):
 
 
 def test_grey_and_rgb_without_weights():
-    assert train.build_model(Recipe(), ("a", "b")).in_chans == 3
-    grey = train.build_model(Recipe(mean=(0.4,), std=(0.3,)), ("a", "b"))
+    assert build.build_model(Recipe(), ("a", "b")).in_chans == 3
+    grey = build.build_model(Recipe(mean=(0.4,), std=(0.3,)), ("a", "b"))
     assert grey.in_chans == 1
     assert grey.preprocessing.mean == (0.4,)
 
@@ -614,8 +613,8 @@ import tensorflow as tf
 
 cpu = tf.config.list_physical_devices("CPU")[0]
 tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
-from tests.train.test_run import TINY, Snapshots
-from van_classification_tensorflow.train.run import train
+from tests.train.test_train import TINY, Snapshots
+from van_classification_tensorflow.train.train import train
 
 alone = TINY.with_(epochs=1, accumulation_steps=1, clip_norm=None, drop_rate=0.0,
                    drop_path_rate=0.0, warmup_epochs=0, learning_rate=1e-5)
@@ -723,22 +722,22 @@ def test_an_output_inside_of_the_data_is_refused(tmp_path):
     ],
 )
 def test_captions(target, caption):
-    assert train._caption(np.array(target), 0.1, ("a", "b")) == caption
-    long = train._caption(np.array(target), 0.1, ("a" * 20, "b" * 20))
+    assert report._caption(np.array(target), 0.1, ("a", "b")) == caption
+    long = report._caption(np.array(target), 0.1, ("a" * 20, "b" * 20))
     assert all(len(line) < 28 for line in long.split("\n"))
 
 
 def test_no_epoch_of_a_fine_tuning_run_is_lost_to_the_warm_up():
     for epochs, rates in ((30, (1, 2, 3)), (8, (1, 2)), (2, (1,)), (1, ())):
         recipe = RECIPES["finetune"].with_(epochs=epochs)
-        schedule = train.make_schedule(recipe)
+        schedule = build.make_schedule(recipe)
         found = [schedule(epoch) for epoch in range(recipe.warmup_epochs)]
         assert found == pytest.approx([5e-4 * i / (len(rates) + 1) for i in rates])
         assert schedule(recipe.warmup_epochs) > max(found, default=0)
     # Whatever the rate that is asked for; the authors' start stays theirs.
-    low = train.make_schedule(RECIPES["finetune"].with_(learning_rate=1e-5))
+    low = build.make_schedule(RECIPES["finetune"].with_(learning_rate=1e-5))
     assert low(0) < low(1) < low(2) < 1e-5
-    assert train.make_schedule(RECIPES["imagenet"])(0) == 1e-6
+    assert build.make_schedule(RECIPES["imagenet"])(0) == 1e-6
 
 
 @pytest.mark.slow
@@ -774,16 +773,16 @@ def test_class_weights_are_those_of_the_textbook(tmp_path):
     counts = dict(zip(*np.unique(found.labels, return_counts=True), strict=True))
     assert counts == {0: 3, 1: 30}  # few, many
     recipe = FEW.with_(class_weights="balanced", label_smoothing=0.1)
-    weights = train.class_weights(recipe, found)
+    weights = build.class_weights(recipe, found)
     assert weights == pytest.approx((33 / (2 * 3), 33 / (2 * 30)))
-    assert train.class_weights(FEW, found) is None
-    model = train.build_model(recipe, found.classes)
-    batches = train.make_batches(recipe, model, found)
+    assert build.class_weights(FEW, found) is None
+    model = build.build_model(recipe, found.classes)
+    batches = build.make_batches(recipe, model, found)
     images, targets, of_each = next(batches.iterate())
     # Not of the smoothed targets, which would nearly even them out.
     np.testing.assert_allclose(of_each, np.array(weights)[targets.argmax(1)], rtol=1e-6)
     # What Keras makes of them: the mean over the batch of weight times cross-entropy.
-    model.compile("sgd", train.make_loss())
+    model.compile("sgd", build.make_loss())
     logits = keras.ops.convert_to_numpy(model(images, training=False)).astype(np.float64)
     log = logits - np.log(np.exp(logits).sum(1, keepdims=True))
     expected = np.mean(of_each * -(targets * log).sum(1))
@@ -875,7 +874,7 @@ def test_unreadable_pictures_are_named_at_once_and_leave_nothing_in_the_way(tmp_
 
 def test_a_failed_start_takes_back_only_its_own(tmp_path, monkeypatch):
     (tmp_path / ".mine").write_text("mine")
-    monkeypatch.setattr(train._Run, "_draw_samples", lambda self: 1 / 0)
+    monkeypatch.setattr(train, "draw_samples", lambda run: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         train.train("digits", tmp_path, TINY)
     assert {path.name for path in tmp_path.iterdir()} <= {".mine", ".lock"}
