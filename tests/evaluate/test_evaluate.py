@@ -27,9 +27,12 @@ from van_classification_tensorflow.datasets.labelled import (
     subset_indices,
 )
 from van_classification_tensorflow.evaluate import evaluate as module
-from van_classification_tensorflow.evaluate.evaluate import evaluate, measure, report, run
+from van_classification_tensorflow.evaluate import files
+from van_classification_tensorflow.evaluate import measure as measuring
+from van_classification_tensorflow.evaluate.evaluate import evaluate, report, run
+from van_classification_tensorflow.evaluate.measure import measure
 from van_classification_tensorflow.evaluate.metrics import calibration_error, score, wilson_interval
-from van_classification_tensorflow.evaluate.original import ClassifierBesideOriginal, Comparison
+from van_classification_tensorflow.evaluate.original import Comparison, Original
 from van_classification_tensorflow.images.decode import open_image
 from van_classification_tensorflow.inference.classifier import Classifier, Result
 from van_classification_tensorflow.model.load import to_official
@@ -475,7 +478,7 @@ def test_published_figures_beside_the_measured(thousand, tmp_path, monkeypatch):
     assert "published top-1 75.41%: -0.410 points here, inside the interval" in text
     assert "another preprocessing" in text
     monkeypatch.setattr(thousand, "preprocessing", Preprocessing())
-    outside = module._published(thousand, 0.78, 0.93, (0.76, 0.8))
+    outside = measuring._published(thousand, 0.78, 0.93, (0.76, 0.8))
     assert not outside.inside
     assert outside.same_preprocessing
 
@@ -568,16 +571,16 @@ def test_an_interrupted_write_leaves_nothing_or_the_old(micro, ten, tmp_path, mo
 
     with monkeypatch.context() as patch:
         if what == "draw":
-            patch.setattr(module.pictures, "confusion_matrix", interrupted)
+            patch.setattr(files.plots, "confusion_matrix", interrupted)
         else:
-            patch.setattr(module.os, "replace", not_into_place)
+            patch.setattr(files.os, "replace", not_into_place)
         with pytest.raises(KeyboardInterrupt):
-            module.write(found, target, False)
+            files.write(found, target, False)
         assert sorted(path.name for path in tmp_path.iterdir()) == before
         target.mkdir()
         (target / "results.csv").write_text("old")
         with pytest.raises(KeyboardInterrupt):
-            module.write(found, target, True)
+            files.write(found, target, True)
     assert (target / "results.csv").read_text() == "old"
     assert [path.name for path in target.iterdir()] == ["results.csv"]
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*before, "out"])
@@ -593,7 +596,7 @@ def test_what_appears_meanwhile_is_not_replaced(micro, ten, tmp_path, monkeypatc
 
     monkeypatch.setattr(module, "_write_files", meanwhile)
     with pytest.raises(FileExistsError, match="thesis"):
-        module.write(found, target, True)
+        files.write(found, target, True)
     assert [path.name for path in target.iterdir()] == ["thesis.tex"]
 
 
@@ -604,19 +607,19 @@ def test_many_classes_have_a_picture_of_the_most_frequent_mistakes(thousand, tmp
         folder.mkdir(parents=True, exist_ok=True)
         path.rename(folder / path.name)
     found = measure(thousand, open_dataset(tmp_path / "data", thousand.labels))
-    module.write(found, tmp_path / "out", False)
+    files.write(found, tmp_path / "out", False)
     assert (tmp_path / "out" / "most_confused.png").stat().st_size > 5000
     assert not (tmp_path / "out" / "confusion_matrix.png").exists()
     perfect = replace(found, confusion=((1, 1, 5),))
-    module._draw_most_confused(perfect, tmp_path / "none.png")
+    files._draw_most_confused(perfect, tmp_path / "none.png")
 
 
 def test_names_in_pictures_are_no_formulas(micro, ten, tmp_path):
     found = measure(micro, open_dataset(ten[0], micro.labels))
     classes = [replace(c, label=rf"$\x$ {c.index}$") for c in found.per_class]
     found = replace(found, per_class=tuple(classes))
-    module._draw_matrix(found, tmp_path / "matrix.png")
-    module._draw_most_confused(found, tmp_path / "pairs.png")
+    files._draw_matrix(found, tmp_path / "matrix.png")
+    files._draw_most_confused(found, tmp_path / "pairs.png")
     for name in ("matrix.png", "pairs.png"):
         assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
 
@@ -666,32 +669,32 @@ def test_the_report(ten, tmp_path):
 # --- Against the original ---
 
 
-class Shifted(ClassifierBesideOriginal):
+class Shifted:
     """In the original's place: the Keras model's own logits, of the last picture shifted."""
 
-    def __init__(self, weights, shift, **options):
-        Classifier.__init__(self, weights, **options)
-        self.shift, self.theirs, self.seconds = np.float32(shift), deque(), 0.0
+    def __init__(self, classifier, shift):
+        self.classifier, self.shift = classifier, np.float32(shift)
+        self.logits, self.seconds = deque(), 0.0
 
-    def _by_original(self, inputs):
-        logits = Classifier._by_keras(self, inputs, False).copy()
+    def see(self, inputs, pictures):
+        logits = self.classifier._by_keras(inputs, False).copy()
+        assert len(logits) == pictures
         logits[-1] += self.shift
-        self.theirs.extend(logits)
+        self.logits.extend(logits)
 
 
 def test_a_difference_is_said(ten, tmp_path):
     data, paths, _ = ten
     paths[3].with_name("bad.png").write_bytes(b"bad")  # must not shift the pairs
-    beside = Shifted(MICRO_FILE, 0, **SMALL)
-    dataset = open_dataset(data, beside.labels)
+    classifier = Classifier(MICRO_FILE, **SMALL)
+    dataset = open_dataset(data, classifier.labels)
     for shift, agrees, difference in (
         (np.zeros(10), True, 0),
         (np.full(10, 2e-4), False, 2e-4),
         (np.eye(10)[0] * -100, False, 100),
         (np.eye(10)[0] * np.nan, False, np.nan),
     ):
-        beside.shift = np.float32(shift)
-        found = measure(beside, dataset)
+        found = measure(classifier, dataset, original=Shifted(classifier, shift))
         original = found.original
         assert original.pictures == 10
         assert original.agrees is agrees
@@ -704,16 +707,10 @@ def test_a_difference_is_said(ten, tmp_path):
 
 
 def test_the_exit_code_says_whether_they_agree(ten, monkeypatch):
+    monkeypatch.setattr(module, "require_original", lambda: None)
     for shift, code in ((0, 0), (1, 1)):
-        monkeypatch.setattr(
-            module,
-            "ClassifierBesideOriginal",
-            type(
-                "Fixed",
-                (Shifted,),
-                {"__init__": lambda self, w, s=shift, **o: Shifted.__init__(self, w, s, **o)},
-            ),
-        )
+        beside = Shifted(Classifier(MICRO_FILE, **SMALL), shift)
+        monkeypatch.setattr(module, "Original", lambda weights, name, beside=beside: beside)
         console = Console(file=io.StringIO())
         assert run(str(ten[0]), MICRO_FILE, against_original=True, console=console, **SMALL) == code
 
@@ -762,10 +759,11 @@ def test_micro_against_the_original(ten, views):
     if not views:
         import torch
 
-        beside = ClassifierBesideOriginal(MICRO_FILE, **SMALL)
-        inputs = np.stack([beside.preprocessing(open_image(path)) for path in paths])
+        model = Original(MICRO_FILE, "")._model
+        prepare = Classifier(MICRO_FILE, **SMALL).preprocessing
+        inputs = np.stack([prepare(open_image(path)) for path in paths])
         with torch.inference_mode():
-            original = beside._original(torch.from_numpy(inputs.transpose(0, 3, 1, 2).copy()))
+            original = model(torch.from_numpy(inputs.transpose(0, 3, 1, 2).copy()))
         hits = original.logits.numpy().argmax(1) == right
         assert found.original.top1_original == hits.mean()
 
@@ -900,9 +898,9 @@ def test_the_pictures_of_the_gallery(tmp_path, monkeypatch, micro):
     found = measure(micro, open_dataset(tmp_path / "data", micro.classes))
     drawn_sheets = {}
     monkeypatch.setattr(
-        module.pictures, "sample_sheet", lambda *a, **k: drawn_sheets.update({a[2].name: (a, k)})
+        files.plots, "sample_sheet", lambda *a, **k: drawn_sheets.update({a[2].name: (a, k)})
     )
-    module.write(found, tmp_path / "out", overwrite=False)
+    files.write(found, tmp_path / "out", overwrite=False)
     for kind in ("mistakes", "least_certain"):
         (images, captions, _, _), options = drawn_sheets[f"{kind}.png"]
         shown = getattr(found, kind)

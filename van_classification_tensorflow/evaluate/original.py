@@ -21,7 +21,6 @@ from rich.table import Table
 from rich.text import Text
 
 from ..export.convert import convert
-from ..inference.classifier import Classifier
 from ..weights.catalogue import CATALOGUE
 from ..weights.pretrained import local_file
 
@@ -66,7 +65,7 @@ class Comparison:
     @property
     def agrees(self) -> bool:
         """The metrics are the same and no logit differs by more than `TOLERANCE`."""
-        # Not a number agrees with nothing.
+        # Not `difference > TOLERANCE`, which is false for a difference that is not a number.
         return self.metrics_difference == 0 and self.largest_logit_difference <= TOLERANCE
 
     def report(self, console: Console) -> None:
@@ -107,48 +106,38 @@ def require_original() -> Any:
     return VanForImageClassification
 
 
-class ClassifierBesideOriginal(Classifier):
-    """A `Classifier` that gives each batch to transformers' model as well.
+class Original:
+    """transformers' model with the same weights, given the inputs that `Classifier` makes.
 
-    `theirs` holds the original's logits (classes,) of the pictures whose results have been made
-    and not yet taken, in their order; `seconds` is how long the original has taken.
+    Attributes:
+        logits: (classes,) of the pictures given and not yet taken, in their order.
+        seconds: How long it has taken.
 
     Args:
-        weights: As in `Classifier`.
-        options: As in `Classifier`.
+        weights: As in `Classifier`, but no exported file.
+        name: Of the `Classifier` of the same weights.
 
     Raises:
         ModuleNotFoundError: torch or transformers is missing, or transformers has no VAN.
     """
 
-    def __init__(self, weights: str | os.PathLike, **options: Any):
+    def __init__(self, weights: str | os.PathLike, name: str):
         kind = require_original()
-        super().__init__(weights, **options)
-        record = CATALOGUE.get(self.name)
-        self._original = _load(kind, weights if record is None else local_file(record))
-        self.theirs: deque[np.ndarray] = deque()
+        record = CATALOGUE.get(name)
+        self._model = _load(kind, weights if record is None else local_file(record))
+        self.logits: deque[np.ndarray] = deque()
         self.seconds = 0.0
 
-    def _by_keras(self, inputs: np.ndarray, features: bool) -> np.ndarray:
-        self._by_original(inputs)
-        with _full_float32():
-            return super()._by_keras(inputs, features)
-
-    def _by_numpy(self, inputs: np.ndarray, features: bool) -> np.ndarray:
-        self._by_original(inputs)
-        return super()._by_numpy(inputs, features)
-
-    def _by_original(self, inputs: np.ndarray) -> None:
-        """Takes (N, H, W, C), all views of a picture one after another."""
+    def see(self, inputs: np.ndarray, pictures: int) -> None:
+        """Computes the logits of (N, H, W, C) inputs, the views of each picture in turn."""
         import torch
 
         started = time.perf_counter()
         # (N, H, W, C) -> (N, C, H, W), a copy: neither model can change the other's input.
         images = torch.from_numpy(inputs.transpose(0, 3, 1, 2).copy())
         with torch.inference_mode():
-            logits = self._original(images).logits.numpy()
-        views = self.crops * (2 if self.flip else 1)
-        self.theirs.extend(logits.reshape(-1, views, logits.shape[-1]).mean(axis=1))
+            logits = self._model(images).logits.numpy()
+        self.logits.extend(logits.reshape(pictures, -1, logits.shape[-1]).mean(axis=1))
         self.seconds += time.perf_counter() - started
 
 
@@ -165,7 +154,7 @@ def _load(kind: Any, weights: str | os.PathLike) -> Any:
 
 
 @contextlib.contextmanager
-def _full_float32() -> Iterator[None]:
+def full_float32() -> Iterator[None]:
     """No TF32 on GPUs meanwhile: it has 10 bits for the fraction, float32 has 23."""
     import keras
 

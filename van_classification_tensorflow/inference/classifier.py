@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterable, Iterator, Sequence, Sized
+from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -366,7 +366,12 @@ class Classifier:
         return np.stack(found) if found else np.zeros((0, self._width), np.float32)
 
     def stream(
-        self, images: Iterable[Any], *, features: bool = False, reraise: bool = False
+        self,
+        images: Iterable[Any],
+        *,
+        features: bool = False,
+        reraise: bool = False,
+        watch: Callable[[np.ndarray, int], None] | None = None,
     ) -> Iterator[Result]:
         """Exactly one `Result` for each picture, in order; decodes ahead in parallel.
 
@@ -374,6 +379,8 @@ class Classifier:
             images: As in `__call__`, several; may be endless.
             features: Give features instead of logits.
             reraise: Raise what goes wrong with a picture, instead of noting it.
+            watch: Called with each batch before the model is: its inputs (N, H, W, C), and how
+                many pictures they are, of which each has as many views.
         """
         if features:
             self.check_features()
@@ -389,9 +396,9 @@ class Classifier:
                 raise pair[1]
             batch.append(pair)
             if len(batch) == size:
-                yield from self._run(batch, features, by_numpy)
+                yield from self._run(batch, features, by_numpy, watch)
                 batch = []
-        yield from self._run(batch, features, by_numpy)
+        yield from self._run(batch, features, by_numpy, watch)
 
     def ranked(self, logits: np.ndarray, top: int = 5) -> list[Prediction]:
         """The `top` classes of (outputs,) logits, best first."""
@@ -439,11 +446,19 @@ class Classifier:
             prepare = self.preprocessing.pixel_views
         return prepare(image, self.crops, self.flip)
 
-    def _run(self, batch: list, features: bool, by_numpy: bool) -> Iterator[Result]:
+    def _run(
+        self,
+        batch: list,
+        features: bool,
+        by_numpy: bool,
+        watch: Callable[[np.ndarray, int], None] | None,
+    ) -> Iterator[Result]:
         good = [views for _, views in batch if isinstance(views, np.ndarray)]
         outputs: Iterator[np.ndarray] = iter(())
         if good:
             inputs = np.concatenate(good)
+            if watch is not None:
+                watch(inputs, len(good))
             if self.runtime is not None:
                 flat = self._by_runtime(self.runtime, inputs)
             else:
