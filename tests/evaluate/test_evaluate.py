@@ -677,7 +677,7 @@ class Shifted:
         self.logits, self.seconds = deque(), 0.0
 
     def see(self, inputs, pictures):
-        logits = self.classifier._by_keras(inputs, False).copy()
+        logits = self.classifier._keras_engine(inputs).copy()
         assert len(logits) == pictures
         logits[-1] += self.shift
         self.logits.extend(logits)

@@ -192,7 +192,6 @@ def _openvino_precision() -> str:
 
 
 def _read_model(path: Path) -> keras.Model:
-    from ..model.van import VAN
 
     if path.suffix == ".keras":
         import keras
@@ -200,19 +199,12 @@ def _read_model(path: Path) -> keras.Model:
         if not path.is_file() or not zipfile.is_zipfile(path):  # a pipe would never end
             raise ValueError(f"{path} is no .keras file")
         return keras.saving.load_model(path, compile=False)
+    from ..model.build import van_of
     from ..weights.pretrained import open_pretrained
 
     opened = open_pretrained(path)
     assert opened is not None  # noqa: S101 - a path is given
-    sizes = opened.weights.architecture
-    return VAN(
-        sizes.configuration,
-        include_top=sizes.num_classes is not None,
-        pretrained=opened,
-        classifier_activation=None,
-        data_format="channels_last",
-        dtype="float32",
-    )
+    return van_of(opened)
 
 
 # --- Measuring ---

@@ -8,13 +8,35 @@ function of the same tensors (the authors' names and axes), to within rounding.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import numpy as np
 
 from ..spec.architecture import Architecture
 from ..spec.config import stage_kernel_stride
+from .protocol import FLOAT32
 
 _CHUNK = 1 << 15  # elements; GELU's temporaries then stay in the cache
+
+
+@dataclass(frozen=True)
+class NumpyEngine:
+    """The `Engine` of weights without a framework.
+
+    Args:
+        tensors: As in `forward`.
+        sizes: As in `forward`.
+    """
+
+    tensors: Mapping[str, np.ndarray]
+    sizes: Architecture
+    format: str = "numpy"
+    dtype: np.dtype = FLOAT32
+
+    def __call__(self, images: np.ndarray, features: bool = False) -> np.ndarray:
+        pooled, logits = forward(self.tensors, self.sizes, images)
+        found = pooled if features or logits is None else logits
+        return found.astype(np.float32, copy=False)
 
 
 def forward(

@@ -56,13 +56,14 @@ class Runtime:
     _run: Callable[[np.ndarray], Any] = field(repr=False)
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
-    def __call__(self, images: np.ndarray) -> np.ndarray:
+    def __call__(self, images: np.ndarray, features: bool = False) -> np.ndarray:
         """Runs the model.
 
         Args:
             images: (N, H, W, C) of `dtype`: normalised in float32, or 0 to 255 in uint8. Where
                 the file has a fixed batch they go through it batch by batch, the last one filled
                 up.
+            features: Of an `Engine`; what the file gives was decided when it was written.
 
         Returns:
             (N, `outputs`), float32, a copy.

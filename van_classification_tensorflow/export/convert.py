@@ -314,22 +314,11 @@ def hugging_face_config(
 
 
 def _write_keras(path: Path, opened: Pretrained) -> None:
-    from ..model.load import load_checkpoint
-    from ..model.van import VAN
+    from ..model.build import build_van
 
-    weights, architecture = opened.weights, opened.weights.architecture
-    config = architecture.config
-    model = VAN(
-        architecture.configuration,
-        embed_dims=config.embed_dims,
-        mlp_ratios=config.mlp_ratios,
-        depths=config.depths,
-        in_chans=architecture.in_chans,
-        num_classes=architecture.num_classes or 1000,
-        include_top=architecture.num_classes is not None,
-        classifier_activation=opened.activation if architecture.num_classes else None,
-        data_format="channels_last",
+    weights, sizes = opened.weights, opened.weights.architecture
+    model = build_van(
+        sizes, weights.tensors, classifier_activation=opened.activation, allow_nonfinite=True
     )
-    load_checkpoint(model, weights.tensors, allow_nonfinite=True)
-    opened.describe(model, architecture.num_classes, architecture.in_chans)
+    opened.describe(model, sizes.num_classes, sizes.in_chans)
     model.save(path) if path.name.endswith(".keras") else model.save_weights(path)

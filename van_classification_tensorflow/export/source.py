@@ -35,24 +35,17 @@ class Source:
     assumed: tuple[str, ...] = ()
 
     def keras_model(self, *, logits: bool = True, image_size: int | None = None) -> keras.Model:
-        from ..model.load import load_checkpoint
-        from ..model.van import VAN
+        """The model that is exported, in float32; `image_size` fixes that of its input."""
+        from ..model.build import build_van
 
-        config = self.sizes.config
-        model = VAN(
-            embed_dims=config.embed_dims,
-            mlp_ratios=config.mlp_ratios,
-            depths=config.depths,
-            in_chans=self.sizes.in_chans,
-            num_classes=self.sizes.num_classes,
-            include_top=self.sizes.num_classes is not None,
+        return build_van(
+            self.sizes,
+            self.tensors,
             classifier_activation=None if logits else self.activation,
-            data_format="channels_last",
             img_resolution=image_size,
             pooling=self.pooling,
             dtype="float32",
         )
-        return load_checkpoint(model, self.tensors)
 
 
 def open_source(model: Any, features: bool) -> Source:

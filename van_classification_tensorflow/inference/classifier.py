@@ -3,41 +3,32 @@
 from __future__ import annotations
 
 import os
-import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator, Sized
+from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image
 
-from ..engines.numpy_forward import forward
-from ..engines.runtimes import Runtime, open_runtime
+from ..engines.keras import KerasEngine
+from ..engines.numpy_forward import NumpyEngine
+from ..engines.protocol import Engine
 from ..images.decode import MAX_PIXELS, open_image
 from ..images.parallel import decoded, reason
-from ..spec.architecture import Architecture
-from ..spec.config import min_image_size
-from ..spec.labels import Label, assumed_labels, labels_of, texts_of
-from ..spec.preprocessing import NOT_SAID, Preprocessing
+from ..spec.labels import Label, texts_of
+from ..spec.preprocessing import Preprocessing
 from ..spec.scores import (
-    SOFTMAX,
-    UNKNOWN_END,
-    activation_of,
     classes_of,
     logits_of,
     of_classes,
     probabilities,
 )
 from ..support.checks import at_least
-from ..support.text import printable
-from ..weights.address import format_of
-from ..weights.pretrained import Pretrained, open_pretrained
+from .opening import Wanted, open_any
 
 if TYPE_CHECKING:
     import keras
-
-    from .in_memory import InMemory
 
 # Measured on two cores (`benchmarks/cold_start.py`): NumPy needs this many seconds for 10^9
 # multiply-accumulates, and this many pass before the Keras model has answered for the first time.
@@ -153,153 +144,32 @@ class Classifier:
             raise ValueError(
                 f"`engine` must be one of {', '.join(ENGINES)}. Received: engine={engine!r}"
             )
+        wanted = Wanted(
+            texts_of(labels), Preprocessing.of(preprocessing), test_size, engine, batch_size
+        )
+        opened = open_any(weights, wanted)
+        self._opened, self.engine = opened, engine
+        self.name, self.notes = opened.name, opened.notes
+        self.labels, self.activation = opened.labels, opened.activation
+        self.preprocessing, self.runtime = opened.preprocessing, opened.runtime
         self.crops, self.flip = int(crops), bool(flip)
-        self.batch_size, self.workers, self.max_pixels = batch_size, workers, max_pixels
-        self.engine, self.notes = engine, ""
-        self.runtime: Runtime | None = None
-        self.activation = SOFTMAX
-        self._numpy_limit = 0  # pictures; of weights only
-        self._in_memory: InMemory | None = None
-        preprocessing = Preprocessing.of(preprocessing)
-        labels = texts_of(labels)
-        known = sys.modules.get("keras")  # where there is a model, it is there
-        if known is not None and isinstance(weights, known.Model):
-            self._open_model(weights, labels, preprocessing, test_size)
-        elif format_of(weights) is None:
-            self._open_weights(weights, labels, preprocessing, test_size)
-        else:
-            self._open_exported(weights, labels, preprocessing, test_size)
+        self.batch_size = opened.batch_size or batch_size
+        self.workers, self.max_pixels = workers, max_pixels
+        self._numpy_limit = self._sooner_by_numpy()
+        if opened.in_memory is not None:
+            self.__dict__["model"] = opened.in_memory.model
 
-    def _open_weights(
-        self,
-        weights: Any,
-        labels: str | Sequence[str] | None,
-        preprocessing: Preprocessing | None,
-        test_size: int | None,
-    ) -> None:
-        opened = None if weights is True else open_pretrained(weights, argument="weights")
-        if opened is None:
-            raise ValueError(f"`weights` must be a name or a path. Received: weights={weights!r}")
-        given = {"labels": labels, "preprocessing": preprocessing}
-        opened.check([name for name, value in given.items() if value is not None])
-        sizes = opened.weights.architecture
-        self._opened: Pretrained = opened
-        self.name, self._width = opened.name, sizes.embed_dims[-1]
-        self.notes = opened.remarks(labels, preprocessing)
-        default = Preprocessing().with_channels(sizes.in_chans) or Preprocessing()
-        self._prepare(preprocessing or opened.preprocessing or default, test_size, sizes.in_chans)
-        _check_side(self.preprocessing.input_size, sizes)
-        self.labels: tuple[Label, ...] = ()
-        if sizes.num_classes is not None:
-            self.labels = labels_of(opened.labels if labels is None else labels, sizes.num_classes)
-            self.activation = activation_of(opened.activation, sizes.num_classes, opened.name)
+    def _sooner_by_numpy(self) -> int:
+        """For how many pictures NumPy is done sooner than the Keras model has started."""
+        if self._opened.weights is None:
+            return 0
         side = self.preprocessing.input_size
-        gmacs = sizes.macs(side, side) * self.crops * (2 if self.flip else 1) / 1e9
-        self._numpy_limit = int(_KERAS_START_SECONDS / (_NUMPY_SECONDS_PER_GMAC * gmacs))
+        gmacs = self._opened.weights.weights.architecture.macs(side, side) * self._views / 1e9
+        return int(_KERAS_START_SECONDS / (_NUMPY_SECONDS_PER_GMAC * gmacs))
 
-    def _open_model(
-        self,
-        model: keras.Model,
-        labels: Sequence[str] | None,
-        preprocessing: Preprocessing | None,
-        test_size: int | None,
-    ) -> None:
-        from .in_memory import open_model
-
-        if self.engine == "numpy":
-            raise ValueError("`engine` must be 'keras' or 'auto' for a model in memory")
-        self._in_memory = opened = open_model(model)
-        self.__dict__["model"] = opened.model
-        self.name, notes = model.name, [opened.notes]
-        if labels is None:
-            notes.append(opened.notes_on_labels)
-        found = preprocessing or opened.preprocessing
-        if preprocessing is None and opened.changed_by:
-            raise ValueError(
-                f"`preprocessing` must be given for {model.name!r}, whose layer "
-                f"{opened.changed_by} may change the pictures before the VAN sees them: what is "
-                "to come before that layer"
-            )
-        if found is None:
-            found = Preprocessing().with_channels(opened.channels) or Preprocessing()
-            notes.append(NOT_SAID)
-        self._prepare(found, test_size, opened.channels)
-        side = self.preprocessing.input_size
-        if side < opened.least or any(
-            fixed not in (None, side, opened.channels) for fixed in model.input_shape[1:]
-        ):
-            raise ValueError(
-                f"`test_size` must be a size that {model.name!r} takes, {model.input_shape}, at "
-                f"least {opened.least} pixels. Received: {side}"
-            )
-        self._width = opened.outputs if opened.features is None else opened.features.output_shape[1]
-        self.labels, self.notes = (), " ".join(filter(None, notes))
-        if opened.activation is not None:
-            self.activation = activation_of(opened.activation, opened.outputs, self.name)
-            self.labels = labels_of(opened.labels if labels is None else labels, opened.outputs)
-
-    def _open_exported(
-        self,
-        path: str | os.PathLike,
-        labels: str | Sequence[str] | None,
-        preprocessing: Preprocessing | None,
-        test_size: int | None,
-    ) -> None:
-        shown = printable(path)
-        if self.engine != "auto":
-            raise ValueError(
-                f"`engine` is for weights; {shown} is an exported file, which its own runtime "
-                f"runs: leave it out. Received: engine={self.engine!r}"
-            )
-        self.runtime = runtime = open_runtime(path)
-        about = runtime.about
-        self.name = shown if about is None else f"{about.name} ({about.precision}, {shown})"
-        notes = []
-        if preprocessing is None and about is not None:
-            preprocessing = about.preprocessing
-            if "preprocessing" in about.assumed:
-                notes.append("How its pictures are prepared was assumed when it was exported.")
-        if preprocessing is None:
-            raise ValueError(
-                f"{shown} does not say how its pictures are prepared, as files that `van export` "
-                "writes do: export it with that, or give `preprocessing` (and `labels`)"
-            )
-        self._prepare(preprocessing, test_size, runtime.channels)
-        side = self.preprocessing.input_size
-        if runtime.image_size not in (None, (side, side)):
-            height, width = runtime.image_size or (0, 0)
-            raise ValueError(
-                f"`test_size` must be that of {shown}, which was exported for {height} x {width} "
-                f"pixels only. Received: {side}"
-            )
-        if about is not None:
-            _check_side(side, about.architecture)
-        self.batch_size = runtime.batch_size or self.batch_size
-        self._width, self.labels = runtime.outputs, ()
-        known: Any = None if about is None else about.labels
-        if about is None:
-            notes.append(UNKNOWN_END)
-            self.activation = activation_of(None, runtime.outputs, self.name)
-        elif about.activation is not None:
-            self.activation = about.activation
-        if about is None or about.activation is not None:
-            if labels is None and known is None:
-                known, said = assumed_labels(runtime.outputs, about is None)
-                notes.append(said)
-            elif labels is None and about is not None and "labels" in about.assumed:
-                notes.append("The names of its classes were assumed when it was exported.")
-            self.labels = labels_of(known if labels is None else labels, runtime.outputs)
-        self.notes = " ".join(notes)
-
-    def _prepare(self, preprocessing: Preprocessing, test_size: int | None, channels: int) -> None:
-        if test_size is not None:
-            preprocessing = replace(preprocessing, input_size=int(test_size))
-        if preprocessing.channels != channels:
-            raise ValueError(
-                f"`preprocessing` makes {preprocessing.channels} channels; the model takes "
-                f"{channels}"
-            )
-        self.preprocessing = preprocessing
+    @property
+    def _views(self) -> int:
+        return self.crops * (2 if self.flip else 1)
 
     @cached_property
     def model(self) -> keras.Model:
@@ -310,24 +180,25 @@ class Classifier:
         """
         if self.runtime is not None:
             raise ValueError(f"{self.name} is an exported file: it holds no Keras model")
-        from ..model.van import VAN
+        from ..model.build import van_of
 
-        # Logits: probabilities are made of them in float64.
-        sizes = self._opened.weights.architecture
-        return VAN(
-            sizes.configuration,
-            include_top=sizes.num_classes is not None,
-            pretrained=self._opened,
-            classifier_activation=None,
-            data_format="channels_last",
-            dtype="float32",
-        )
+        assert self._opened.weights is not None  # noqa: S101 - a model in memory is its own
+        return van_of(self._opened.weights)
 
     @cached_property
-    def _features(self) -> keras.Model:
-        import keras
+    def _keras_engine(self) -> Engine:
+        return self._opened.in_memory or KerasEngine(self.model, self.batch_size)
 
-        return keras.Model(self.model.input, self.model.get_layer("pool").output)
+    def _engine(self, pictures: Any) -> Engine:
+        """What runs the model: for as few pictures as it is done sooner with, NumPy."""
+        opened = self._opened
+        if opened.runtime is not None:
+            return opened.runtime
+        few = isinstance(pictures, Sized) and len(pictures) <= self._numpy_limit
+        by_itself = self.engine == "auto" and few and "model" not in self.__dict__
+        if opened.weights is not None and (self.engine == "numpy" or by_itself):
+            return NumpyEngine(opened.weights.weights.tensors, opened.weights.weights.architecture)
+        return self._keras_engine
 
     def __call__(self, images: Any, top: int = 5) -> list:
         """Classifies one picture or several.
@@ -363,7 +234,7 @@ class Classifier:
         ]
         if one:
             return found[0]
-        return np.stack(found) if found else np.zeros((0, self._width), np.float32)
+        return np.stack(found) if found else np.zeros((0, self._opened.width), np.float32)
 
     def stream(
         self,
@@ -384,21 +255,17 @@ class Classifier:
         """
         if features:
             self.check_features()
-        few = isinstance(images, Sized) and len(images) <= self._numpy_limit
-        by_numpy = self.engine == "numpy" or (
-            self.engine == "auto" and few and "model" not in self.__dict__
-        )
+        engine = self._engine(images)
+        size = 1 if engine.format == "numpy" else max(self.batch_size // self._views, 1)
         batch: list[tuple[Any, np.ndarray | Exception]] = []
-        views = self.crops * (2 if self.flip else 1)
-        size = 1 if by_numpy else max(self.batch_size // views, 1)
-        for pair in decoded(images, self._views, self.workers, ahead=2 * max(size, 8)):
+        for pair in decoded(images, self._prepared, self.workers, ahead=2 * max(size, 8)):
             if reraise and isinstance(pair[1], Exception):
                 raise pair[1]
             batch.append(pair)
             if len(batch) == size:
-                yield from self._run(batch, features, by_numpy, watch)
+                yield from self._run(engine, batch, features, watch)
                 batch = []
-        yield from self._run(batch, features, by_numpy, watch)
+        yield from self._run(engine, batch, features, watch)
 
     def ranked(self, logits: np.ndarray, top: int = 5) -> list[Prediction]:
         """The `top` classes of (outputs,) logits, best first."""
@@ -426,7 +293,8 @@ class Classifier:
 
     def check_features(self) -> None:
         """Raises `ValueError` where an exported file gives something else than features."""
-        if self._in_memory is not None and self._in_memory.features is None:
+        in_memory = self._opened.in_memory
+        if in_memory is not None and in_memory.features is None:
             raise ValueError(
                 f"{self.name} has no layer `Dense` whose input would be its features: give the "
                 "model that ends there"
@@ -440,7 +308,7 @@ class Classifier:
                 "--features`, or give the weights themselves"
             )
 
-    def _views(self, source: Any) -> np.ndarray:
+    def _prepared(self, source: Any) -> np.ndarray:
         image, prepare = open_image(source, self.max_pixels), self.preprocessing.views
         if self.runtime is not None and self.runtime.dtype == np.uint8:
             prepare = self.preprocessing.pixel_views
@@ -448,9 +316,9 @@ class Classifier:
 
     def _run(
         self,
-        batch: list,
+        engine: Engine,
+        batch: list[tuple[Any, np.ndarray | Exception]],
         features: bool,
-        by_numpy: bool,
         watch: Callable[[np.ndarray, int], None] | None,
     ) -> Iterator[Result]:
         good = [views for _, views in batch if isinstance(views, np.ndarray)]
@@ -459,47 +327,16 @@ class Classifier:
             inputs = np.concatenate(good)
             if watch is not None:
                 watch(inputs, len(good))
-            if self.runtime is not None:
-                flat = self._by_runtime(self.runtime, inputs)
-            else:
-                flat = (self._by_numpy if by_numpy else self._by_keras)(inputs, features)
+            flat = engine(inputs, features)
+            about = self.runtime and self.runtime.about
+            if about is not None and about.output == "probabilities":
+                flat = logits_of(flat, self.activation)
             outputs = iter(flat.reshape(len(good), -1, flat.shape[-1]).mean(axis=1))
         for source, views in batch:
             if isinstance(views, Exception):
                 yield Result(source, None, reason(views))
             else:
                 yield Result(source, next(outputs))
-
-    def _by_runtime(self, runtime: Runtime, inputs: np.ndarray) -> np.ndarray:
-        found = runtime(inputs)
-        if runtime.about is not None and runtime.about.output == "probabilities":
-            return logits_of(found, self.activation)
-        return found
-
-    def _by_numpy(self, inputs: np.ndarray, features: bool) -> np.ndarray:
-        weights = self._opened.weights
-        pooled, logits = forward(weights.tensors, weights.architecture, inputs)
-        return (pooled if features or logits is None else logits).astype(np.float32, copy=False)
-
-    def _by_keras(self, inputs: np.ndarray, features: bool) -> np.ndarray:
-        count = len(inputs)
-        # Always the same shape, or each new one would be traced again.
-        size = 1 if count == 1 else max(count, self.batch_size)
-        if count < size:
-            padding = np.zeros((size - count, *inputs.shape[1:]), np.float32)
-            inputs = np.concatenate([inputs, padding])
-        if self._in_memory is not None:
-            return self._in_memory(inputs, features)[:count]
-        model = self._features if features else self.model
-        return np.asarray(model.predict_on_batch(inputs))[:count]
-
-
-def _check_side(side: int, sizes: Architecture) -> None:
-    least = min_image_size(len(sizes.depths))
-    if side < least:
-        raise ValueError(
-            f"`test_size` is too small: this model needs at least {least} pixels. Received: {side}"
-        )
 
 
 def _is_one(images: Any) -> bool:

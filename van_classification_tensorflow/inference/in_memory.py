@@ -9,6 +9,8 @@ from typing import Any
 import keras
 import numpy as np
 
+from ..engines.keras import filled
+from ..engines.protocol import FLOAT32
 from ..model.van import OverlapPatchEmbed
 from ..spec.config import min_image_size
 from ..spec.labels import assumed_labels, right_number, texts_of
@@ -29,7 +31,7 @@ _NO_CHANGE = (keras.layers.InputLayer, keras.layers.Permute, *_NO_CHANGE_IN_INFE
 
 @dataclass(frozen=True)
 class InMemory:
-    """What `Classifier` needs to know of a model.
+    """The `Engine` of a model in memory, and what `Classifier` needs to know of it.
 
     Args:
         model: (B, H, W, C) or (B, C, H, W) -> (B, outputs).
@@ -44,6 +46,7 @@ class InMemory:
         notes: What is not known.
         notes_on_labels: The same of `labels`.
         least: Smallest side of a picture.
+        batch_size: As of `KerasEngine`.
     """
 
     model: keras.Model
@@ -58,22 +61,26 @@ class InMemory:
     notes: str
     notes_on_labels: str
     least: int
+    batch_size: int
+    format: str = "keras"
+    dtype: np.dtype = FLOAT32
 
     @property
     def outputs(self) -> int:
         return self.model.output_shape[-1]
 
-    def __call__(self, images: np.ndarray, features: bool) -> np.ndarray:
-        """(N, H, W, C) float32 -> logits or features, float32."""
+    def __call__(self, images: np.ndarray, features: bool = False) -> np.ndarray:
+        count, images = len(images), filled(images, self.batch_size)
         if self.channels_first:
             images = images.transpose(0, 3, 1, 2)
         model = self.features if features and self.features is not None else self.model
-        found = keras.ops.convert_to_numpy(model.predict_on_batch(images)).astype(np.float32)
+        found = keras.ops.convert_to_numpy(model.predict_on_batch(images))[:count]
+        found = found.astype(np.float32)
         as_logits = self.is_probabilities and not features
         return logits_of(found, str(self.activation)) if as_logits else found
 
 
-def open_model(model: keras.Model) -> InMemory:
+def look_at(model: keras.Model, batch_size: int) -> InMemory:
     """Looks at a model.
 
     Raises:
@@ -126,6 +133,7 @@ def open_model(model: keras.Model) -> InMemory:
         notes=notes,
         notes_on_labels=" ".join(notes_on_labels),
         least=min_image_size(len({layer.name for layer in firsts})),
+        batch_size=batch_size,
     )
 
 

@@ -13,7 +13,9 @@ from rich.text import Text
 
 from ..datasets.labelled import Dataset, Example, some
 from ..datasets.training import Pictures
-from ..evaluate import evaluate
+from ..evaluate.evaluate import report as report_evaluation
+from ..evaluate.files import write
+from ..evaluate.measure import measure
 from ..images.decode import ImageError, open_image
 from ..inference.classifier import Classifier
 from ..support import plots
@@ -147,10 +149,10 @@ def report(run: Run, console: Console) -> None:
     dataset = Dataset(run.validation.name, examples, len(examples))
     with pictures_bar(run.console) as bar:
         task = bar.add_task("best.keras", total=len(examples), rate="")
-        found = evaluate.measure(classifier, dataset, lambda: bar.advance(task))
-    evaluate.write(found, run.folder / "evaluation", overwrite=True)
+        found = measure(classifier, dataset, lambda: bar.advance(task))
+    write(found, run.folder / "evaluation", overwrite=True)
     note_reported(run.folder, run.position.step)
-    evaluate.report(found, console)
+    report_evaluation(found, console)
     if corrupt := run.batches.corrupt(run.position.step):
         say(
             console,
