@@ -328,7 +328,7 @@ class Classifier:
             if watch is not None:
                 watch(inputs, len(good))
             flat = engine(inputs, features)
-            about = self.runtime and self.runtime.about
+            about = None if self.runtime is None else self.runtime.about
             if about is not None and about.output == "probabilities":
                 flat = logits_of(flat, self.activation)
             outputs = iter(flat.reshape(len(good), -1, flat.shape[-1]).mean(axis=1))
