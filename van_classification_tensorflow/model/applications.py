@@ -12,10 +12,35 @@ import numpy as np
 from ..spec.config import CONFIGURATIONS, POOLINGS
 from ..spec.labels import imagenet_classes
 from ..support.checks import at_least, is_whole
-from ..weights.pretrained import open_pretrained
+from ..weights.pretrained import Pretrained, open_pretrained
 from .layers import foreign_tensorflow
 from .load import load_checkpoint
 from .van import VAN, check_choice, check_flag, check_images, van
+
+_DOCSTRING = """VAN-%s with the signature of `keras.applications`.
+
+Args:
+    include_top: True: class scores (B, classes). False: features.
+    weights: "imagenet" (ImageNet-1k), "in22k" or another name of `van weights list`,
+        downloaded once and verified on every load; the path of a weight file; a mapping
+        {tensor name: array}; None for random weights. Published weights and files fit
+        themselves to another `classes` (fresh head) or other input channels, and say so.
+    input_tensor: A `keras.Input`, or a tensor made from one, to build on. The model
+        is then a plain `keras.Model` from that tensor's own inputs, with the same
+        layer names and `pyramid_outputs`.
+    input_shape: (H, W, C) without the batch, or (C, H, W) if
+        `keras.config.image_data_format()` is "channels_first"; H and W both given, or
+        both None. Default: any size, 3 channels.
+    pooling: Features without the top: None (B, h, w, C), "avg" or "max" (B, C).
+    classes: Classes of the head; by default the weights' own, 1000 without weights.
+    classifier_activation: Activation of the scores; None for logits. Of a single class
+        "softmax" means "sigmoid".
+    name: Name of the model.
+
+Raises:
+    ValueError: An argument is not allowed; names it, what is allowed and what came.
+    OSError: The weights cannot be downloaded, verified or opened.
+"""
 
 
 def _application(configuration: str) -> Callable[..., keras.Model]:
@@ -35,53 +60,25 @@ def _application(configuration: str) -> Callable[..., keras.Model]:
                 "a path, a mapping {tensor name: array}, or None for random weights. "
                 f"Received: weights={weights!r}"
             )
-        if classes is not None:
-            classes = at_least("classes", classes, 1)
-        pooling = check_choice("pooling", pooling, POOLINGS)
-        include_top = check_flag("include_top", include_top)
-        data_format = keras.config.image_data_format()
-        channels_first = data_format == "channels_first"
-        shape = _shape(input_shape, input_tensor, channels_first)
-        argument = "input_shape" if input_tensor is None else "input_tensor"
-        channels, size = (shape[0], shape[1:]) if channels_first else (shape[2], shape[:2])
-        stages = CONFIGURATIONS[configuration].num_stages
-        check_images((None, *shape), argument, channels, data_format, stages)
-
-        source: Any = weights
-        opened = None
-        if not isinstance(weights, Mapping):
-            opened = open_pretrained(weights, configuration, "weights")
-            source = opened and opened.weights.tensors
-            if opened is not None:
-                expected = CONFIGURATIONS[configuration]
-                opened.weights.architecture.check_same_sizes(expected, f"`weights`={weights!r}")
-                classes = classes or opened.weights.architecture.num_classes
-        classes = classes or 1000
-        head: dict[str, Any] = {
-            "num_classes": classes,
-            "include_top": include_top,
+        head = {
+            "num_classes": None if classes is None else at_least("classes", classes, 1),
+            "include_top": check_flag("include_top", include_top),
             "classifier_activation": classifier_activation,
-            "pooling": pooling,
+            "pooling": check_choice("pooling", pooling, POOLINGS),
         }
-        if input_tensor is None:
-            model = VAN(
-                configuration,
-                in_chans=channels,
-                data_format=data_format,
-                img_resolution=None if None in size else size,
-                name=name,
-                **head,
-            )
-        else:
-            config = CONFIGURATIONS[configuration]
-            outputs, pyramid = van(input_tensor, config, channels_first=channels_first, **head)
-            model = keras.Model(keras.utils.get_source_inputs(input_tensor), outputs, name=name)
-            model.pyramid_outputs = pyramid
-        model.labels = model.preprocessing = None
-        if source is not None:
-            load_checkpoint(model, source, adapt=not isinstance(weights, Mapping))
+        shape = _image_shape(configuration, input_shape, input_tensor)
+        opened, tensors = None, weights
+        if not isinstance(weights, Mapping):
+            opened, tensors = _opened(configuration, weights)
+            if opened is not None:
+                head["num_classes"] = head["num_classes"] or opened.weights.architecture.num_classes
+        head["num_classes"] = head["num_classes"] or 1000
+        model = _random(configuration, shape, input_tensor, name, head)
+        if tensors is not None:
+            load_checkpoint(model, tensors, adapt=not isinstance(weights, Mapping))
         if opened is not None:
-            opened.describe(model, classes if include_top else None, channels)
+            count = head["num_classes"] if head["include_top"] else None
+            opened.describe(model, count, shape[_channel_axis()])
         if input_tensor is not None:  # saved with that layer; what is set on `model` is not
             first = model.get_layer("patch_embed1")
             first.labels, first.preprocessing = model.labels, model.preprocessing
@@ -89,31 +86,57 @@ def _application(configuration: str) -> Callable[..., keras.Model]:
 
     number = configuration.removeprefix("van_").upper()
     build.__name__ = build.__qualname__ = f"VAN{number}"
-    build.__doc__ = f"""VAN-{number} with the signature of `keras.applications`.
-
-    Args:
-        include_top: True: class scores (B, classes). False: features.
-        weights: "imagenet" (ImageNet-1k), "in22k" or another name of `van weights list`,
-            downloaded once and verified on every load; the path of a weight file; a mapping
-            {{tensor name: array}}; None for random weights. Published weights and files fit
-            themselves to another `classes` (fresh head) or other input channels, and say so.
-        input_tensor: A `keras.Input`, or a tensor made from one, to build on. The model
-            is then a plain `keras.Model` from that tensor's own inputs, with the same
-            layer names and `pyramid_outputs`.
-        input_shape: (H, W, C) without the batch, or (C, H, W) if
-            `keras.config.image_data_format()` is "channels_first"; H and W both given, or
-            both None. Default: any size, 3 channels.
-        pooling: Features without the top: None (B, h, w, C), "avg" or "max" (B, C).
-        classes: Classes of the head; by default the weights' own, 1000 without weights.
-        classifier_activation: Activation of the scores; None for logits. Of a single class
-            "softmax" means "sigmoid".
-        name: Name of the model.
-
-    Raises:
-        ValueError: An argument is not allowed; names it, what is allowed and what came.
-        OSError: The weights cannot be downloaded, verified or opened.
-    """
+    build.__doc__ = _DOCSTRING % number
     return build
+
+
+def _channel_axis() -> int:
+    """Of one image's shape, in Keras's own data format, as in `keras.applications`."""
+    return 0 if keras.config.image_data_format() == "channels_first" else 2
+
+
+def _image_shape(configuration: str, input_shape: Any, input_tensor: Any) -> tuple:
+    """One image's shape, which the model can take."""
+    data_format = keras.config.image_data_format()
+    shape = _shape(input_shape, input_tensor, data_format == "channels_first")
+    argument = "input_shape" if input_tensor is None else "input_tensor"
+    stages = CONFIGURATIONS[configuration].num_stages
+    check_images((None, *shape), argument, shape[_channel_axis()], data_format, stages)
+    return shape
+
+
+def _opened(configuration: str, weights: Any) -> tuple[Pretrained | None, Any]:
+    """The weights of a name or a path, which must be of this configuration, and their tensors."""
+    opened = open_pretrained(weights, configuration, "weights")
+    if opened is None:
+        return None, None
+    expected = CONFIGURATIONS[configuration]
+    opened.weights.architecture.check_same_sizes(expected, f"`weights`={weights!r}")
+    return opened, opened.weights.tensors
+
+
+def _random(
+    configuration: str, shape: tuple, input_tensor: Any, name: str, head: dict[str, Any]
+) -> keras.Model:
+    """The model with random weights, without labels and preprocessing."""
+    first = _channel_axis() == 0
+    if input_tensor is None:
+        size = shape[1:] if first else shape[:2]
+        model = VAN(
+            configuration,
+            in_chans=shape[_channel_axis()],
+            data_format=keras.config.image_data_format(),
+            img_resolution=None if None in size else size,
+            name=name,
+            **head,
+        )
+    else:
+        config = CONFIGURATIONS[configuration]
+        outputs, pyramid = van(input_tensor, config, channels_first=first, **head)
+        model = keras.Model(keras.utils.get_source_inputs(input_tensor), outputs, name=name)
+        model.pyramid_outputs = pyramid
+    model.labels = model.preprocessing = None
+    return model
 
 
 def _shape(input_shape, input_tensor, channels_first: bool) -> tuple:
