@@ -106,7 +106,7 @@ def snapshot_share(data: Path, output: Path, epochs: int) -> None:
 
         setattr(owner, name, call)
 
-    timed(callbacks.Keep, "save")
+    timed(callbacks.KeepSnapshots, "save")
     timed(Run, "refresh")  # last.keras and the curves
     timed(Run, "save_best")
     end = callbacks.Position.on_train_batch_end

@@ -162,7 +162,7 @@ class Crash(Exception):  # noqa: N818 - it is none
 
 def crash_after(monkeypatch, folder: Path, step: int, snapshots_at, recipe=TINY) -> None:
     """A run that ends after `step`, with snapshots at these steps only."""
-    keep = callbacks.Keep
+    keep = callbacks.KeepSnapshots
 
     def on_train_batch_end(self, batch, logs=None, before=keep.on_train_batch_end):
         before(self, batch, logs)
@@ -407,7 +407,7 @@ def test_a_second_trainer_is_refused(whole):
 
 def test_a_loss_that_is_not_finite_ends_the_run(tmp_path, monkeypatch):
     folder = tmp_path / "run"
-    monkeypatch.setattr(callbacks.Keep, "_due", lambda self: True)
+    monkeypatch.setattr(callbacks.KeepSnapshots, "_due", lambda self: True)
     recipe = TINY.with_(warmup_epochs=0, learning_rate=1e30, clip_norm=None)
     with pytest.raises(callbacks.TrainingError) as error:
         train.train("digits", folder, recipe)
@@ -809,7 +809,7 @@ def test_balanced_runs_go_on_bit_for_bit(field, tmp_path, monkeypatch):
     recipe = FEW.with_(**{field: "balanced"})
     train.train(data, tmp_path / "whole", recipe)
     folder = tmp_path / "run"
-    keep = callbacks.Keep
+    keep = callbacks.KeepSnapshots
 
     def on_train_batch_end(self, batch, logs=None, before=keep.on_train_batch_end):
         before(self, batch, logs)

@@ -23,7 +23,7 @@ from ..spec.scores import negative_of
 from ..support.checks import is_whole
 from ..support.extras import is_installed
 from ..support.files import asset
-from ..support.text import printable
+from ..support.text import first_few, printable
 from .digits import CLASSES as DIGITS
 from .digits import load_digits
 
@@ -193,12 +193,12 @@ def _class_folders(
         classes = _read_class_map(Path(class_map), len(labels))
         how = f"class map {printable(class_map)}"
         if unknown := sorted(set(names) - set(classes)):
-            raise ValueError(f"{class_map} does not name {some(unknown)} of {printable(data)}")
+            raise ValueError(f"{class_map} does not name {first_few(unknown)} of {printable(data)}")
     if restricted is not None:
         outside = [name for name in names if classes[name] not in restricted]
         if outside:
             raise ValueError(
-                f"{printable(data)}: {some(sorted(outside))}: not of the {len(restricted)} "
+                f"{printable(data)}: {first_few(sorted(outside))}: not of the {len(restricted)} "
                 "classes of `subset`; remove them, or leave `subset` out"
             )
     examples = [
@@ -209,7 +209,7 @@ def _class_folders(
     ]
     notes = [f"Classes of the {len(names):,} folders: by {how}."]
     if empty := [name for name in names if not folders[name].pictures]:
-        notes.append(f"Folders without a picture: {len(empty):,} ({some(empty)}).")
+        notes.append(f"Folders without a picture: {len(empty):,} ({first_few(empty)}).")
     if left_out:
         notes.append(str(left_out))
     if restricted is None:
@@ -269,13 +269,13 @@ def match_classes(
     for how, found in fitting.items():
         if len(set(found.values())) < len(found):
             twice = [n for n in names if list(found.values()).count(found[n]) > 1]
-            raise ValueError(f"The {what}: several mean the same class: {some(sorted(twice))}")
+            raise ValueError(f"The {what}: several mean the same class: {first_few(sorted(twice))}")
         if how == "class index" and exact:
             others = sorted(set(names) - set(exact))
             raise ValueError(
-                f"The {what}: {some(sorted(exact))} could be labels of the weights or, as "
-                f"{some(others)} must be, class indices, which mean other classes: name all by "
-                "their labels, or say with `class_map` what they are"
+                f"The {what}: {first_few(sorted(exact))} could be labels of the weights or, as "
+                f"{first_few(others)} must be, class indices, which mean other classes: name all "
+                "by their labels, or say with `class_map` what they are"
             )
         if how == "class index" and by_wnid and len(labels) != len(imagenet_classes()):
             raise ValueError(
@@ -292,7 +292,7 @@ def _no_match(names, labels, readings, indices, times, what) -> str:
     matched = set().union(*readings.values())
     unknown = sorted(set(names) - matched)
     if not unknown:
-        kinds = ", ".join(f"{some(sorted(f))} by {how}" for how, f in readings.items() if f)
+        kinds = ", ".join(f"{first_few(sorted(f))} by {how}" for how, f in readings.items() if f)
         return f"The {what} are named in several ways: {kinds}; name them all in one"
     own = ", ".join(label.name for label in labels[:3]) + (", ..." if len(labels) > 3 else "")
     why = f"the weights have {len(labels):,} classes: {own}"
@@ -304,8 +304,8 @@ def _no_match(names, labels, readings, indices, times, what) -> str:
         why += "; they have no WordNet ids"
     verb = "matches no class" if len(unknown) == 1 else "match no class"
     return (
-        f"{some(unknown)} of the {what} {verb} ({why}). Name them by WordNet id, class name or "
-        "class index, say with `class_map` what they are, or take other weights"
+        f"{first_few(unknown)} of the {what} {verb} ({why}). Name them by WordNet id, class name "
+        "or class index, say with `class_map` what they are, or take other weights"
     )
 
 
@@ -336,18 +336,12 @@ def _read_class_map(path: Path, classes: int) -> dict[str, int]:
                 f"Received: {index!r}"
             )
     if twice := [folder for folder, times in Counter(f for f, _ in pairs).items() if times > 1]:
-        raise ValueError(f"`class_map` {path} names twice: {some(twice)}")
+        raise ValueError(f"`class_map` {path} names twice: {first_few(twice)}")
     return dict(pairs)
 
 
 def _integer(text: str) -> int | str:
     return int(text) if _INDEX.fullmatch(text.strip()) else text
-
-
-def some(names: Sequence[str]) -> str:
-    """The first three names, as they may be printed, and how many more there are."""
-    shown = ", ".join(printable(name) for name in names[:3])
-    return f"{shown} and {len(names) - 3:,} more" if len(names) > 3 else shown
 
 
 # --- ImageNet's own: subsets, ReaL ---
@@ -378,7 +372,7 @@ def _restricted(subset: str, labels: Sequence[Label]) -> tuple[int, ...]:
     if found is None:
         raise ValueError(
             f"`subset` {subset} needs weights with ImageNet's classes; these have "
-            f"{len(labels):,}: {some([label.name for label in labels])}"
+            f"{len(labels):,}: {first_few([label.name for label in labels])}"
         )
     return found
 
@@ -396,7 +390,7 @@ class _Real:
         if None in self.where:
             raise ValueError(
                 f"`real_labels` needs weights with ImageNet-1k's classes; these have "
-                f"{len(labels):,}: {some([label.name for label in labels])}"
+                f"{len(labels):,}: {first_few([label.name for label in labels])}"
             )
         if not isinstance(self.accepted, list) or not all(
             isinstance(one, list) and all(isinstance(i, int) and 0 <= i < 1000 for i in one)
@@ -441,7 +435,7 @@ def _digits(labels: Sequence[Label]) -> Dataset:
     if set(where) != set(DIGITS):
         raise ValueError(
             "`data` digits needs weights whose classes are the digits 0 to 9; these have "
-            f"{len(labels):,}: {some([label.name for label in labels])}"
+            f"{len(labels):,}: {first_few([label.name for label in labels])}"
         )
     test = load_digits()[1]
     # 0..16 -> 0..255.

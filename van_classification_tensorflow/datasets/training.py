@@ -19,10 +19,9 @@ import numpy as np
 from ..images.decode import SUFFIXES
 from ..images.find import ClassFolder, LeftOut, class_folders, no_pictures
 from ..support.checks import at_least
-from ..support.text import printable
+from ..support.text import first_few, printable
 from .digits import CLASSES as DIGITS
 from .digits import Split, load_digits
-from .labelled import some
 
 _TRAINING = ("train", "training")  # the first that is there
 
@@ -57,7 +56,7 @@ class Pictures:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def called(self, index: int) -> str:
+    def name_of(self, index: int) -> str:
         """What messages call a picture: its path, as it may be printed."""
         source = self.sources[index]
         return printable(source) if isinstance(source, str) else f"{self.name}, picture {index}"
@@ -142,8 +141,8 @@ def _of_two_folders(train: str, held_out: str) -> tuple[Pictures, Pictures]:
     ):
         if only := sorted(set(here) - set(there)):
             raise ValueError(
-                f"{printable(folder)} has classes that {printable(other)} lacks: {some(only)}. "
-                "Give both the same; a class without validation pictures has an empty folder there"
+                f"{printable(folder)} has classes that {printable(other)} lacks: {first_few(only)}"
+                ". Give both the same; a class without validation pictures has an empty folder there"
             )
     if not any(validation.values()):
         raise ValueError(no_pictures(printable(held_out), left_out))
@@ -174,13 +173,13 @@ def _class_folders(
     if empty and not may_be_empty:
         beside = f". {left_out}" if left_out else ""
         raise ValueError(
-            f"{shown} has class folders without a picture: {some(empty)}; fill or remove them"
+            f"{shown} has class folders without a picture: {first_few(empty)}; fill or remove them"
             f"{beside}"
         )
     if parts := _parts_among(found):
         raise ValueError(
-            f"{shown}: {some(parts)} look like parts of a data set, not like classes: they have no "
-            "pictures but in further folders. Name the part to train on train and the one to "
+            f"{shown}: {first_few(parts)} look like parts of a data set, not like classes: they have "
+            "no pictures but in further folders. Name the part to train on train and the one to "
             "validate on val, or give the folder that holds the class folders"
         )
     return {name: sorted(map(_File, *_within(one))) for name, one in found.items()}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import reprlib
 import shlex
+from collections.abc import Sequence
 from typing import Any
 
 
@@ -42,3 +43,9 @@ def excerpt(value: Any) -> str:
 def in_shell(path: Any) -> str:
     """A path as it may be printed and, of printable characters, be pasted into a command."""
     return shlex.quote(printable(path))
+
+
+def first_few(names: Sequence[str]) -> str:
+    """The first three names, as they may be printed, and how many more there are."""
+    shown = ", ".join(printable(name) for name in names[:3])
+    return f"{shown} and {len(names) - 3:,} more" if len(names) > 3 else shown

@@ -285,7 +285,7 @@ class _Samples:
             try:
                 image = open_image(self.pictures.sources[index], self.max_pixels)
             except (ImageError, OSError) as error:
-                name = self.pictures.called(index)
+                name = self.pictures.name_of(index)
                 unreadable.append((name, _reason(name, error)))
                 continue
             again = () if times is None or not times[position] else (int(times[position]),)
@@ -294,7 +294,7 @@ class _Samples:
                 pixels = self.transform(image, rng)
             except Exception as error:
                 # By name, and of a kind that a process can always send.
-                name = self.pictures.called(index)
+                name = self.pictures.name_of(index)
                 raise RuntimeError(f"{name}: the transform failed: {error!r}") from error
             label = int(self.pictures.labels[index])
             return _Sample(number, pixels, label, tuple(unreadable))
@@ -440,7 +440,7 @@ class EvaluationBatches:
         with closing(made):
             for index, (_, image) in enumerate(made):
                 if isinstance(image, Exception):
-                    name = self.pictures.called(index)
+                    name = self.pictures.name_of(index)
                     unreadable[name] = _reason(name, image)
                     if len(unreadable) > self.max_corrupt:
                         raise refusal(unreadable, self.max_corrupt)
@@ -515,7 +515,7 @@ def unreadable(
                 looked_at += 1
                 advance()
                 if isinstance(error, Exception):
-                    found[part.called(index)] = _reason(part.called(index), error)
+                    found[part.name_of(index)] = _reason(part.name_of(index), error)
     return found, looked_at
 
 

@@ -297,7 +297,7 @@ class Records(keras.callbacks.Callback):
         self.rows, self.best = state["rows"], state["best"]
 
 
-class Keep(keras.callbacks.Callback):
+class KeepSnapshots(keras.callbacks.Callback):
     """Snapshots of everything that decides how the run goes on; and stopping when asked to.
 
     The last in the list: it keeps what the others have become. To go on, give it a snapshot and

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from ..datasets.labelled import Dataset, Example, some
+from ..datasets.labelled import Dataset, Example
 from ..datasets.training import Pictures
 from ..evaluate.evaluate import report as report_evaluation
 from ..evaluate.files import write
@@ -21,7 +21,7 @@ from ..inference.classifier import Classifier
 from ..support import plots
 from ..support.console import pictures_bar, say, say_files
 from ..support.files import write_atomically
-from ..support.text import in_shell, printable
+from ..support.text import first_few, in_shell, printable
 from .build import class_weights, make_batches, make_transforms, preprocessing_of
 from .folder import note_reported
 from .run import Run
@@ -44,7 +44,7 @@ def introduce(run: Run) -> None:
             f"{len(run.found):,} + {len(run.validation):,} to validate, read in "
             f"{'grey' if model.in_chans == 1 else 'colour'}",
         ),
-        ("Classes", f"{len(run.found.classes):,}: {some(run.found.classes)}"),
+        ("Classes", f"{len(run.found.classes):,}: {first_few(run.found.classes)}"),
         ("Of each class", _balance(run)),
         ("Epochs", _epochs(run)),
         ("An update", f"{per_update}, learning rate up to {recipe.learning_rate:g}"),
@@ -139,7 +139,7 @@ def _caption(target: np.ndarray, smoothing: float, classes: Sequence[str]) -> st
 def report(run: Run, console: Console) -> None:
     """The best model on the validation pictures, by what was saved, as a user would."""
     classifier = Classifier(run.folder / "best.keras", engine="keras")
-    names = (run.validation.called(i) for i in range(len(run.validation)))
+    names = (run.validation.name_of(i) for i in range(len(run.validation)))
     examples = [
         Example(source, name, (int(label),))
         for source, name, label in zip(
@@ -157,7 +157,7 @@ def report(run: Run, console: Console) -> None:
         say(
             console,
             f"{len(corrupt):,} training pictures could not be read, and were replaced by "
-            f"others: {some(sorted(corrupt))}",
+            f"others: {first_few(sorted(corrupt))}",
             "yellow",
         )
     say_files(

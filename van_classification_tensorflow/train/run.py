@@ -32,7 +32,7 @@ from .build import (
     preprocessing_of,
     why_fresh,
 )
-from .callbacks import Averaging, Keep, Position, Records, TrainingError, Validation, Watch
+from .callbacks import Averaging, KeepSnapshots, Position, Records, TrainingError, Validation, Watch
 from .devices import check_batch, environment, strategy_for
 from .folder import Ending, check_unchanged, ending, fingerprints
 from .optim import LearningRate, ModelAverage
@@ -124,7 +124,7 @@ class Run:
             self.save_best,
             recipe.early_stopping,
         )
-        self.keep = Keep(
+        self.keep = KeepSnapshots(
             Snapshots(self.folder / "snapshots"),
             self.position,
             self._variables,
@@ -170,7 +170,7 @@ class Run:
 
     # --- Going on ---
 
-    def go_on(self, force: bool) -> None:
+    def resume(self, force: bool) -> None:
         """Takes up the newest snapshot; the run starts anew where there is none yet."""
         snapshot = self.keep.store.load()
         if not force:  # again: only now it is known which snapshot is intact
@@ -313,7 +313,7 @@ class Run:
 
 
 @contextlib.contextmanager
-def _asking(keep: Keep, console: Console) -> Iterator[None]:
+def _asking(keep: KeepSnapshots, console: Console) -> Iterator[None]:
     """Ctrl-C and SIGTERM: stop after this step, and keep it; the second time at once."""
     if threading.current_thread() is not threading.main_thread():
         yield  # signals are the main thread's

@@ -75,7 +75,7 @@ def train(
         before = set(os.listdir(folder))
         try:
             if resume:
-                run.go_on(force)
+                run.resume(force)
             end = run.ending()
             if end is None:
                 run.write_config()

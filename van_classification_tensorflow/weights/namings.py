@@ -61,13 +61,13 @@ _MODULES = (
     ),
     ("norm{i}", "stages.{s}.normalization", "norm{i}"),
 )
-_OFFICIAL, _FACE, _MM = 0, 1, 2
-_HEADS = {_FACE: "classifier", _MM: "head.fc"}
-_BODIES = {_FACE: "van.encoder.", _MM: "backbone."}
+_OFFICIAL, _HUGGING_FACE, _OPENMMLAB = 0, 1, 2
+_HEADS = {_HUGGING_FACE: "classifier", _OPENMMLAB: "head.fc"}
+_BODIES = {_HUGGING_FACE: "van.encoder.", _OPENMMLAB: "backbone."}
 # Layer scales are bare parameters by the authors and in mmpretrain, a module in transformers.
 _SCALE = re.compile(r"\.(layer_scale_[12]|attention_scaling|mlp_scaling)$")
 
-NAMINGS = {"official": _OFFICIAL, "huggingface": _FACE, "mmpretrain": _MM}
+NAMINGS = {"official": _OFFICIAL, "huggingface": _HUGGING_FACE, "mmpretrain": _OPENMMLAB}
 
 # Parts of other models around the backbone, which no VAN classifier has.
 _FOREIGN = ("decode_head.", "auxiliary_head.", "neck.", "data_preprocessor.")
@@ -230,7 +230,7 @@ def spell(tensors: Mapping[str, np.ndarray], naming: str) -> dict[str, np.ndarra
         if name.endswith(".running_var"):
             counter = name.replace("running_var", "num_batches_tracked")
             named[_to_column(counter, column)] = np.zeros((), np.int64)
-    if column == _FACE:
+    if column == _HUGGING_FACE:
         last = max(int(n.split(".")[0][4:]) for n in tensors if re.match(r"norm\d+\.weight$", n))
         channels = tensors[f"norm{last}.weight"].shape
         named["van.layernorm.weight"] = np.ones(channels, np.float32)
@@ -249,7 +249,7 @@ def _to_column(name: str, column: int) -> str:
         if match:
             places = match.groupdict()
             path = row[column].format(**places, s=int(places["i"]) - 1)
-            if column == _FACE and not leaf:
+            if column == _HUGGING_FACE and not leaf:
                 leaf = "weight"
             return f"{_BODIES[column]}{path}" + (f".{leaf}" if leaf else "")
     raise ValueError(f"{name} is no tensor of a VAN")
@@ -281,7 +281,7 @@ def _from_column(name: str, column: int) -> str:
     head, _, leaf = bare.rpartition(".")
     if head == _HEADS.get(column, "head"):
         return f"head.{leaf}"
-    scale = column == _FACE and leaf == "weight" and _SCALE.search(head)
+    scale = column == _HUGGING_FACE and leaf == "weight" and _SCALE.search(head)
     module, leaf = (bare, "") if _SCALE.search(bare) else (head, "" if scale else leaf)
     for pattern, row in _patterns(column):
         match = pattern.fullmatch(module)
@@ -342,9 +342,9 @@ def _recognise(tensors: Mapping[str, Any]):
     """(whose names these are, the translation of one of them)."""
     names = {n.removeprefix("backbone.") for n in tensors if isinstance(n, str)}
     if any(n.startswith(("van.encoder.stages.", "encoder.stages.")) for n in names):
-        return "huggingface", lambda name: _from_column(name, _FACE)
+        return "huggingface", lambda name: _from_column(name, _HUGGING_FACE)
     if "patch_embed1.projection.weight" in names:
-        return "mmpretrain", lambda name: _from_column(name, _MM)
+        return "mmpretrain", lambda name: _from_column(name, _OPENMMLAB)
     if any(n.startswith("patch_embed1/patch_embed1/") for n in names):
         return "tensorflow port 1.x", _from_port
     if "patch_embed1/proj/vars/0" in names:
