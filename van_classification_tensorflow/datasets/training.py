@@ -142,7 +142,8 @@ def _of_two_folders(train: str, held_out: str) -> tuple[Pictures, Pictures]:
         if only := sorted(set(here) - set(there)):
             raise ValueError(
                 f"{printable(folder)} has classes that {printable(other)} lacks: {first_few(only)}"
-                ". Give both the same; a class without validation pictures has an empty folder there"
+                ". Give both the same; a class without validation pictures has an empty folder "
+                "there"
             )
     if not any(validation.values()):
         raise ValueError(no_pictures(printable(held_out), left_out))
@@ -178,8 +179,8 @@ def _class_folders(
         )
     if parts := _parts_among(found):
         raise ValueError(
-            f"{shown}: {first_few(parts)} look like parts of a data set, not like classes: they have "
-            "no pictures but in further folders. Name the part to train on train and the one to "
+            f"{shown}: {first_few(parts)} look like parts of a data set, not like classes: they "
+            "have no pictures but in further folders. Name the part to train on train and the one to "
             "validate on val, or give the folder that holds the class folders"
         )
     return {name: sorted(map(_File, *_within(one))) for name, one in found.items()}
