@@ -180,8 +180,8 @@ def _class_folders(
     if parts := _parts_among(found):
         raise ValueError(
             f"{shown}: {first_few(parts)} look like parts of a data set, not like classes: they "
-            "have no pictures but in further folders. Name the part to train on train and the one to "
-            "validate on val, or give the folder that holds the class folders"
+            "have no pictures but in further folders. Name the part to train on train and the one "
+            "to validate on val, or give the folder that holds the class folders"
         )
     return {name: sorted(map(_File, *_within(one))) for name, one in found.items()}
 
