@@ -27,7 +27,7 @@ sys.path.insert(0, str(HERE.parent))
 # Runs `van` with a catalogue that knows the stand-in's hash, as it knows the published file's.
 OURS = """
 import dataclasses, sys
-from van_classification_tensorflow import weights
+from van_classification_tensorflow.weights import catalogue as weights
 record = weights.CATALOGUE["van_b0.in1k"]
 source = dataclasses.replace(record.sources[0], sha256=sys.argv[1])
 weights.CATALOGUE = {record.name: dataclasses.replace(record, sources=(source,))}

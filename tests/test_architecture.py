@@ -28,6 +28,7 @@ FLOORS = [
 NEED_KERAS = {
     "inference.in_memory",
     "model.applications",
+    "model.build",
     "model.fused",
     "model.layers",
     "model.load",

@@ -504,13 +504,13 @@ def test_launches_that_fail(monkeypatch, code, stdout, stderr, kind, says):
 def test_chatter_of_libraries_does_not_reach_the_answer(tmp_path):
     code = """
 import os
-from van_classification_tensorflow import benchmark_worker
+from van_classification_tensorflow.benchmark import worker
 def work(job):
     os.write(1, b"chatter")
     print("more")
     return {"engine": "x"}
-benchmark_worker.work = work
-benchmark_worker.main(["{}"])
+worker.work = work
+worker.main(["{}"])
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert json.loads(done.stdout) == {"engine": "x"}

@@ -273,7 +273,7 @@ def test_what_is_no_exported_file(tmp_path):
         with pytest.raises(FileNotFoundError, match=name):
             open_runtime(tmp_path / name)
         (tmp_path / name).mkdir()
-        with pytest.raises(ValueError, match=f"{name}: not a regular file"):
+        with pytest.raises(ValueError, match=f"{name}: a folder"):
             open_runtime(tmp_path / name)
 
 

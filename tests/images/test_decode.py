@@ -508,19 +508,19 @@ def large_png(side: int) -> bytes:
 IN_A_CHILD = """
     import re, sys, time
     from pathlib import Path
-    from van_classification_tensorflow import images
+    from van_classification_tensorflow.images import decode
 
     def peak():
         return int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) / 1024
 
     small = sys.argv[1]
-    images.open_image(small)
+    decode.open_image(small)
     before = peak()
     for path in sys.argv[2:]:
         start = time.perf_counter()
         try:
-            images.open_image(path)
-        except images.ImageError as error:
+            decode.open_image(path)
+        except decode.ImageError as error:
             print(f"{peak() - before:.1f}|{time.perf_counter() - start:.3f}|{error}")
 """
 

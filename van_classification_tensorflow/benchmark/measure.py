@@ -401,7 +401,7 @@ def _measure(
 def launch(
     name: str, path: Path, engine: str, threads: int | None, **measure: Any
 ) -> dict[str, Any]:
-    """One process of `benchmark_worker`, which only looks at the model without `measure`.
+    """One process of `benchmark.worker`, which only looks at the model without `measure`.
 
     Raises:
         ValueError: The worker refuses the file; `name` stands before its words.
