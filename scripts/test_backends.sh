@@ -9,14 +9,18 @@ logs=$(mktemp -d)
 trap 'rm -rf "$logs"' EXIT
 pids=()
 
-# What one core does; `together` starts it beside the other.
-backend() {
-  KERAS_BACKEND=$1 python -m pytest -q tests/model/test_layers.py tests/model/test_load.py tests/inference/test_classifier.py \
-    tests/model/test_parity.py -k "not van_b1 and not van_b2"
+model() {
+  KERAS_BACKEND=$1 python -m pytest -q tests/model/test_layers.py tests/model/test_load.py \
+    tests/inference/test_classifier.py tests/model/test_parity.py -k "not van_b1 and not van_b2"
   KERAS_BACKEND=$1 python -m pytest -q tests/model/test_fused.py tests/export/test_export.py \
     -k "every_stage or saved_and or head_of or (every_precision and onnx-float32)"
   KERAS_BACKEND=$1 python -m pytest -q -m "" tests/train/test_optim.py
-  KERAS_BACKEND=$1 python -m pytest -q -m "" tests/model/test_keras_harness.py -k "not trains_as or bfloat16"
+}
+layers() {
+  KERAS_BACKEND=$1 python -m pytest -q -m "" tests/model/test_keras_harness.py \
+    -k "not trains_as or bfloat16"
+}
+training() {
   KERAS_BACKEND=$1 python -m pytest -q -m "" tests/train/test_train.py \
     -k "folder or best_model or last or readmes or textbook"
   KERAS_BACKEND=$1 python -m pytest -q tests/model/test_van.py \
@@ -36,7 +40,7 @@ keras_hub() {
 together() {
   local name failed=0
   for name in "$@"; do
-    (set -euo pipefail; ${name/:/ }) > "$logs/$name" 2>&1 &
+    (set -euo pipefail; "$name") > "$logs/$name" 2>&1 &
     pids+=($!)
   done
   for name in "$@"; do
@@ -48,13 +52,20 @@ together() {
   return $failed
 }
 
-# JAX, which compiles each operation by itself, takes as long as all the others.
-others() {
-  backend torch
+# Each takes about half of the time: JAX compiles each operation by itself.
+one_core() {
+  model jax
+  layers jax
+}
+other_core() {
+  training jax
+  model torch
+  layers torch
+  training torch
   judges
   keras_hub
 }
 
 # The Ctrl-C tests need SIGINT, which bash has its background jobs ignore.
 set -m
-together backend:jax others
+together one_core other_core

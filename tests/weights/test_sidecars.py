@@ -708,7 +708,7 @@ def test_the_folder_of_a_run_is_its_best_model(tmp_path):
 
 
 def test_a_bare_name_and_a_slash_at_its_end(tmp_path, monkeypatch):
-    from van_classification_tensorflow.export import export
+    from van_classification_tensorflow.export import source
     from van_classification_tensorflow.inference import predict
     from van_classification_tensorflow.weights.address import format_of
     from van_classification_tensorflow.weights.pretrained import open_local
@@ -722,7 +722,7 @@ def test_a_bare_name_and_a_slash_at_its_end(tmp_path, monkeypatch):
         assert open_pretrained(name).name == name.rstrip("/")
         assert Classifier(name).labels[0].name == OWN[0]
         assert predict._state(name) == predict._state("mine")
-        assert export._source(name, False).name == "mine"
+        assert source.open_source(name, False).name == "mine"
         convert(name, "out/" if name.endswith("/") else "out", naming="huggingface", overwrite=True)
         assert (tmp_path / "out" / "config.json").is_file()
     assert len(predict._state("mine")) == 6  # of three files
