@@ -1,6 +1,7 @@
 """`van train` killed at any moment: `--resume` ends where the run would have ended."""
 
 import random
+import signal
 import subprocess
 import sys
 import time
@@ -63,8 +64,7 @@ def kill_and_go_on(folder: Path, seed: int) -> tuple[str, bool]:
     if seed % 3:
         time.sleep(rng.uniform(0, 0.1) if target else rng.uniform(1, 5))
     else:
-        while process.poll() is None and not _saving(snapshots):
-            pass
+        _stop_while_saving(process, snapshots)
     process.kill()
     process.communicate()
     inside = _saving(snapshots)
@@ -73,6 +73,16 @@ def kill_and_go_on(folder: Path, seed: int) -> tuple[str, bool]:
         arguments = [*RUN, "--output", folder]
     finished(van_train(*arguments))
     return Snapshots(snapshots).load().digest, inside
+
+
+def _stop_while_saving(process: subprocess.Popen, snapshots: Path) -> None:
+    """Stopped, not killed: a kill takes its time, in which a save may end."""
+    while process.poll() is None:
+        if _saving(snapshots):
+            process.send_signal(signal.SIGSTOP)
+            if _saving(snapshots):
+                return
+            process.send_signal(signal.SIGCONT)
 
 
 def _saving(snapshots: Path) -> bool:
@@ -92,4 +102,4 @@ def test_killed_at_any_moment(whole, tmp_path, thorough):
     same = sum(digest == whole for digest in digests)
     print(f"{same} of {times} the same; {sum(inside)} killed inside a save")
     assert list(digests) == [whole] * times
-    assert sum(inside) >= times // 6
+    assert sum(inside) >= times // 3
