@@ -90,7 +90,7 @@ _ENDINGS = {"onnx": "onnx", "openvino": "xml", "litert": "tflite"}
 def _fingerprint() -> str:
     """Of the sources and the libraries that write a file of ours."""
     digest = hashlib.sha256()
-    sources = sorted((HERE.parent / "van_classification_tensorflow").glob("*.py"))
+    sources = sorted((HERE.parent / "van_classification_tensorflow").rglob("*.py"))
     for source in (*sources, HERE / "weights.py", Path(__file__)):
         digest.update(source.read_bytes())
     for library in _EXPORTERS:

@@ -180,7 +180,8 @@ class Given:
         self.labels = self.classes = tuple(Label(name) for name in names)
         self.model = VAN(**MICRO)
 
-    def stream(self, sources):
+    def stream(self, sources, watch=None):
+        assert watch is None
         for source in sources:
             if isinstance(source, str):
                 yield Result(source, None, source)
@@ -594,7 +595,7 @@ def test_what_appears_meanwhile_is_not_replaced(micro, ten, tmp_path, monkeypatc
         target.mkdir()
         (target / "thesis.tex").write_text("")
 
-    monkeypatch.setattr(module, "_write_files", meanwhile)
+    monkeypatch.setattr(files, "_write_files", meanwhile)
     with pytest.raises(FileExistsError, match="thesis"):
         files.write(found, target, True)
     assert [path.name for path in target.iterdir()] == ["thesis.tex"]
@@ -860,7 +861,7 @@ def test_an_exported_file_cannot_be_compared_with_the_original(tmp_path):
 
 def test_the_most_confident_mistakes_and_the_least_certain(given, monkeypatch):
     """By hand: of the classes a ... g, logits of one class stand out by so much."""
-    monkeypatch.setattr(module, "_GALLERY", 3)
+    monkeypatch.setattr(measuring, "_GALLERY", 3)
     cases = [(3, 0, 0), (1, 1, 0), (9, 2, 0), (5, 3, 3), (2, 4, 4), (7, 5, 1), (0.5, 6, 2)] * 3
     dataset = given_dataset(*((by * np.eye(7)[best], (true,)) for by, best, true in cases))
     found = measure(given, dataset)

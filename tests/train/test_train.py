@@ -23,6 +23,7 @@ from van_classification_tensorflow.datasets.training import open_data
 from van_classification_tensorflow.evaluate.evaluate import evaluate
 from van_classification_tensorflow.train import build, callbacks, report, run, train
 from van_classification_tensorflow.train import folder as runs
+from van_classification_tensorflow.train.optim import LearningRate
 from van_classification_tensorflow.train.recipe import RECIPES, Recipe
 from van_classification_tensorflow.train.snapshots import RunLock, RunLockedError, Snapshots
 from van_classification_tensorflow.weights.pretrained import open_pretrained
@@ -566,7 +567,7 @@ def test_what_a_run_froze_is_free_in_what_it_leaves(tmp_path):
     recipe, found = TINY.with_(freeze=1), open_data("digits")
     made = run.Run(tmp_path, "digits", recipe, *found, None, (0, 1), Console(quiet=True))
     assert "block1_0" not in {v.path.split("/")[0] for v in made.model.trainable_variables}
-    run._refresh()
+    made.refresh()
     left = keras.saving.load_model(tmp_path / "last.keras")
     assert all(layer.trainable for layer in left._flatten_layers())
     assert "parts" not in left.get_config()
@@ -591,7 +592,7 @@ def test_the_readmes_lines_in_keras_own_words(class_weight):
         epochs=recipe.total_epochs,
         shuffle=False,
         verbose=0,
-        callbacks=[train.LearningRate(schedule)],
+        callbacks=[LearningRate(schedule)],
         class_weight=class_weight,
     )
     assert history.history["learning_rate"] == [schedule(0), schedule(1)]

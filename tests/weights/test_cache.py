@@ -696,13 +696,12 @@ def test_importing_it_is_light_and_reads_no_environment():
 
 
 def test_bundled_weights_need_no_cache(cache, tmp_path, monkeypatch):
-    (tmp_path / "data").mkdir()
-    monkeypatch.setattr(module, "files", lambda _: tmp_path)
+    monkeypatch.setattr(module, "asset", lambda name: tmp_path / name)
     digits = CATALOGUE["digits"]
     assert verify(digits).state == "missing"
     with pytest.raises(DownloadError, match="reinstall"):
         fetch(digits)
-    (tmp_path / "data" / "digits.safetensors").write_bytes(BODY)
-    assert fetch(digits) == tmp_path / "data" / "digits.safetensors"
+    (tmp_path / "digits.safetensors").write_bytes(BODY)
+    assert fetch(digits) == tmp_path / "digits.safetensors"
     assert verify(digits).state == "ok"
     assert not cache.exists()

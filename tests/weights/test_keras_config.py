@@ -419,7 +419,7 @@ def test_what_a_model_in_memory_does_not_say_is_said(picture):
         (lambda: _as_a_layer(layers.Dense(4, activation="relu")), "scores are no probabilities"),
         (
             lambda: _as_a_layer(layers.Dense(4, activation=_own)),
-            r"='tests\.test_keras_config\._own': its scores are no",
+            r"='tests\.weights\.test_keras_config\._own': its scores are no",
         ),
         (_branched, "one output of 2 axes"),
         (lambda: _headless(pooling=None), "one output of 2 axes"),

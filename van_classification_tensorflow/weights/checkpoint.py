@@ -165,7 +165,7 @@ def read_checkpoint(path: str | os.PathLike, wrapper: str | None = None) -> Chec
         metadata = found.metadata | _read_beside(file)
         for name in found.tensors:
             if len(name) > _MAX_PREFIXED:
-                raise ValueError(f"the name {excerpt(name)} is too long or not excerpt")
+                raise ValueError(f"the name {excerpt(name)} is too long or not printable")
         tensors, outside = without_prefix(found.tensors, prefix)
         ignored = found.ignored | outside
         return _checked(
@@ -325,7 +325,7 @@ def _checked(found: Checkpoint) -> Checkpoint:
         raise ValueError("there are no tensors in it")
     for name in found.tensors:
         if len(name) > _MAX_NAME or not name.isprintable():
-            raise ValueError(f"the name {excerpt(name)} is too long or not excerpt")
+            raise ValueError(f"the name {excerpt(name)} is too long or not printable")
     return replace(found, ignored={_shown(name): why for name, why in found.ignored.items()})
 
 
