@@ -1,4 +1,4 @@
-"""Rebuilds `van_classification_tensorflow/data/digits.npz` from scikit-learn's copy.
+"""Rebuilds `van_classification_tensorflow/assets/digits.npz` from scikit-learn's copy.
 
     pip install scikit-learn && python scripts/make_digits.py
 
@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from sklearn.datasets import load_digits
 
-TARGET = Path(__file__).parents[1] / "van_classification_tensorflow" / "data" / "digits.npz"
+TARGET = Path(__file__).parents[1] / "van_classification_tensorflow" / "assets" / "digits.npz"
 
 if __name__ == "__main__":
     digits = load_digits()

@@ -1,4 +1,4 @@
-"""Rebuilds the bundled weights `van_classification_tensorflow/data/digits.safetensors`.
+"""Rebuilds the bundled weights `van_classification_tensorflow/assets/digits.safetensors`.
 
     python scripts/make_digits_weights.py [FOLDER OF AN EARLIER `van demo`]
 
@@ -14,7 +14,7 @@ from van_classification_tensorflow.export.convert import describe, write_safeten
 from van_classification_tensorflow.train import demo
 from van_classification_tensorflow.weights.pretrained import open_pretrained
 
-TARGET = Path(demo.__file__).parent / "data" / "digits.safetensors"
+TARGET = Path(demo.__file__).parents[1] / "assets" / "digits.safetensors"
 
 
 def main(folder: Path) -> None:
