@@ -246,3 +246,11 @@ def test_a_run_that_is_stopped_at_once_goes_on_too(begun, capsys, monkeypatch, t
     assert code == 130
     hint = f"; to go on: van train --resume '{tmp_path / 'my run'}'"
     assert errors == f"van: stopped{hint if begun else ''}\n"
+
+
+def test_without_docstrings():
+    """As Python is run with -OO, which leaves them out."""
+    command = [sys.executable, "-OO", "-m", "van_classification_tensorflow", "train", "--help"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "--learning-rate" in done.stdout

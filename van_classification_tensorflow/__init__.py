@@ -31,45 +31,26 @@ _HOME = {
     "preprocess_input": "model.applications",
 }
 
-__all__ = [
-    "VAN",
-    "VANB0",
-    "VANB1",
-    "VANB2",
-    "VANB3",
-    "VANB4",
-    "VANB5",
-    "VANB6",
-    "Classifier",
-    "Preprocessing",
-    "PreprocessingLayer",
-    "__version__",
-    "decode_predictions",
-    "fuse",
-    "load_checkpoint",
-    "preprocess_input",
-]
+__all__ = [*_HOME, "__version__"]
 
 _register()
 
-if TYPE_CHECKING:
-    from .inference.classifier import Classifier
-    from .model.applications import (
-        VANB0,
-        VANB1,
-        VANB2,
-        VANB3,
-        VANB4,
-        VANB5,
-        VANB6,
-        decode_predictions,
-        preprocess_input,
-    )
-    from .model.fused import fuse
-    from .model.load import load_checkpoint
-    from .model.preprocessing_layer import PreprocessingLayer
-    from .model.van import VAN
-    from .spec.preprocessing import Preprocessing
+if TYPE_CHECKING:  # `as`: for others to import from here
+    from .inference.classifier import Classifier as Classifier
+    from .model.applications import VANB0 as VANB0
+    from .model.applications import VANB1 as VANB1
+    from .model.applications import VANB2 as VANB2
+    from .model.applications import VANB3 as VANB3
+    from .model.applications import VANB4 as VANB4
+    from .model.applications import VANB5 as VANB5
+    from .model.applications import VANB6 as VANB6
+    from .model.applications import decode_predictions as decode_predictions
+    from .model.applications import preprocess_input as preprocess_input
+    from .model.fused import fuse as fuse
+    from .model.load import load_checkpoint as load_checkpoint
+    from .model.preprocessing_layer import PreprocessingLayer as PreprocessingLayer
+    from .model.van import VAN as VAN
+    from .spec.preprocessing import Preprocessing as Preprocessing
 
 
 def __getattr__(name: str):

@@ -138,7 +138,7 @@ def _add_recipe(parser: ArgumentParser) -> None:
         default = getattr(Recipe(), name)
         shown = " ".join(map(str, default)) if several and default else default
         shown = "none" if default is None else shown
-        text = f"{about[name]} (default: {shown})".replace("%", "%%")
+        text = f"{about.get(name, name)} (default: {shown})".replace("%", "%%")
         options: dict[str, Any] = {"default": SUPPRESS, "help": text, "dest": name}
         flag = f"--{name.replace('_', '-')}"
         if kind is bool:
