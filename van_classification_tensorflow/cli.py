@@ -1,4 +1,8 @@
-"""The `van` command. Each subcommand imports what it needs, so `--help` answers at once."""
+"""The `van` command. Each subcommand imports what it needs, so `--help` answers at once.
+
+A function for each: its docstring is the help, then come the options, one after the other, and what
+they are given to. Some are long for that, and only for that.
+"""
 
 from __future__ import annotations
 

@@ -96,20 +96,7 @@ def convert(
         raise FileExistsError(f"{target} is already there; to replace it: --overwrite")
     if format_of(source) is not None:
         raise ValueError(f"{source} is an exported file; give the weights it was made of")
-    weights = read_weights(source, wrapper, allow_nonfinite)
-    notes = []
-    kinds = {a.dtype.name for a in weights.source.tensors.values() if a.dtype.kind not in "iu"}
-    if kinds != {"float32"}:
-        notes.append(f"{', '.join(sorted(kinds))} numbers were written as float32")
-    with np.errstate(over="ignore"):
-        tensors: dict[str, np.ndarray] = {
-            n: a.astype(np.float32, copy=False) for n, a in weights.tensors.items()
-        }
-    for name, array in weights.tensors.items():
-        if array.dtype == np.float64 and np.isinf(tensors[name]).sum() > np.isinf(array).sum():
-            raise ValueError(f"{source}: {name} does not fit into float32")
-    weights = replace(weights, tensors=tensors)
-
+    weights, notes = _in_float32(read_weights(source, wrapper, allow_nonfinite), source)
     opened = of_weights(os.fspath(source), weights)
     opened.check(["labels", "preprocessing"])
     if weights.architecture.num_classes is not None:
@@ -121,34 +108,60 @@ def convert(
     assumed = (opened.assumed[what] for what in written_so if what in opened.assumed)
     notes += filter(None, (opened.notes, *assumed))
     bare = naming == "huggingface" and target.name.endswith(".bin")  # as transformers reads it
-    write: Callable[[Path], Any]
-    if kind == "keras":
-        write = lambda path: _write_keras(path, opened)  # noqa: E731
-        written = f"Keras 3 {'model' if target.name.endswith('.keras') else 'weights'}"
-    else:
-        named = spell(weights.tensors, naming)
-        written = f"{kind}, {naming} names"
-        if kind == "torch":
-            write = lambda path: _write_torch(path, named, opened, bare)  # noqa: E731
-        elif kind == "safetensors":
-            write = lambda path: write_safetensors(path, named, describe(opened))  # noqa: E731
-        else:
-            files, said = hugging_face_files(opened)
-            notes += said
-            write = lambda path: _write_folder(path, named, describe(opened), files)  # noqa: E731
-    only_tensors = bare or target.name.endswith(".weights.h5")
-    if only_tensors and (opened.labels is not None or opened.preprocessing is not None):
-        notes.append(f"{target.name} holds tensors only: labels and preprocessing are left out")
-    independent = opened.activation == SIGMOID and weights.architecture.num_classes != 1
-    if only_tensors and independent:
-        notes.append(
-            f"{target.name} cannot say that its classes do not exclude each other (sigmoid), and "
-            "will be read as if they did: .safetensors and .keras keep it"
-        )
+    write, written, said = _writer(target, kind, naming, opened, bare)
+    notes += said
+    if bare or target.name.endswith(".weights.h5"):
+        notes += _lost(target, opened)
     read = Path(source).resolve()
     in_place = target.resolve() in (read, read.parent)
     _whole_or_not(target, write, () if in_place else _OF_OTHERS)
     return Report(weights, target, written, tuple(notes))
+
+
+def _in_float32(weights: ModelWeights, source: str | os.PathLike) -> tuple[ModelWeights, list[str]]:
+    """The weights in float32, and what is to be said of it."""
+    kinds = {a.dtype.name for a in weights.source.tensors.values() if a.dtype.kind not in "iu"}
+    notes = []
+    if kinds != {"float32"}:
+        notes.append(f"{', '.join(sorted(kinds))} numbers were written as float32")
+    with np.errstate(over="ignore"):
+        tensors: dict[str, np.ndarray] = {
+            n: a.astype(np.float32, copy=False) for n, a in weights.tensors.items()
+        }
+    for name, array in weights.tensors.items():
+        if array.dtype == np.float64 and np.isinf(tensors[name]).sum() > np.isinf(array).sum():
+            raise ValueError(f"{source}: {name} does not fit into float32")
+    return replace(weights, tensors=tensors), notes
+
+
+def _writer(
+    target: Path, kind: str, naming: str, opened: Pretrained, bare: bool
+) -> tuple[Callable[[Path], Any], str, list[str]]:
+    """What writes the target, what that is called, and what is to be said of it."""
+    if kind == "keras":
+        what = "model" if target.name.endswith(".keras") else "weights"
+        return lambda path: _write_keras(path, opened), f"Keras 3 {what}", []
+    named = spell(opened.weights.tensors, naming)
+    written = f"{kind}, {naming} names"
+    if kind == "torch":
+        return lambda path: _write_torch(path, named, opened, bare), written, []
+    if kind == "safetensors":
+        return lambda path: write_safetensors(path, named, describe(opened)), written, []
+    files, said = hugging_face_files(opened)
+    return lambda path: _write_folder(path, named, describe(opened), files), written, said
+
+
+def _lost(target: Path, opened: Pretrained) -> list[str]:
+    """What a file of tensors alone cannot say."""
+    notes = []
+    if opened.labels is not None or opened.preprocessing is not None:
+        notes.append(f"{target.name} holds tensors only: labels and preprocessing are left out")
+    if opened.activation == SIGMOID and opened.weights.architecture.num_classes != 1:
+        notes.append(
+            f"{target.name} cannot say that its classes do not exclude each other (sigmoid), and "
+            "will be read as if they did: .safetensors and .keras keep it"
+        )
+    return notes
 
 
 def _kind(target: Path, naming: str | None) -> tuple[str, str]:

@@ -48,68 +48,111 @@ class Source:
         )
 
 
-def open_source(model: Any, features: bool) -> Source:
-    if isinstance(model, (str, os.PathLike)):
-        opened = open_pretrained(model, argument="model")
-        if opened is None:
-            raise ValueError(f"`model` must be a name or a path. Received: model={model!r}")
-        opened.check(["labels", "classifier_activation"] if features else ())
-        tensors, sizes = opened.weights.tensors, opened.weights.architecture
-        name, labels, record = opened.name, opened.labels, opened.preprocessing
-        said, pooling = opened.activation, opened.weights.source.about.get("pooling")
-        assumed, notes = dict(opened.assumed), opened.notes
-    else:
-        from ..model.load import architecture, to_official
-        from ..model.van import VAN
+@dataclass
+class _Given:
+    """What weights, or a model in memory, say of themselves."""
 
-        if not isinstance(model, VAN):
-            raise ValueError(
-                "`model` must be a VAN, the path of a weight file or a name of `van weights "
-                f"list`. Received: {type(model).__name__}"
-            )
-        tensors, sizes, name = to_official(model), architecture(model), model.name
-        labels, record, pooling = model.labels, model.preprocessing, model.pooling
-        config = model.get_config()
-        for layer, key, value in changed_parts(config.get("parts")):
-            raise ValueError(
-                "`model` must have the layers that `VAN` makes, as it is exported from its tensors "
-                f"alone. Received: {layer} with {key}={shown(value)}"
-            )
-        said, notes, assumed = config["classifier_activation"], "", {}
-        if labels is None:
-            assumed["labels"] = assumed_labels(sizes.num_classes or 0, of_others=False)[1]
-        if record is None:
-            assumed["preprocessing"] = NOT_SAID
-    activation = None
+    name: str
+    tensors: dict[str, np.ndarray]
+    sizes: Architecture
+    labels: Any
+    preprocessing: Preprocessing | None
+    activation: Any
+    pooling: str | None
+    notes: str
+    assumed: dict[str, str]
+
+
+def open_source(model: Any, features: bool) -> Source:
+    """The tensors to export; with `features` without the head.
+
+    Raises:
+        ValueError: It is no VAN, or one that its tensors alone do not describe.
+    """
+    of_file = isinstance(model, (str, os.PathLike))
+    given = _of_weights(model, features) if of_file else _in_memory(model)
+    sizes, tensors, pooling, activation = given.sizes, given.tensors, given.pooling, None
     if sizes.num_classes is not None:
-        activation = None if features else activation_of(said, sizes.num_classes, name)
+        if not features:
+            activation = activation_of(given.activation, sizes.num_classes, given.name)
         pooling = "avg"
-    elif pooling is None and not isinstance(model, (str, os.PathLike)):
+    elif pooling is None and not of_file:
         raise ValueError(
             "`model` must have a head or pool its features to be exported. Received: pooling=None"
         )
     if features and sizes.num_classes is not None:
         tensors = {n: a for n, a in tensors.items() if not n.startswith("head.")}
         sizes = replace(sizes, num_classes=None)
-    preprocessing = record or Preprocessing().with_channels(sizes.in_chans)
+    preprocessing = given.preprocessing or Preprocessing().with_channels(sizes.in_chans)
     if preprocessing is None:
         raise ValueError(
-            f"{name} takes {sizes.in_chans} channels and does not say how pictures become such "
-            "input: set `model.preprocessing`"
+            f"{given.name} takes {sizes.in_chans} channels and does not say how pictures become "
+            "such input: set `model.preprocessing`"
         )
     texts = None
-    if labels is not None and sizes.num_classes is not None:
-        texts = tuple(label.text for label in labels_of(labels, sizes.num_classes))
+    if given.labels is not None and sizes.num_classes is not None:
+        texts = tuple(label.text for label in labels_of(given.labels, sizes.num_classes))
     if sizes.num_classes is None:
-        assumed.pop("labels", None)
+        given.assumed.pop("labels", None)
     return Source(
-        os.path.basename(name),
+        os.path.basename(given.name),
         tensors,
         sizes,
         texts,
         preprocessing,
         activation,
         pooling or "avg",
-        " ".join(filter(None, (notes, *assumed.values()))),
-        tuple(what for what in assumed if what != "labels" or texts is not None),
+        " ".join(filter(None, (given.notes, *given.assumed.values()))),
+        tuple(what for what in given.assumed if what != "labels" or texts is not None),
+    )
+
+
+def _of_weights(model: str | os.PathLike, features: bool) -> _Given:
+    opened = open_pretrained(model, argument="model")
+    if opened is None:
+        raise ValueError(f"`model` must be a name or a path. Received: model={model!r}")
+    opened.check(["labels", "classifier_activation"] if features else ())
+    return _Given(
+        opened.name,
+        opened.weights.tensors,
+        opened.weights.architecture,
+        opened.labels,
+        opened.preprocessing,
+        opened.activation,
+        opened.weights.source.about.get("pooling"),
+        opened.notes,
+        dict(opened.assumed),
+    )
+
+
+def _in_memory(model: Any) -> _Given:
+    from ..model.load import architecture, to_official
+    from ..model.van import VAN
+
+    if not isinstance(model, VAN):
+        raise ValueError(
+            "`model` must be a VAN, the path of a weight file or a name of `van weights list`. "
+            f"Received: {type(model).__name__}"
+        )
+    tensors, sizes, config = to_official(model), architecture(model), model.get_config()
+    for layer, key, value in changed_parts(config.get("parts")):
+        raise ValueError(
+            "`model` must have the layers that `VAN` makes, as it is exported from its tensors "
+            f"alone. Received: {layer} with {key}={shown(value)}"
+        )
+    assumed = {}
+    if model.labels is None:
+        assumed["labels"] = assumed_labels(sizes.num_classes or 0, of_others=False)[1]
+    if model.preprocessing is None:
+        assumed["preprocessing"] = NOT_SAID
+    return _Given(
+        model.name,
+        tensors,
+        sizes,
+        model.labels,
+        model.preprocessing,
+        config["classifier_activation"],
+        model.pooling,
+        "",
+        assumed,
     )

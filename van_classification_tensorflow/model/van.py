@@ -452,6 +452,7 @@ class VAN(keras.Model):
         pretrained: bool | str | os.PathLike | Pretrained = False,
         parts: Mapping[str, Mapping[str, Any]] | None = None,
     ):
+        # Long, as each argument is checked on one line and kept on another.
         # What can be told at once is told before anything is downloaded.
         if in_chans is not None:
             in_chans = at_least("in_chans", in_chans, 1)

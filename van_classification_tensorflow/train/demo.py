@@ -97,26 +97,9 @@ def run(
 
     train, test = digits.load_digits()
     keras.utils.set_random_seed(seed)
-    model = VAN(**digits.MODEL, drop_path_rate=0.1, data_format="channels_last", name="van_digits")
-    model.labels, model.preprocessing = digits.CLASSES, digits.PREPROCESSING
     batches = _Batches(train, seed)
     steps = epochs * len(batches)
-    warm_up = min(3 * len(batches), steps // 10)
-    optimizer = keras.optimizers.AdamW(
-        keras.optimizers.schedules.CosineDecay(
-            0.0, steps - warm_up, alpha=0.0, warmup_target=_PEAK_RATE, warmup_steps=warm_up
-        ),
-        weight_decay=0.05,
-        epsilon=1e-8,
-    )
-    # As the authors: decay matrices and kernels, not biases, norms and layer scales.
-    optimizer.exclude_from_weight_decay([v for v in model.trainable_variables if v.ndim < 2])
-    optimizer.build(model.trainable_variables)  # inside the first step it takes twice as long
-    model.compile(
-        optimizer,
-        loss=keras.losses.CategoricalCrossentropy(label_smoothing=0.1),
-        metrics=["accuracy"],
-    )
+    model = _compiled_model(steps, min(3 * len(batches), steps // 10))
     console.print(
         f"Training a VAN of {model.count_params():,} parameters from scratch on "
         f"{len(train.labels):,} images of handwritten digits ({epochs} epochs)."
@@ -149,6 +132,28 @@ def run(
     write_folder(output, DEMO_FILES, "demo", overwrite, fill)
     _report(metrics, output, report_to or results())
     return metrics
+
+
+def _compiled_model(steps: int, warm_up: int) -> VAN:
+    """The bundled configuration, to be trained for so many steps."""
+    model = VAN(**digits.MODEL, drop_path_rate=0.1, data_format="channels_last", name="van_digits")
+    model.labels, model.preprocessing = digits.CLASSES, digits.PREPROCESSING
+    optimizer = keras.optimizers.AdamW(
+        keras.optimizers.schedules.CosineDecay(
+            0.0, steps - warm_up, alpha=0.0, warmup_target=_PEAK_RATE, warmup_steps=warm_up
+        ),
+        weight_decay=0.05,
+        epsilon=1e-8,
+    )
+    # As the authors: decay matrices and kernels, not biases, norms and layer scales.
+    optimizer.exclude_from_weight_decay([v for v in model.trainable_variables if v.ndim < 2])
+    optimizer.build(model.trainable_variables)  # inside the first step it takes twice as long
+    model.compile(
+        optimizer,
+        loss=keras.losses.CategoricalCrossentropy(label_smoothing=0.1),
+        metrics=["accuracy"],
+    )
+    return model
 
 
 def _measure(folder: Path, test: digits.Split) -> dict:

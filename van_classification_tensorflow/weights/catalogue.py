@@ -132,7 +132,10 @@ def _openmmlab(base: str, stem: str, prefix: str) -> Source:
 
 
 def _published() -> Iterator[Weights]:
-    """Every published checkpoint: hashed files first, then others, the smaller ones before."""
+    """Every published checkpoint: hashed files first, then others, the smaller ones before.
+
+    Long, as it is a table.
+    """
 
     def record(tag, configuration, classes, sources, notes="", top1=None, top5=None):
         is_22k = tag.startswith("in22k")
