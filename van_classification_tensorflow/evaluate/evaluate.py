@@ -70,11 +70,11 @@ def evaluate(
     """
     target = ready_folder(output, overwrite)
     check_asked(data, split=split, subset=subset, class_map=class_map, real_labels=real_labels)
-    if against_original:
-        require_original()
     if format_of(weights) is None:
         # The model itself, also for a few pictures, for which "auto" would take NumPy.
         options = {"engine": "keras", **options}
+        if against_original:
+            require_original()
     elif against_original:
         raise ValueError(
             f"`against_original` needs the weights; {printable(weights)} is an exported file"
