@@ -1,5 +1,6 @@
 """`van train` killed at any moment: `--resume` ends where the run would have ended."""
 
+import os
 import random
 import signal
 import subprocess
@@ -76,10 +77,11 @@ def kill_and_go_on(folder: Path, seed: int) -> tuple[str, bool]:
 
 
 def _stop_while_saving(process: subprocess.Popen, snapshots: Path) -> None:
-    """Stopped, not killed: a kill takes its time, in which a save may end."""
+    """Stopped, not killed: a signal takes its time, in which a save may end."""
     while process.poll() is None:
         if _saving(snapshots):
             process.send_signal(signal.SIGSTOP)
+            os.waitid(os.P_PID, process.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
             if _saving(snapshots):
                 return
             process.send_signal(signal.SIGCONT)
@@ -102,4 +104,4 @@ def test_killed_at_any_moment(whole, tmp_path, thorough):
     same = sum(digest == whole for digest in digests)
     print(f"{same} of {times} the same; {sum(inside)} killed inside a save")
     assert list(digests) == [whole] * times
-    assert sum(inside) >= times // 3
+    assert sum(inside) >= times // 6
