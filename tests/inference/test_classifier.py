@@ -400,3 +400,11 @@ def test_an_exported_file_for_any_size_has_a_smallest_one(tmp_path):
     path = build(tmp_path, "onnx", linear(3), about(), side=None)
     with pytest.raises(ValueError, match="`test_size` is too small: this model needs at least 4"):
         Classifier(path, test_size=3)
+
+
+def test_no_keras_model_is_made_for_pictures_that_cannot_be_read(tmp_path):
+    classifier = Classifier("digits", engine="keras")
+    with pytest.raises(OSError, match="missing"):
+        classifier(tmp_path / "missing.png")
+    assert [result.output for result in classifier.stream([tmp_path / "missing.png"])] == [None]
+    assert "model" not in vars(classifier)

@@ -24,11 +24,7 @@ from .digits import CLASSES as DIGITS
 from .digits import Split, load_digits
 
 _TRAINING = ("train", "training")  # the first that is there
-
-
 _VALIDATION = ("val", "validation", "valid", "eval", "test", "testing")  # likewise
-
-
 _PART = re.compile(r"(?<![a-z])(train|dev|val|eval|test|fold|split)[a-z]*")
 
 

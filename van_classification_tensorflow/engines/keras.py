@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     import keras
 
 
-@dataclass(frozen=True)
+@dataclass
 class KerasEngine:
     """The `Engine` of a VAN.
 

@@ -15,7 +15,7 @@ class Engine(Protocol):
     """A model that is ready to run, whatever computes it.
 
     Attributes:
-        format: What reports call it: "numpy", "keras", or the format of an exported file.
+        format: "numpy", "keras", or the format of an exported file.
         dtype: Of its images: float32, normalised, or uint8, pixels of 0 to 255.
     """
 

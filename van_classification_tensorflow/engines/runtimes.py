@@ -213,9 +213,6 @@ def _check_same(
         raise ValueError(f"it takes {image_size} pixels; its metadata says ({side}, {side})")
 
 
-# --- Each runtime ---
-
-
 _ENGINES = {
     "onnx": onnx,
     "openvino": openvino,

@@ -22,11 +22,6 @@ from .metrics import BINS
 from .original import Original, require_original
 from .result import Evaluation
 
-# --- What is found ---
-
-
-# --- Measuring ---
-
 
 def evaluate(
     data: str | os.PathLike,
@@ -103,12 +98,6 @@ def evaluate(
     if target is not None:
         write(found, target, overwrite)
     return found
-
-
-# --- Files ---
-
-
-# --- The command ---
 
 
 def run(

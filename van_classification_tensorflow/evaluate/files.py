@@ -17,8 +17,6 @@ from ..support.result_folder import check_folder, write_folder
 from .result import TIMM_COLUMNS, Evaluation, Shown
 
 _MATRIX_CLASSES = 50  # more cannot be read in one picture
-
-
 FILES = (
     "results.csv",
     "results.json",

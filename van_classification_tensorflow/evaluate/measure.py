@@ -48,12 +48,14 @@ def measure(
     going = _Measurement(classifier, dataset, original)
     parameters, backend = _parameters_and_backend(classifier)
     with contextlib.nullcontext() if original is None else full_float32():
+        before = 0.0 if original is None else original.seconds
         started = time.perf_counter()
         seen = None if original is None else original.see
         for result in classifier.stream(going.sources(advance), watch=seen):
             going.take(result)
             advance()
-        seconds = time.perf_counter() - started - (0 if original is None else original.seconds)
+        spent = 0.0 if original is None else original.seconds - before
+        seconds = time.perf_counter() - started - spent
     return going.evaluation(seconds, parameters, backend)
 
 

@@ -28,8 +28,6 @@ TOLERANCES: dict[str, tuple[float, float]] = {
     "bfloat16": (5e-2, 0.99),
     "int8": (np.inf, 0.99),
 }
-
-
 _INT8_WITHOUT_CLASSES = 0.3
 
 

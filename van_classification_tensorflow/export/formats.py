@@ -16,16 +16,12 @@ FORMATS: dict[str, tuple[str, ...]] = {
     "openvino": ("float32", "float16", "bfloat16", "int8"),
     "litert": ("float32", "float16", "int8"),
 }
-
-
 _NEEDS = {
     "saved_model": ("tensorflow",),
     "onnx": ("onnx", "onnxruntime"),
     "openvino": ("onnx", "openvino"),
     "litert": ("tensorflow", "ai_edge_litert"),
 }
-
-
 _ENDINGS = {"onnx": ".onnx", "openvino": ".xml", "litert": ".tflite"}
 
 

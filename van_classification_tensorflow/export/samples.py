@@ -22,8 +22,6 @@ from ..support.text import printable
 from .source import Source
 
 CALIBRATION = 256  # pictures, at most
-
-
 COMPARISON = 512  # pictures, at most, none of them of the calibration
 
 

@@ -30,6 +30,8 @@ from .opening import Wanted, open_any
 if TYPE_CHECKING:
     import keras
 
+    from .in_memory import InMemory
+
 # Measured on two cores (`benchmarks/cold_start.py`): NumPy needs this many seconds for 10^9
 # multiply-accumulates, and this many pass before the Keras model has answered for the first time.
 _NUMPY_SECONDS_PER_GMAC = 0.17
@@ -186,19 +188,28 @@ class Classifier:
         return van_of(self._opened.weights)
 
     @cached_property
-    def _keras_engine(self) -> Engine:
+    def _keras_engine(self) -> KerasEngine | InMemory:
         return self._opened.in_memory or KerasEngine(self.model, self.batch_size)
 
-    def _engine(self, pictures: Any) -> Engine:
-        """What runs the model: for as few pictures as it is done sooner with, NumPy."""
+    def _by_numpy(self, pictures: Any) -> bool:
+        """Whether NumPy runs the model: for as few pictures as it is done sooner with."""
+        if self._opened.weights is None:
+            return False
+        few = isinstance(pictures, Sized) and len(pictures) <= self._numpy_limit
+        by_itself = self.engine == "auto" and few and "model" not in self.__dict__
+        return self.engine == "numpy" or by_itself
+
+    def _engine(self, by_numpy: bool) -> Engine:
+        """What runs the model; only now is a Keras model made."""
         opened = self._opened
         if opened.runtime is not None:
             return opened.runtime
-        few = isinstance(pictures, Sized) and len(pictures) <= self._numpy_limit
-        by_itself = self.engine == "auto" and few and "model" not in self.__dict__
-        if opened.weights is not None and (self.engine == "numpy" or by_itself):
-            return NumpyEngine(opened.weights.weights.tensors, opened.weights.weights.architecture)
-        return self._keras_engine
+        if by_numpy and opened.weights is not None:
+            weights = opened.weights.weights
+            return NumpyEngine(weights.tensors, weights.architecture)
+        engine = self._keras_engine
+        engine.batch_size = self.batch_size  # which may have been set meanwhile
+        return engine
 
     def __call__(self, images: Any, top: int = 5) -> list:
         """Classifies one picture or several.
@@ -255,17 +266,17 @@ class Classifier:
         """
         if features:
             self.check_features()
-        engine = self._engine(images)
-        size = 1 if engine.format == "numpy" else max(self.batch_size // self._views, 1)
+        by_numpy = self._by_numpy(images)
+        size = 1 if by_numpy else max(self.batch_size // self._views, 1)
         batch: list[tuple[Any, np.ndarray | Exception]] = []
         for pair in decoded(images, self._prepared, self.workers, ahead=2 * max(size, 8)):
             if reraise and isinstance(pair[1], Exception):
                 raise pair[1]
             batch.append(pair)
             if len(batch) == size:
-                yield from self._run(engine, batch, features, watch)
+                yield from self._run(batch, features, by_numpy, watch)
                 batch = []
-        yield from self._run(engine, batch, features, watch)
+        yield from self._run(batch, features, by_numpy, watch)
 
     def ranked(self, logits: np.ndarray, top: int = 5) -> list[Prediction]:
         """The `top` classes of (outputs,) logits, best first."""
@@ -316,9 +327,9 @@ class Classifier:
 
     def _run(
         self,
-        engine: Engine,
         batch: list[tuple[Any, np.ndarray | Exception]],
         features: bool,
+        by_numpy: bool,
         watch: Callable[[np.ndarray, int], None] | None,
     ) -> Iterator[Result]:
         good = [views for _, views in batch if isinstance(views, np.ndarray)]
@@ -327,7 +338,7 @@ class Classifier:
             inputs = np.concatenate(good)
             if watch is not None:
                 watch(inputs, len(good))
-            flat = engine(inputs, features)
+            flat = self._engine(by_numpy)(inputs, features)
             about = None if self.runtime is None else self.runtime.about
             if about is not None and about.output == "probabilities":
                 flat = logits_of(flat, self.activation)

@@ -29,7 +29,7 @@ _NO_CHANGE_IN_INFERENCE = tuple(getattr(keras.layers, name) for name in ONLY_IN_
 _NO_CHANGE = (keras.layers.InputLayer, keras.layers.Permute, *_NO_CHANGE_IN_INFERENCE)
 
 
-@dataclass(frozen=True)
+@dataclass
 class InMemory:
     """The `Engine` of a model in memory, and what `Classifier` needs to know of it.
 

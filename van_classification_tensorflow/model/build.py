@@ -1,4 +1,4 @@
-"""The one place where commands build a VAN of weights: channels-last, whatever Keras is set to."""
+"""Where commands build a VAN that is to be run: channels-last, whatever Keras is set to."""
 
 from __future__ import annotations
 

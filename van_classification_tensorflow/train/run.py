@@ -40,11 +40,6 @@ from .progress import FitProgress
 from .recipe import Recipe
 from .snapshots import Snapshot, Snapshots
 
-# --- The parts of a recipe ---
-
-
-# --- A run ---
-
 
 class Run:
     """Everything of one run, put together."""
@@ -307,9 +302,6 @@ class Run:
     def _save(self, path: Path) -> None:
         self._deployed.set_weights(self.model.get_weights())
         write_atomically(path, self._deployed.save)
-
-
-# --- Devices ---
 
 
 @contextlib.contextmanager

@@ -61,7 +61,7 @@ def train(
             run fails with a loss that is not finite (`train.callbacks.TrainingError`).
         OSError: Data cannot be read, or the folder not written.
         ModuleNotFoundError: The extra `train` is missing.
-        callbacks.Stopped: It was asked to stop (Ctrl-C, SIGTERM), and has been kept.
+        train.callbacks.Stopped: It was asked to stop (Ctrl-C, SIGTERM), and has been kept.
     """
     _check_arguments(data, output, recipe, strategy, shard)
     console, folder = console or Console(quiet=True), Path(output)
