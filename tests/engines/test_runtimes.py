@@ -24,7 +24,6 @@ from van_classification_tensorflow.engines.runtimes import Runtime, open_runtime
 from van_classification_tensorflow.spec.architecture import Architecture
 from van_classification_tensorflow.spec.card import About
 from van_classification_tensorflow.spec.preprocessing import Preprocessing
-from van_classification_tensorflow.weights.address import format_of
 
 MEAN_OF_3 = random_weights(3)
 
@@ -249,21 +248,6 @@ def test_a_runtime_needs_no_framework(tmp_path):
 
 
 # --- What is an exported file ---
-
-
-def test_formats_by_name(tmp_path, monkeypatch):
-    assert format_of("a/b.onnx") == format_of(tmp_path / "B.ONNX") == "onnx"
-    assert format_of("x.xml") == "openvino"
-    assert format_of("x.tflite") == "litert"
-    for other in ("van_b0", "x.bin", "x.keras", "onnx", "", str(tmp_path), None, True, 3):
-        assert format_of(other) is None
-    monkeypatch.chdir(tmp_path)
-    for name in ("van_b0", "mine"):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "saved_model.pb").touch()
-    assert format_of("mine") == format_of("./van_b0") == format_of(tmp_path / "van_b0")
-    assert format_of("mine") == "saved_model"
-    assert format_of("van_b0") is None  # the published weights
 
 
 def test_what_is_no_exported_file(tmp_path):

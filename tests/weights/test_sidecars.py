@@ -710,12 +710,9 @@ def test_the_folder_of_a_run_is_its_best_model(tmp_path):
 def test_a_bare_name_and_a_slash_at_its_end(tmp_path, monkeypatch):
     from van_classification_tensorflow.export import source
     from van_classification_tensorflow.inference import predict
-    from van_classification_tensorflow.weights.address import format_of
     from van_classification_tensorflow.weights.pretrained import open_local
 
     folder(tmp_path / "mine")
-    (tmp_path / "saved").mkdir()
-    (tmp_path / "saved" / "saved_model.pb").write_bytes(b"")
     monkeypatch.chdir(tmp_path)
     for name in ("mine", "mine/", "./mine//"):
         assert open_local(name).name == name.rstrip("/")
@@ -726,5 +723,3 @@ def test_a_bare_name_and_a_slash_at_its_end(tmp_path, monkeypatch):
         convert(name, "out/" if name.endswith("/") else "out", naming="huggingface", overwrite=True)
         assert (tmp_path / "out" / "config.json").is_file()
     assert len(predict._state("mine")) == 6  # of three files
-    assert format_of("saved") == format_of("saved/") == "saved_model"
-    assert format_of("x.onnx") == format_of("x.onnx/") == "onnx"

@@ -29,9 +29,8 @@ from ..support.checks import at_least
 from ..support.console import pictures_bar, say
 from ..support.files import file_bytes
 from ..support.text import printable
-from ..weights.address import format_of, names_a_path
+from ..weights.address import address_of
 from ..weights.cache import cached_path
-from ..weights.catalogue import find
 
 if TYPE_CHECKING:
     import keras
@@ -249,7 +248,9 @@ def benchmark(
             _Contender(name, path, engine, launch(name, path, engine, threads))
             for name, path in paths.items()
             # What is exported has its own engine; the option is for models.
-            for engine in (dict.fromkeys(engines) if format_of(path) is None else ENGINES[:1])
+            for engine in (
+                dict.fromkeys(engines) if address_of(path).kind == "weights" else ENGINES[:1]
+            )
         ]
         contenders = list({one.name: one for one in contenders}.values())
         todo = plan(contenders, batch_sizes, sizes, console)
@@ -260,7 +261,7 @@ def _named(weights: Any) -> list[str]:
     several = [weights] if isinstance(weights, (str, os.PathLike)) else list(weights)
     named = [
         # A path is no name of the catalogue, whatever it is called.
-        os.fspath(one) if one is text or names_a_path(text) else os.path.abspath(one)
+        text if one is text or address_of(text).is_path else os.path.abspath(one)
         for one in several
         for text in [os.fspath(one)]
     ]
@@ -278,13 +279,14 @@ def _pair(size: Any) -> tuple[int, int]:
 
 def _path_of(name: str, random_weights: bool, folder: Path) -> Path:
     """The file to load; of random weights one that is written to `folder`."""
-    if names_a_path(name) or format_of(name) is not None:
+    address = address_of(name)
+    if address.is_path:
         if not os.path.exists(name):
             raise FileNotFoundError(f"{printable(name)}: there is no such file")
         return Path(name)
     if random_weights and name in CONFIGURATIONS:
         return _write_random(folder / f"{name}.safetensors", name, 1000)
-    record = find(name)
+    record = address.record()
     if random_weights and record.configuration is not None:
         target = folder / f"{name}.safetensors"
         return _write_random(target, record.configuration, record.num_classes or None)

@@ -86,11 +86,11 @@ def open_job(path: Path, engine: str, threads: int | None) -> Opened:
         OSError: It cannot be opened.
         ModuleNotFoundError: The runtime it needs is not installed.
     """
-    from ..weights.address import format_of
+    from ..weights.address import address_of
 
     if threads is not None:  # read when the libraries load
         os.environ["OMP_NUM_THREADS"] = str(threads)
-    if format_of(path) is not None:
+    if address_of(path).kind == "exported":
         return _open_exported(path, threads)
     return _open_model(path, engine, threads)
 

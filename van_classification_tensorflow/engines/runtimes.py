@@ -23,7 +23,7 @@ from ..spec.card import (
 from ..support.checks import is_whole
 from ..support.files import open_regular
 from ..support.text import printable
-from ..weights.address import format_of
+from ..weights.address import address_of
 from . import litert, onnx, openvino, saved_model
 from .protocol import Loaded
 
@@ -36,7 +36,7 @@ class Runtime:
 
     Args:
         path: The file, or SavedModel's folder.
-        format: As of `format_of`.
+        format: As of an `Address`.
         about: What the file says of itself; None where it is not of this package.
         batch_size: Images it takes at once; None: any number.
         image_size: (height, width) in pixels; None: any.
@@ -123,7 +123,7 @@ def open_runtime(path: str | os.PathLike, threads: int | None = None) -> Runtime
     """
     if threads is not None and (not is_whole(threads) or threads < 1):
         raise ValueError(f"`threads` must be an integer >= 1, or None. Received: threads={threads}")
-    kind = format_of(path)
+    kind = address_of(path).format
     if kind is None:
         raise ValueError(
             "`path` must end in .onnx, .xml or .tflite, or be the folder of a SavedModel. "

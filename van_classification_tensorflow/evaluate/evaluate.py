@@ -15,7 +15,7 @@ from ..datasets.labelled import check_asked, open_dataset
 from ..inference.classifier import Classifier
 from ..support.console import messages, pictures_bar, results, say, say_failures
 from ..support.text import printable
-from ..weights.address import format_of
+from ..weights.address import address_of
 from .files import FILES, ready_folder, write
 from .measure import measure
 from .metrics import BINS
@@ -65,7 +65,7 @@ def evaluate(
     """
     target = ready_folder(output, overwrite)
     check_asked(data, split=split, subset=subset, class_map=class_map, real_labels=real_labels)
-    if format_of(weights) is None:
+    if address_of(weights).kind != "exported":
         # The model itself, also for a few pictures, for which "auto" would take NumPy.
         options = {"engine": "keras", **options}
         if against_original:

@@ -17,7 +17,7 @@ from ..spec.architecture import Architecture
 from ..spec.preprocessing import Preprocessing
 from ..spec.scores import SIGMOID, SOFTMAX, activation_of
 from ..support.console import to_json
-from ..weights.address import format_of
+from ..weights.address import address_of
 from ..weights.checkpoint import ModelWeights, read_weights
 from ..weights.formats.torch import write_torch
 from ..weights.namings import NAMINGS, spell
@@ -94,7 +94,7 @@ def convert(
         raise FileNotFoundError(f"{target.absolute().parent} is no folder; make it first")
     if target.exists() and not overwrite:
         raise FileExistsError(f"{target} is already there; to replace it: --overwrite")
-    if format_of(source) is not None:
+    if address_of(source).kind == "exported":
         raise ValueError(f"{source} is an exported file; give the weights it was made of")
     weights, notes = _in_float32(read_weights(source, wrapper, allow_nonfinite), source)
     opened = of_weights(os.fspath(source), weights)
@@ -178,7 +178,7 @@ def _kind(target: Path, naming: str | None) -> tuple[str, str]:
         return "safetensors", naming or "official"
     if target.name.endswith(_TORCH):
         return "torch", naming or "official"
-    if naming == "huggingface" and not target.is_file() and format_of(target) is None:
+    if naming == "huggingface" and not target.is_file() and address_of(target).kind == "weights":
         return "folder", naming
     raise ValueError(
         f"`target` must end in .safetensors, {', '.join(_TORCH)}, {' or '.join(_KERAS)}, or, with "

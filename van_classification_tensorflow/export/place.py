@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..support.text import printable
-from ..weights.address import format_of, names_a_path
+from ..weights.address import address_of
 
 
 def files_at(path: Path, kind: str) -> list[Path]:
@@ -22,10 +22,10 @@ def check_place(target: Path, kind: str, model: Any, overwrite: bool) -> None:
             raise FileExistsError(f"{printable(file)} is already there; to replace it: --overwrite")
         if kind != "saved_model" and file.is_dir():
             raise FileExistsError(f"{printable(file)} is a folder, and is not replaced by a file")
-        both = names_a_path(model) and os.path.exists(model) and file.exists()
+        both = address_of(model).is_path and os.path.exists(model) and file.exists()
         if both and file.samefile(model):
             raise FileExistsError(f"{printable(file)} is what is to be exported")
-    if kind == "saved_model" and target.exists() and format_of(target) != kind:
+    if kind == "saved_model" and target.exists() and address_of(target).format != kind:
         raise FileExistsError(f"{printable(target)} is no SavedModel, and is not replaced by one")
     if not target.parent.is_dir():
         raise FileNotFoundError(f"{printable(target.parent)}: there is no such folder")

@@ -15,7 +15,7 @@ from ..spec.labels import Label, assumed_labels, labels_of
 from ..spec.preprocessing import NOT_SAID, Preprocessing
 from ..spec.scores import SOFTMAX, UNKNOWN_END, activation_of
 from ..support.text import printable
-from ..weights.address import format_of
+from ..weights.address import address_of
 from ..weights.pretrained import Pretrained, open_pretrained
 
 if TYPE_CHECKING:
@@ -86,7 +86,8 @@ def open_any(weights: Any, wanted: Wanted) -> Opened:
     known = sys.modules.get("keras")  # where there is a model, it is there
     if known is not None and isinstance(weights, known.Model):
         return _open_model(weights, wanted)
-    return (_open_weights if format_of(weights) is None else _open_exported)(weights, wanted)
+    exported = address_of(weights).kind == "exported"
+    return (_open_exported if exported else _open_weights)(weights, wanted)
 
 
 def _open_weights(weights: Any, wanted: Wanted) -> Opened:

@@ -38,7 +38,7 @@ from ..support.console import (
 )
 from ..support.extras import is_installed, missing
 from ..support.text import printable
-from ..weights.address import format_of, names_a_path
+from ..weights.address import address_of
 from ..weights.checkpoint import files_beside, weight_file
 from .classifier import Classifier, Result
 
@@ -233,15 +233,15 @@ def _run(
 
 def _state(path: str) -> list[int]:
     """Size and time of the weights' files, so that others of that name are noticed."""
-    if not names_a_path(path):
+    address, files = address_of(path), [Path(path)]
+    if not address.is_path:
         return []
-    kind, files = format_of(path), [Path(path)]
-    if kind is None:
+    if address.kind == "weights":
         file = weight_file(path)
         files = [file, *files_beside(file)]
-    elif kind == "saved_model":
+    elif address.format == "saved_model":
         files = sorted(Path(path).rglob("*"))
-    elif kind == "openvino":
+    elif address.format == "openvino":
         files.append(Path(path).with_suffix(".bin"))
     found = [file.stat() for file in files if file.is_file()]
     return [number for info in found for number in (info.st_size, info.st_mtime_ns)]

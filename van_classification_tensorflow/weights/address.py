@@ -1,53 +1,99 @@
-"""What a word for weights is: a name of the catalogue, a file of weights, or an exported file."""
+"""What a word for weights is: a name of the catalogue, a file of weights, or an exported file.
+
+The one place that tells: a command asks once, and what it calls is given the answer.
+Imports neither Keras nor a backend.
+"""
 
 from __future__ import annotations
 
 import os
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal
 
-from .catalogue import KNOWN_NAMES
+from .catalogue import CATALOGUE, KNOWN_NAMES, Weights, find
 
-_ENDINGS = {".onnx": "onnx", ".xml": "openvino", ".tflite": "litert"}
+_EXPORTED = {".onnx": "onnx", ".xml": "openvino", ".tflite": "litert"}
+# Endings of weight files: a text that ends so is a path, there or not.
+_WEIGHTS = (".pth", ".pth.tar", ".pt", ".bin", ".safetensors", ".h5", ".keras", ".index.json")
 
 
-def format_of(path: Any) -> str | None:
-    """Format of an exported file, by its name; None: it is none of them.
+@dataclass(frozen=True)
+class Address:
+    """What a word for weights means, told by the word and by what is there of that name.
 
     Args:
-        path: Any value that may name weights. Names of the catalogue win over a folder of that
-            name, as everywhere; it can be written ./van_b0.
-
-    Returns:
-        "onnx", "openvino", "litert", "saved_model" (a folder with a `saved_model.pb`) or None.
+        kind: "name": for the catalogue, which may not have it. "weights": a file or folder of
+            weights, there or not. "exported": an exported file, there or not. "other": no word,
+            such as True or a model in memory.
+        given: The word, or what else was given.
+        format: Of an exported file: "onnx", "openvino", "litert" or "saved_model" (a folder with
+            a `saved_model.pb`).
     """
-    if not isinstance(path, (str, os.PathLike)):
-        return None
-    if isinstance(path, str) and path in KNOWN_NAMES:
-        return None
-    name = os.fsdecode(path).rstrip("/" + os.sep)  # which changes nothing
-    if os.path.isfile(os.path.join(name, "saved_model.pb")):
-        return "saved_model"
-    return _ENDINGS.get(os.path.splitext(name)[1].lower())
+
+    kind: Literal["name", "weights", "exported", "other"]
+    given: Any
+    format: str | None = None
+
+    @property
+    def is_path(self) -> bool:
+        """Whether it means a file or folder, there or not."""
+        return self.kind in ("weights", "exported")
+
+    @property
+    def path(self) -> str:
+        """Of a file or folder: without a slash at its end, which changes nothing."""
+        return _path(self.given)
+
+    def record(self, configuration: str | None = None, argument: str = "weights") -> Weights:
+        """The record of the catalogue that a name means; True means the ImageNet-1k weights.
+
+        Args:
+            configuration: The member of the family it is for; then its tag is enough ("in22k").
+            argument: What the caller calls the word, for messages.
+
+        Raises:
+            ValueError: There are no such weights; says which there are.
+        """
+        if self.given is not True and not isinstance(self.given, str):
+            raise ValueError(
+                f"`{argument}` must be True, False, a name of the catalogue (`van weights list`) "
+                f"or a path. Received: {argument}={self.given!r}"
+            )
+        if self.given is True and configuration is None:
+            with_weights = sorted({w.configuration for w in CATALOGUE.values() if w.configuration})
+            raise ValueError(
+                f"`{argument}=True` needs a `configuration` with published weights: "
+                f"{', '.join(with_weights)}"
+            )
+        return find(self.given, configuration, argument)
 
 
-# Endings of weight files: a text that ends so is a path, there or not.
-_SUFFIXES = (".pth", ".pth.tar", ".pt", ".bin", ".safetensors", ".h5", ".keras", ".index.json")
+def address_of(weights: Any) -> Address:
+    """What `weights` means. Never fails: whether there are such weights is told by using them.
 
-
-def names_a_path(weights: Any) -> bool:
-    """Whether `weights` means a file or folder, there or not, and no name of the catalogue.
-
-    What `find` knows wins over a file or folder of that name, which can be written ./imagenet.
+    What the catalogue knows wins over a file or folder of that name, which can be written
+    ./imagenet, or given as a `Path`.
     """
-    if not isinstance(weights, str):
-        return isinstance(weights, os.PathLike)
-    if weights in KNOWN_NAMES:
-        return False
-    named_so = "/" in weights or os.sep in weights or weights.lower().endswith(_SUFFIXES)
-    return named_so or os.path.exists(weights)
+    text = isinstance(weights, str)
+    if not text and not isinstance(weights, os.PathLike):
+        return Address("other", weights)
+    if text and weights in KNOWN_NAMES:
+        return Address("name", weights)
+    path = _path(weights)
+    if os.path.isfile(os.path.join(path, "saved_model.pb")):
+        return Address("exported", weights, "saved_model")
+    if format := _EXPORTED.get(os.path.splitext(path)[1].lower()):
+        return Address("exported", weights, format)
+    if text and not (
+        "/" in weights
+        or os.sep in weights
+        or weights.lower().endswith(_WEIGHTS)
+        or os.path.exists(weights)
+    ):
+        return Address("name", weights)
+    return Address("weights", weights)
 
 
-def without_slash(path: str | os.PathLike) -> str:
-    """The path without a slash at its end, which changes nothing."""
-    text = os.fspath(path)
+def _path(given: Any) -> str:
+    text = os.fsdecode(given)
     return text.rstrip("/" + os.sep) or text

@@ -5,7 +5,6 @@ Imports neither Keras nor a backend.
 
 from __future__ import annotations
 
-import os
 import warnings
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
@@ -16,9 +15,9 @@ from ..spec.labels import assumed_labels, labels_of, right_number
 from ..spec.preprocessing import NOT_SAID, Preprocessing
 from ..spec.scores import SIGMOID, SOFTMAX
 from ..support.text import printable
-from .address import format_of, names_a_path, without_slash
+from .address import address_of
 from .cache import fetch
-from .catalogue import CATALOGUE, Weights, find
+from .catalogue import Weights
 from .checkpoint import CheckpointError, ModelWeights, read_weights
 from .sidecars import OPENMMLAB
 
@@ -126,43 +125,30 @@ def open_pretrained(
         return None
     if isinstance(pretrained, Pretrained):
         return pretrained
-    if format_of(pretrained) is not None:
+    address = address_of(pretrained)
+    if address.kind == "exported":
         raise ValueError(
             f"`{argument}`: {printable(pretrained)} is an exported file, which `Classifier`, `van "
             "predict`, `van evaluate` and `van benchmark` take; give the weights it was made of"
         )
-    if names_a_path(pretrained):
-        return _of_path(pretrained)
-    if pretrained is not True and not isinstance(pretrained, str):
-        raise ValueError(
-            f"`{argument}` must be True, False, a name of the catalogue (`van weights list`) or a "
-            f"path. Received: {argument}={pretrained!r}"
-        )
-    if pretrained is True and configuration is None:
-        with_weights = sorted({w.configuration for w in CATALOGUE.values() if w.configuration})
-        raise ValueError(
-            f"`{argument}=True` needs a `configuration` with published weights: "
-            f"{', '.join(with_weights)}"
-        )
-    record = find(pretrained, configuration, argument)
+    if address.kind == "weights":
+        weights = read_weights(pretrained)
+        # Of a run's folder the file, so that it is said which; of transformers' the folder.
+        file = weights.source.path
+        return of_weights(str(file) if file.suffix == ".keras" else address.path, weights)
+    record = address.record(configuration, argument)
     weights = read_weights(local_file(record))
     return Pretrained(record.name, weights, record.labels, record.preprocessing, record.notes)
 
 
 def open_local(pretrained: Any, configuration: str | None = None) -> Pretrained | None:
     """As `open_pretrained` where a file is named; of the catalogue only the name is looked at."""
-    if names_a_path(pretrained) or format_of(pretrained) is not None:
+    address = address_of(pretrained)
+    if address.is_path:
         return open_pretrained(pretrained, configuration)
     if pretrained is not None:
-        find(pretrained, configuration, "pretrained")
+        address.record(configuration, "pretrained")
     return None
-
-
-def _of_path(path: str | os.PathLike) -> Pretrained:
-    weights = read_weights(path)
-    file = weights.source.path
-    # Of a run's folder the file, so that it is said which; of transformers' the folder.
-    return of_weights(without_slash(file if file.suffix == ".keras" else path), weights)
 
 
 def of_weights(name: str, weights: ModelWeights) -> Pretrained:
