@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import re
-import shlex
 import sys
 from argparse import (
     SUPPRESS,
@@ -18,11 +17,15 @@ from argparse import (
     BooleanOptionalAction,
 )
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from difflib import get_close_matches
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from . import __version__
+from .support.interrupt import Interrupted
+from .support.options import add_options, from_options
 from .support.quiet import quiet_start
 
 
@@ -127,7 +130,7 @@ def train(parser: ArgumentParser) -> Any:
             if not (output / "config.yaml").is_file():
                 raise KeyboardInterrupt from None  # nothing has been begun
             command = ["train", "--resume", os.fspath(output)]
-            raise _Interrupted(command=command) from None
+            raise Interrupted(instead=command) from None
 
     return run
 
@@ -194,10 +197,10 @@ def predict(parser: ArgumentParser) -> Any:
         try:
             failed = run(path, **options)
         except Begun:
-            raise _Interrupted(without=("--overwrite", "--resume"), add=("--resume",)) from None
+            raise Interrupted(without=("--overwrite", "--resume"), add=("--resume",)) from None
         except KeyboardInterrupt:
             # Nothing of this run is there: an output or a journal would be of an earlier one.
-            raise (KeyboardInterrupt if options["output"] is None else _Interrupted)() from None
+            raise (KeyboardInterrupt if options["output"] is None else Interrupted)() from None
         sys.exit(1 if failed else 0)
 
     return run
@@ -307,90 +310,6 @@ def benchmark(parser: ArgumentParser) -> Any:
         sys.exit(run(weights, **options))
 
     return run
-
-
-def export(parser: ArgumentParser) -> Any:
-    """Write a model for ONNX Runtime, OpenVINO, LiteRT or TensorFlow, and compare it there."""
-    parser.add_argument(
-        "--weights",
-        default="van_b0",
-        help="a name of `van weights list` or a weight file (default: van_b0)",
-    )
-    parser.add_argument(
-        "--format",
-        help="saved_model, onnx, openvino or litert (default: by what --output ends in)",
-    )
-    parser.add_argument(
-        "--output",
-        required=True,
-        type=Path,
-        help="*.onnx, *.xml (OpenVINO, with *.bin beside it), *.tflite, or a folder to make "
-        "(SavedModel)",
-    )
-    parser.add_argument(
-        "--precision",
-        default="float32",
-        help="float32 (default), float16 (smaller file), bfloat16 (OpenVINO) or int8 (with --data)",
-    )
-    parser.add_argument(
-        "--batch-size",
-        type=_number_or("any"),
-        default=1,
-        metavar="N",
-        help="images at once, or any (default: 1)",
-    )
-    parser.add_argument(
-        "--image-size",
-        type=_number_or("any"),
-        metavar="N",
-        help="side in pixels, or any (default: of the weights' preprocessing)",
-    )
-    parser.add_argument(
-        "--uint8", action="store_true", help="take pixels, 0 to 255, and normalise them inside"
-    )
-    parser.add_argument("--softmax", action="store_true", help="give probabilities, not logits")
-    parser.add_argument(
-        "--features", action="store_true", help="leave the head out, give pooled features"
-    )
-    parser.add_argument(
-        "--no-fuse",
-        action="store_false",
-        dest="fused",
-        help="keep batch norm and layer scale (saved_model and litert)",
-    )
-    parser.add_argument(
-        "--data",
-        help="real pictures to calibrate int8 and to compare on: a folder (of class folders: "
-        "accuracy is reported), or digits (default to compare on: digits)",
-    )
-    parser.add_argument(
-        "--tolerance",
-        type=float,
-        help="largest absolute difference of an output allowed (default: in float32 1e-4 of the "
-        "largest one, or 1e-4 where that is below 1)",
-    )
-    parser.add_argument(
-        "--agreement",
-        type=float,
-        help="least share of pictures with the same best class (default: 1 in float32, else 0.99)",
-    )
-    parser.add_argument("--overwrite", action="store_true", help="replace what is at --output")
-
-    def run(weights: str, output: Path, **options: Any) -> None:
-        from .export.export import export
-        from .support.console import print_report
-
-        print_report(export(weights, output, **options).lines())
-
-    return run
-
-
-def _number_or(word: str) -> Any:
-    def read(text: str) -> int | str:
-        return word if text == word else int(text)
-
-    read.__name__ = f"number (or {word!r})"  # argparse says it of a wrong value
-    return read
 
 
 def _add_model(parser: ArgumentParser) -> None:
@@ -509,7 +428,7 @@ def weights_download(parser: ArgumentParser) -> Any:
             for record in _records(name):
                 print(local_file(record, force=force))
         except KeyboardInterrupt:
-            raise (KeyboardInterrupt if force else _Interrupted)() from None
+            raise (KeyboardInterrupt if force else Interrupted)() from None
 
     return run
 
@@ -563,6 +482,26 @@ def _records(names: list[str]) -> list:
     return [find(name) for name in names]
 
 
+@dataclass(frozen=True)
+class Command:
+    """A command: what it is for, what it is asked with, and what does it.
+
+    Args:
+        about: For `--help`.
+        request: Module and name of a dataclass, whose fields are the options (`support.options`).
+        run: Module and name of a function of that; it returns the exit code, or None.
+    """
+
+    about: str
+    request: str
+    run: str
+
+
+def _found(place: str) -> Any:
+    module, _, name = place.partition(":")
+    return getattr(import_module(f".{module}", __package__), name)
+
+
 # A command adds its options to a parser and returns what to run with their values.
 COMMANDS: dict[str, Any] = {
     "demo": demo,
@@ -571,7 +510,11 @@ COMMANDS: dict[str, Any] = {
     "evaluate": evaluate,
     "benchmark": benchmark,
     "convert": convert,
-    "export": export,
+    "export": Command(
+        "Write a model for ONNX Runtime, OpenVINO, LiteRT or TensorFlow, and compare it there.",
+        "export.request:ExportRequest",
+        "export.export:run",
+    ),
     "weights": {
         "list": weights_list,
         "download": weights_download,
@@ -640,7 +583,14 @@ def _add_commands(
     """All names and what they are for; the options only of what `arguments` may mean."""
     chosen = parser.add_subparsers(metavar="COMMAND", required=True)
     for name, command in commands.items():
-        text = _GROUPS[name] if isinstance(command, dict) else command.__doc__
+        is_new = isinstance(command, Command)
+        text = (
+            _GROUPS[name]
+            if isinstance(command, dict)
+            else command.about
+            if is_new
+            else command.__doc__
+        )
         finding = f", or {_FINDINGS[name]}" if name in _FINDINGS else ""
         sub = chosen.add_parser(
             name,
@@ -653,6 +603,9 @@ def _add_commands(
             continue
         if isinstance(command, dict):
             _add_commands(sub, command, arguments)
+        elif is_new:
+            add_options(sub, _found(command.request))
+            sub.set_defaults(run=command, parser=sub)
         else:
             sub.set_defaults(run=command(sub), parser=sub)
 
@@ -673,7 +626,7 @@ def _in_flags(text: str, parser: ArgumentParser) -> str:
     """
     if re.match(r".*\.ya?ml: ", text):
         return text
-    said = {_PYTHON.get((parser.prog, a.dest), a.dest): a for a in parser._actions}
+    said = {action.dest: action for action in parser._actions}
 
     def shown(action: Action) -> str:
         long = [flag for flag in action.option_strings if flag.startswith("--")]
@@ -690,30 +643,6 @@ def _in_flags(text: str, parser: ArgumentParser) -> str:
     return before + word + re.sub(r"\b(\w+)=([^\s,]+)", received, after) if word else text
 
 
-# (command, option): what the Python function calls it, where that is something else.
-_PYTHON = {("van export", "weights"): "model", ("van export", "output"): "path"}
-
-
-class _Interrupted(KeyboardInterrupt):
-    """Ctrl-C in a command that can go on.
-
-    It does by another `command`, or by the same arguments `without` some and with `add`.
-    """
-
-    def __init__(
-        self,
-        without: Sequence[str] = (),
-        add: Sequence[str] = (),
-        command: Sequence[str] | None = None,
-    ):
-        super().__init__()
-        self.without, self.add, self.command = without, add, command
-
-    def go_on(self, arguments: Sequence[str]) -> str:
-        name, *given = self.command or (one for one in arguments if one not in self.without)
-        return shlex.join(["van", name, *self.add, *given])
-
-
 def main(arguments: list[str] | None = None) -> None:
     """Entry point of the console command: exit 0, or one clear line and exit 1 or 2."""
     quiet_start()
@@ -727,7 +656,12 @@ def main(arguments: list[str] | None = None) -> None:
     options = vars(parser.parse_args(arguments))
     run, chosen = options.pop("run"), options.pop("parser")
     try:
-        run(**options)
+        if isinstance(run, Command):
+            code = _found(run.run)(from_options(_found(run.request), options))
+            if code:
+                sys.exit(code)
+        else:
+            run(**options)
         sys.stdout.flush()
     except BrokenPipeError:
         _nobody_reads()
@@ -738,8 +672,8 @@ def main(arguments: list[str] | None = None) -> None:
         sys.exit(1)
     except KeyboardInterrupt as stopped:
         hint = ""
-        if isinstance(stopped, _Interrupted):
-            hint = f"; to go on: {stopped.go_on(arguments)}"
+        if isinstance(stopped, Interrupted):
+            hint = f"; to go on: {stopped.command(arguments)}"
         print(f"van: stopped{hint}", file=sys.stderr)
         sys.exit(130)
 

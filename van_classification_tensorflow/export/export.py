@@ -20,7 +20,7 @@ from ..engines.runtimes import MAX_INPUT
 from ..spec.card import About
 from ..spec.config import min_image_size
 from ..support.checks import is_whole
-from ..support.console import messages, say
+from ..support.console import messages, print_report, say
 from . import litert, onnx, openvino, saved_model
 from .compare import Export, ExportError, check_agreement, compare
 from .formats import import_runtime
@@ -98,26 +98,34 @@ def export(
         ModuleNotFoundError: The runtime is not installed; says what to install.
     """
     request = ExportRequest(
-        model,
-        path,
-        format,
-        precision,
-        batch_size,
-        image_size,
-        uint8,
-        softmax,
-        features,
-        fused,
-        data,
-        tolerance,
-        agreement,
-        overwrite,
+        model=model,
+        path=path,
+        format=format,
+        precision=precision,
+        batch_size=batch_size,
+        image_size=image_size,
+        uint8=uint8,
+        softmax=softmax,
+        features=features,
+        fused=fused,
+        data=data,
+        tolerance=tolerance,
+        agreement=agreement,
+        overwrite=overwrite,
     )
-    console = console or messages()
+    return _export(request, console or messages())
+
+
+def run(request: ExportRequest) -> None:
+    """`van export`: writes, and prints how what was written compares with the model."""
+    print_report(_export(request, messages()).lines())
+
+
+def _export(request: ExportRequest, console: Console) -> Export:
     source = _source_of(request)
     if source.notes:
         say(console, source.notes)
-    samples = take_samples(data, source, precision == "int8", console)
+    samples = take_samples(request.data, source, request.precision == "int8", console)
     import_runtime(request.kind)  # only now: TensorFlow takes its time, and may not be needed
     job = _job(request, source, samples)
     with tempfile.TemporaryDirectory(dir=request.target.parent, prefix=".van-export-") as folder:

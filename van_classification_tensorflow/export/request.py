@@ -6,20 +6,16 @@ import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ..support.checks import is_number, is_whole
+from ..support.options import number_or, option
 from .formats import FORMATS, check_installed, format_for
-from .place import check_place
-from .samples import check_data
-
-if TYPE_CHECKING:
-    import keras
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ExportRequest:
-    """The arguments of `export`, whose defaults these are.
+    """The arguments of `export`, and the options of `van export`.
 
     Raises:
         ValueError: An argument is not allowed, or does not go with another.
@@ -28,20 +24,54 @@ class ExportRequest:
         ModuleNotFoundError: What writes the format is not installed; says what to install.
     """
 
-    model: str | os.PathLike | keras.Model
-    path: str | os.PathLike
-    format: str | None = None
-    precision: str = "float32"
-    batch_size: int | str = 1
-    image_size: int | str | None = None
-    uint8: bool = False
-    softmax: bool = False
-    features: bool = False
-    fused: bool = True
-    data: str | os.PathLike | None = None
-    tolerance: float | None = None
-    agreement: float | None = None
-    overwrite: bool = False
+    # Or a Keras model, which nothing here may import.
+    model: Any = option(
+        "a name of `van weights list` or a weight file (default: {default})",
+        "van_b0",
+        flag="--weights",
+    )
+    format: str | None = option(
+        "saved_model, onnx, openvino or litert (default: by what --output ends in)", None
+    )
+    path: str | os.PathLike = option(
+        "*.onnx, *.xml (OpenVINO, with *.bin beside it), *.tflite, or a folder to make "
+        "(SavedModel)",
+        flag="--output",
+    )
+    precision: str = option(
+        "float32 (default), float16 (smaller file), bfloat16 (OpenVINO) or int8 (with --data)",
+        "float32",
+    )
+    batch_size: int | str = option(
+        "images at once, or any (default: {default})", 1, read=number_or("any"), metavar="N"
+    )
+    image_size: int | str | None = option(
+        "side in pixels, or any (default: of the weights' preprocessing)",
+        None,
+        read=number_or("any"),
+        metavar="N",
+    )
+    uint8: bool = option("take pixels, 0 to 255, and normalise them inside", False)
+    softmax: bool = option("give probabilities, not logits", False)
+    features: bool = option("leave the head out, give pooled features", False)
+    fused: bool = option(
+        "keep batch norm and layer scale (saved_model and litert)", True, flag="--no-fuse"
+    )
+    data: str | os.PathLike | None = option(
+        "real pictures to calibrate int8 and to compare on: a folder (of class folders: accuracy "
+        "is reported), or digits (default to compare on: digits)",
+        None,
+    )
+    tolerance: float | None = option(
+        "largest absolute difference of an output allowed (default: in float32 1e-4 of the "
+        "largest one, or 1e-4 where that is below 1)",
+        None,
+    )
+    agreement: float | None = option(
+        "least share of pictures with the same best class (default: 1 in float32, else 0.99)",
+        None,
+    )
+    overwrite: bool = option("replace what is at --output", False)
 
     def __post_init__(self) -> None:
         kind = self.kind
@@ -71,6 +101,10 @@ class ExportRequest:
             limit: Any = getattr(self, name)
             if limit is not None and not (is_number(limit) and 0 <= limit <= most):
                 raise ValueError(f"`{name}` must be from 0 to {most}. Received: {name}={limit!r}")
+        # Only now, as they take NumPy, and the options are to be shown without it.
+        from .place import check_place
+        from .samples import check_data
+
         check_place(self.target, kind, self.model, self.overwrite)
         check_installed(kind, self.precision)
         check_data(self.data)

@@ -1,0 +1,74 @@
+"""A command, its request and its Python function have the same options with the same defaults."""
+
+import dataclasses
+import inspect
+from argparse import ArgumentParser
+from importlib import import_module
+
+import pytest
+
+from van_classification_tensorflow import cli
+from van_classification_tensorflow.support.options import add_options, from_options
+
+# Command: what it must be given, and its Python function, if it has one.
+COMMANDS = {
+    "export": ("--output {0}/x.onnx", "export.export:export"),
+}
+
+
+def found(place):
+    module, _, name = place.partition(":")
+    return getattr(import_module(f"van_classification_tensorflow.{module}"), name)
+
+
+def flat(record):
+    """{field: default}, those of a record inside included."""
+    values = {}
+    for one in dataclasses.fields(record):
+        if "part" in one.metadata:
+            values |= flat(one.metadata["part"])
+        elif one.default is not dataclasses.MISSING:
+            values[one.name] = one.default
+    return values
+
+
+def values_of(request):
+    values = {}
+    for one in dataclasses.fields(request):
+        value = getattr(request, one.name)
+        values |= values_of(value) if "part" in one.metadata else {one.name: value}
+    return values
+
+
+def test_every_command_is_here():
+    assert set(COMMANDS) == {n for n, one in cli.COMMANDS.items() if isinstance(one, cli.Command)}
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_defaults(command, tmp_path):
+    """Those of the record are those of the command line and those of the function."""
+    needed, function = COMMANDS[command]
+    record = found(cli.COMMANDS[command].request)
+    parser = ArgumentParser()
+    add_options(parser, record)
+    defaults = flat(record)
+    request = from_options(record, vars(parser.parse_args(needed.format(tmp_path).split())))
+    given = {name: value for name, value in values_of(request).items() if name in defaults}
+    assert given == defaults
+    if function:
+        parameters = inspect.signature(found(function)).parameters.values()
+        named = {p.name: p.default for p in parameters if p.default is not p.empty}
+        assert {n: v for n, v in named.items() if n in defaults} == {
+            n: v for n, v in defaults.items() if n in named
+        }
+        assert len(set(named) & set(defaults)) > 3
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_option_has_a_help(command):
+    record = found(cli.COMMANDS[command].request)
+    parser = ArgumentParser()
+    add_options(parser, record)
+    for action in parser._actions:
+        assert action.help
+        assert "{" not in action.help
