@@ -12,6 +12,7 @@ from pathlib import Path
 
 from van_classification_tensorflow.export.convert import describe, write_safetensors
 from van_classification_tensorflow.train import demo
+from van_classification_tensorflow.train.request import DemoRequest
 from van_classification_tensorflow.weights.pretrained import open_pretrained
 
 TARGET = Path(demo.__file__).parents[1] / "assets" / "digits.safetensors"
@@ -19,7 +20,7 @@ TARGET = Path(demo.__file__).parents[1] / "assets" / "digits.safetensors"
 
 def main(folder: Path) -> None:
     if not (folder / "model.keras").is_file():
-        demo.run(folder)
+        demo.run(DemoRequest(output=folder))
     opened = open_pretrained(folder / "model.keras")
     write_safetensors(TARGET, opened.weights.tensors, describe(opened))
     print(f"{TARGET}: {TARGET.stat().st_size:,} bytes")

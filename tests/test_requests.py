@@ -12,7 +12,9 @@ from van_classification_tensorflow.support.options import add_options, from_opti
 
 # Command: what it must be given, and its Python function, if it has one.
 COMMANDS = {
-    "export": ("--output {0}/x.onnx", "export.export:export"),
+    "demo": ("", None),
+    "convert": ("a.pth b.pth", "export.convert:convert"),
+    "export": ("--output x.onnx", "export.export:export"),
 }
 
 
@@ -45,14 +47,15 @@ def test_every_command_is_here():
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_defaults(command, tmp_path):
+def test_defaults(command, tmp_path, monkeypatch):
     """Those of the record are those of the command line and those of the function."""
+    monkeypatch.chdir(tmp_path)
     needed, function = COMMANDS[command]
     record = found(cli.COMMANDS[command].request)
     parser = ArgumentParser()
     add_options(parser, record)
     defaults = flat(record)
-    request = from_options(record, vars(parser.parse_args(needed.format(tmp_path).split())))
+    request = from_options(record, vars(parser.parse_args(needed.split())))
     given = {name: value for name, value in values_of(request).items() if name in defaults}
     assert given == defaults
     if function:

@@ -29,33 +29,6 @@ from .support.options import add_options, from_options
 from .support.quiet import quiet_start
 
 
-def demo(parser: ArgumentParser) -> Any:
-    """Train a small VAN on bundled digits, evaluate, save, reload, classify: about a minute."""
-    parser.add_argument(
-        "--output",
-        type=Path,
-        default=Path("van-demo"),
-        help="folder for the model, the metrics and the pictures",
-    )
-    parser.add_argument(
-        "--seed", type=int, default=0, help="seed of weights, order and augmentation"
-    )
-    parser.add_argument(
-        "--epochs", type=int, default=30, help="passes over the 1,437 training images"
-    )
-    parser.add_argument("--overwrite", action="store_true", help="replace an earlier demo")
-
-    def run(output: Path, **options: Any) -> None:
-        from .train.folder import check_demo
-
-        check_demo(output, **options)
-        from .train.demo import run
-
-        run(output, **options)
-
-    return run
-
-
 def train(parser: ArgumentParser) -> Any:
     """Train a VAN: the authors' recipe, or fine-tuning with --pretrained; killed, it goes on."""
     parser.add_argument(
@@ -340,148 +313,6 @@ def _add_model(parser: ArgumentParser) -> None:
     )
 
 
-def convert(parser: ArgumentParser) -> Any:
-    """Convert a weight file of any known format and naming to another, bit for bit."""
-    parser.add_argument(
-        "source",
-        help=".pth, .pth.tar, .bin, .safetensors, .h5, .weights.h5, .keras, or a Hugging Face "
-        "folder; nothing in it is executed",
-    )
-    parser.add_argument(
-        "target",
-        help="*.safetensors, *.pth, *.keras, *.weights.h5, or, with --naming huggingface, a "
-        "folder to make",
-    )
-    parser.add_argument("--naming", help="official (default), huggingface or mmpretrain")
-    parser.add_argument(
-        "--wrapper",
-        help="entry of a PyTorch file to read, such as model_ema; or, of several models in one, "
-        "what stands before its names: teacher.",
-    )
-    parser.add_argument("--allow-nonfinite", action="store_true", help="accept NaN and infinities")
-    parser.add_argument(
-        "--overwrite", action="store_true", help="replace the target if it is there"
-    )
-
-    def run(source: str, target: str, **options: Any) -> None:
-        from .export.convert import convert
-        from .support.console import print_report
-
-        print_report(convert(source, target, **options).lines())
-
-    return run
-
-
-def weights_list(parser: ArgumentParser) -> Any:
-    """List the published weights: classes, size, published accuracy, whether they are here."""
-
-    def run() -> None:
-        from rich.table import Table
-
-        from .support.console import results, say
-        from .weights.cache import cache_dir, cached_path
-        from .weights.catalogue import CATALOGUE
-
-        table = Table("Name", title="Published weights", min_width=64)
-        table.columns[0].no_wrap = True
-        for column in ("Classes", "MB", "Top-1", "Top-5", "SHA-256", "Here"):
-            table.add_column(column, justify="right", no_wrap=True)
-        for record in CATALOGUE.values():
-            size = record.expected_bytes
-            here = "cached" if cached_path(record) else ""
-            table.add_row(
-                record.name,
-                f"{record.num_classes:,}" if record.num_classes else "no head",
-                f"{size / 1e6:.0f}" if size else "1",
-                f"{record.top1:.2f}" if record.top1 else "",
-                f"{record.top5:.2f}" if record.top5 else "",
-                record.sources[0].sha256[:8] if record.sources else "",
-                here if record.sources else "bundled",
-            )
-        console = results()
-        console.print(table)
-        console.print(
-            "in1k: ImageNet-1k. in22k: ImageNet-22k; preprocessing and order of the classes "
-            "unverified. backbone: of a segmentation model, without a head; names of the tensors "
-            "unverified.\nMB: the weights in float32. Top-1, top-5: percent on ImageNet-1k at "
-            "224, as published, not measured here.\nSHA-256: the published first digits.\nLicence: "
-            "Apache-2.0; the authors add: for commercial use, please contact the authors. "
-            "digits: MIT.",
-            highlight=False,
-        )
-        say(console, f"Cache: {cache_dir()}")
-
-    return run
-
-
-def weights_download(parser: ArgumentParser) -> Any:
-    """Download weights into the cache, verify them, and print where they are."""
-    _add_names(parser, "+")
-    parser.add_argument(
-        "--force", action="store_true", help="download again what is cached, damaged or not"
-    )
-
-    def run(name: list[str], force: bool) -> None:
-        from .weights.pretrained import local_file
-
-        try:
-            for record in _records(name):
-                print(local_file(record, force=force))
-        except KeyboardInterrupt:
-            raise (KeyboardInterrupt if force else Interrupted)() from None
-
-    return run
-
-
-def weights_verify(parser: ArgumentParser) -> Any:
-    """Compare cached weights with their SHA-256 again; exit 1 if one is damaged or missing."""
-    _add_names(parser, "*", "; by default all that are cached")
-
-    def run(name: list[str]) -> None:
-        from .weights.cache import cache_dir, cached_path, verify
-        from .weights.catalogue import CATALOGUE
-
-        records = _records(name) or [r for r in CATALOGUE.values() if r.sources and cached_path(r)]
-        if not records:
-            print(f"nothing is cached in {cache_dir()}")
-        states = {record.name: verify(record) for record in records}
-        for record_name, status in states.items():
-            where = f"  {status.path}" if status.path else ""
-            print(f"{status.state:10}  {record_name}{where}  {status.detail}")
-        if any(status.state in ("damaged", "missing") for status in states.values()):
-            sys.exit(1)
-
-    return run
-
-
-def weights_path(parser: ArgumentParser) -> Any:
-    """Print the path of weights that are here; exit 1 if they are not. Downloads nothing."""
-    _add_names(parser)
-
-    def run(name: str) -> None:
-        from .weights.cache import cached_path
-
-        (record,) = _records([name])
-        path = cached_path(record)
-        if path is None:
-            raise ValueError(f"{record.name} is not here; to get it: van weights download {name}")
-        print(path)
-
-    return run
-
-
-def _add_names(parser: ArgumentParser, nargs: str | None = None, rest: str = "") -> None:
-    parser.add_argument(
-        "name", nargs=nargs, help=f"as in `van weights list`; van_b0 means van_b0.in1k{rest}"
-    )
-
-
-def _records(names: list[str]) -> list:
-    from .weights.catalogue import find
-
-    return [find(name) for name in names]
-
-
 @dataclass(frozen=True)
 class Command:
     """A command: what it is for, what it is asked with, and what does it.
@@ -504,22 +335,46 @@ def _found(place: str) -> Any:
 
 # A command adds its options to a parser and returns what to run with their values.
 COMMANDS: dict[str, Any] = {
-    "demo": demo,
+    "demo": Command(
+        "Train a small VAN on bundled digits, evaluate, save, reload, classify: about a minute.",
+        "train.request:DemoRequest",
+        "train.demo:run",
+    ),
     "train": train,
     "predict": predict,
     "evaluate": evaluate,
     "benchmark": benchmark,
-    "convert": convert,
+    "convert": Command(
+        "Convert a weight file of any known format and naming to another, bit for bit.",
+        "export.request:ConvertRequest",
+        "export.convert:run",
+    ),
     "export": Command(
         "Write a model for ONNX Runtime, OpenVINO, LiteRT or TensorFlow, and compare it there.",
         "export.request:ExportRequest",
         "export.export:run",
     ),
     "weights": {
-        "list": weights_list,
-        "download": weights_download,
-        "verify": weights_verify,
-        "path": weights_path,
+        "list": Command(
+            "List the published weights: classes, size, published accuracy, whether they are here.",
+            "weights.commands:ListRequest",
+            "weights.commands:run_list",
+        ),
+        "download": Command(
+            "Download weights into the cache, verify them, and print where they are.",
+            "weights.commands:DownloadRequest",
+            "weights.commands:run_download",
+        ),
+        "verify": Command(
+            "Compare cached weights with their SHA-256 again; exit 1 if one is damaged or missing.",
+            "weights.commands:VerifyRequest",
+            "weights.commands:run_verify",
+        ),
+        "path": Command(
+            "Print the path of weights that are here; exit 1 if they are not. Downloads nothing.",
+            "weights.commands:PathRequest",
+            "weights.commands:run_path",
+        ),
     },
 }
 _GROUPS = {"weights": "Published weights: list, download, verify, path."}
@@ -630,7 +485,7 @@ def _in_flags(text: str, parser: ArgumentParser) -> str:
 
     def shown(action: Action) -> str:
         long = [flag for flag in action.option_strings if flag.startswith("--")]
-        return long[0] if long else action.dest.upper()
+        return long[0] if long else str(action.metavar).upper()
 
     def received(found: re.Match) -> str:
         action = said.get(found[1])
@@ -657,8 +512,9 @@ def main(arguments: list[str] | None = None) -> None:
     run, chosen = options.pop("run"), options.pop("parser")
     try:
         if isinstance(run, Command):
-            code = _found(run.run)(from_options(_found(run.request), options))
-            if code:
+            request = from_options(_found(run.request), options)
+            # Only now is what does the work imported, which may start Keras.
+            if code := _found(run.run)(request):
                 sys.exit(code)
         else:
             run(**options)

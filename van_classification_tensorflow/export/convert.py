@@ -16,13 +16,14 @@ import numpy as np
 from ..spec.architecture import Architecture
 from ..spec.preprocessing import Preprocessing
 from ..spec.scores import SIGMOID, SOFTMAX, activation_of
-from ..support.console import to_json
+from ..support.console import print_report, to_json
 from ..weights.address import address_of
 from ..weights.checkpoint import ModelWeights, read_weights
 from ..weights.formats.torch import write_torch
 from ..weights.namings import NAMINGS, spell
 from ..weights.pretrained import Pretrained, of_weights
 from ..weights.sidecars import class_names, to_openmmlab, to_transformers
+from .request import ConvertRequest
 
 _KERAS = (".keras", ".weights.h5")
 _TORCH = (".pth", ".pth.tar", ".pt", ".bin")
@@ -116,6 +117,11 @@ def convert(
     in_place = target.resolve() in (read, read.parent)
     _whole_or_not(target, write, () if in_place else _OF_OTHERS)
     return Report(weights, target, written, tuple(notes))
+
+
+def run(request: ConvertRequest) -> None:
+    """`van convert`: converts, and prints what was recognised, written and left out."""
+    print_report(convert(**vars(request)).lines())
 
 
 def _in_float32(weights: ModelWeights, source: str | os.PathLike) -> tuple[ModelWeights, list[str]]:

@@ -1,4 +1,4 @@
-"""What `van export` is asked for: every argument, checked before any work is done."""
+"""What `van export` and `van convert` are asked for."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .formats import FORMATS, check_installed, format_for
 
 @dataclass(frozen=True, kw_only=True)
 class ExportRequest:
-    """The arguments of `export`, and the options of `van export`.
+    """The arguments of `export` and options of `van export`, checked before any work is done.
 
     Raises:
         ValueError: An argument is not allowed, or does not go with another.
@@ -138,3 +138,27 @@ class ExportRequest:
                 "convolutions would be taken apart: write a file for each size. "
                 f"Received: batch_size={self.batch_size!r}, image_size={self.image_size!r}"
             )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConvertRequest:
+    """The arguments of `convert`, which checks them, and the options of `van convert`."""
+
+    source: str = option(
+        ".pth, .pth.tar, .bin, .safetensors, .h5, .weights.h5, .keras, or a Hugging Face "
+        "folder; nothing in it is executed",
+        flag="source",
+    )
+    target: str = option(
+        "*.safetensors, *.pth, *.keras, *.weights.h5, or, with --naming huggingface, a "
+        "folder to make",
+        flag="target",
+    )
+    naming: str | None = option("official (default), huggingface or mmpretrain", None)
+    wrapper: str | None = option(
+        "entry of a PyTorch file to read, such as model_ema; or, of several models in one, "
+        "what stands before its names: teacher.",
+        None,
+    )
+    allow_nonfinite: bool = option("accept NaN and infinities", False)
+    overwrite: bool = option("replace the target if it is there", False)

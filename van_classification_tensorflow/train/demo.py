@@ -20,8 +20,8 @@ from ..support import plots as pictures
 from ..support.console import messages, results, say_files, to_json
 from ..support.result_folder import write_folder
 from ..support.text import printable
-from .folder import DEMO_FILES, check_demo
 from .progress import FitProgress
+from .request import DEMO_FILES, DemoRequest
 
 _BATCH = 64
 _PEAK_RATE = 2e-3
@@ -69,30 +69,20 @@ class _Batches(keras.utils.PyDataset):
 
 
 def run(
-    output: Path,
-    seed: int = 0,
-    epochs: int = 30,
-    overwrite: bool = False,
-    console: Console | None = None,
-    report_to: Console | None = None,
-) -> dict:
-    """Trains, evaluates, saves, reloads, classifies; returns what `metrics.json` holds.
+    request: DemoRequest, console: Console | None = None, report_to: Console | None = None
+) -> None:
+    """Trains, evaluates, saves, reloads, classifies; leaves the folder that is asked for.
 
     Args:
-        output: Folder to make for the results.
-        seed: Seed of weights, order and augmentation, >= 0.
-        epochs: Passes over the 1,437 training images, >= 1.
-        overwrite: Replace the `output` of an earlier demo.
+        request: What to do.
         console: Where to show how it goes; by default on the error stream.
         report_to: Where to report; by default on the standard output.
 
     Raises:
-        ValueError: `seed` or `epochs` is out of range.
-        OSError: The output is in the way, or cannot be written.
-        ModuleNotFoundError: matplotlib is missing; names the extra that brings it.
+        OSError: The output cannot be written, or has been made meanwhile.
     """
-    check_demo(output, seed, epochs, overwrite)
-    console, output = console or messages(), Path(output)
+    console, output = console or messages(), request.output
+    seed, epochs = request.seed, request.epochs
     started = time.perf_counter()
 
     train, test = digits.load_digits()
@@ -129,9 +119,8 @@ def run(
         text = to_json(metrics, indent=1)
         (folder / "metrics.json").write_text(text + "\n", encoding="utf-8")
 
-    write_folder(output, DEMO_FILES, "demo", overwrite, fill)
+    write_folder(output, DEMO_FILES, "demo", request.overwrite, fill)
     _report(metrics, output, report_to or results())
-    return metrics
 
 
 def _compiled_model(steps: int, warm_up: int) -> VAN:

@@ -16,7 +16,6 @@ from ..spec.config import resolve
 from ..support import plots as pictures
 from ..support.extras import is_installed, missing
 from ..support.files import write_atomically
-from ..support.result_folder import check_folder
 from ..support.text import in_shell, printable
 from ..weights.pretrained import open_local
 from .recipe import Recipe, read_yaml, require_yaml
@@ -26,14 +25,6 @@ from .snapshots import Snapshots
 _FREE = ("workers", "processes", "snapshot_seconds", "max_corrupt")
 _AT_THE_END = ("last.keras", "training_curves.png", "evaluation")
 _REPORTED = ".reported"  # holds the step after which the report was written
-
-DEMO_FILES = {
-    "predictions.png": "test images under their predicted label, mistakes first",
-    "confusion_matrix.png": "which digit was taken for which",
-    "training_curves.png": "loss and accuracy over the epochs",
-    "metrics.json": "the figures above and the whole history",
-    "model.keras": "the trained model: keras.saving.load_model(...)",
-}
 
 
 def check_run(folder: Path) -> tuple[str, Recipe]:
@@ -270,21 +261,6 @@ def _check_weights(recipe: Recipe) -> None:
         asked = (recipe.model, recipe.embed_dims, recipe.mlp_ratios, recipe.depths)
         config = resolve(*asked, default=sizes.config)
         sizes.check_same_sizes(config, f"`pretrained`: {printable(source.name)}")
-
-
-def check_demo(output: Path, seed: int, epochs: int, overwrite: bool) -> None:
-    """Whether the demo can be run.
-
-    Raises:
-        ValueError: `seed` or `epochs` is out of range.
-        OSError: The output is in the way, or cannot be written.
-        ModuleNotFoundError: matplotlib is missing.
-    """
-    for name, value, least in (("seed", seed, 0), ("epochs", epochs, 1)):
-        if value < least:
-            raise ValueError(f"`{name}` must be at least {least}. Received: {name}={value}")
-    pictures.require_matplotlib()
-    check_folder(output, DEMO_FILES, "demo", overwrite)
 
 
 def _visible(folder: Path) -> list[str]:
