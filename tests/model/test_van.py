@@ -13,8 +13,8 @@ from keras import ops
 
 from tests.parity import MICRO, load_seeded
 from van_classification_tensorflow import VAN, Preprocessing
+from van_classification_tensorflow.model.blocks import Block
 from van_classification_tensorflow.model.layers import DepthwiseConv, tf
-from van_classification_tensorflow.model.van import Block
 
 needs_tensorflow = pytest.mark.skipif(tf is None, reason="a TensorFlow feature")
 

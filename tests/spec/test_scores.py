@@ -27,7 +27,7 @@ from van_classification_tensorflow.export.export import export
 from van_classification_tensorflow.export.source import open_source
 from van_classification_tensorflow.model.applications import decode_predictions
 from van_classification_tensorflow.model.load import architecture, to_official
-from van_classification_tensorflow.model.van import van
+from van_classification_tensorflow.model.network import Network
 from van_classification_tensorflow.spec import scores
 from van_classification_tensorflow.spec.card import About
 from van_classification_tensorflow.spec.config import VANConfig
@@ -154,7 +154,8 @@ def test_a_graph_of_keras_applications(tmp_path):
         (1, "softmax", "sigmoid"),
         (3, "tanh", None),
     ):
-        outputs, _ = van(images, config, num_classes=classes, classifier_activation=activation)
+        network = Network(config, num_classes=classes, classifier_activation=activation)
+        outputs, _ = network(images)
         keras.Model(images, outputs).save(tmp_path / "m.keras")
         if expected is None:
             with pytest.raises(ValueError, match="classifier_activation='tanh'"):

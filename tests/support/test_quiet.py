@@ -14,6 +14,7 @@ E0000 00:00:1795655776.689489    8325 cuda_dnn.cc:8579] Unable to register cuDNN
 E0000 00:00:1795655776.689489    8325 cuda_platform.cc:51] failed call to cuInit: INTERNAL
 2026-01-01 12:00:00.123456: I tensorflow/core/platform/cpu_feature_guard.cc:210] optimised
 INFO: Created TensorFlow Lite XNNPACK delegate for CPU.
+fully_quantize: 0, inference_type: 6, input_inference_type: FLOAT32, output_inference_type: FLOAT32
 """
 WORDS = """\
 E0000 00:00:1795655776.689489    8325 gpu.cc:51] out of memory

@@ -11,7 +11,7 @@ import numpy as np
 
 from ..engines.keras import filled
 from ..engines.protocol import FLOAT32
-from ..model.van import OverlapPatchEmbed
+from ..model.blocks import OverlapPatchEmbed
 from ..spec.config import min_image_size
 from ..spec.labels import assumed_labels, right_number, texts_of
 from ..spec.preprocessing import Preprocessing

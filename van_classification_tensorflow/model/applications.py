@@ -11,11 +11,13 @@ import numpy as np
 
 from ..spec.config import CONFIGURATIONS, POOLINGS
 from ..spec.labels import imagenet_classes
-from ..support.checks import at_least, is_whole
+from ..support.checks import at_least, check_choice, check_flag, is_whole
 from ..weights.pretrained import Pretrained, open_pretrained
+from .arguments import check_images
 from .layers import foreign_tensorflow
 from .load import load_checkpoint
-from .van import VAN, check_choice, check_flag, check_images, van
+from .network import Network
+from .van import VAN
 
 _DOCSTRING = """VAN-%s with the signature of `keras.applications`.
 
@@ -132,7 +134,7 @@ def _random(
         )
     else:
         config = CONFIGURATIONS[configuration]
-        outputs, pyramid = van(input_tensor, config, channels_first=first, **head)
+        outputs, pyramid = Network(config, channels_first=first, **head)(input_tensor)
         model = keras.Model(keras.utils.get_source_inputs(input_tensor), outputs, name=name)
         model.pyramid_outputs = pyramid
     model.labels = model.preprocessing = None

@@ -15,9 +15,10 @@ from keras import ops
 
 from ..spec.architecture import Architecture
 from ..weights.fold import fold
+from .blocks import Attention, Block, Mlp, OverlapPatchEmbed, Part
 from .layers import BatchNorm, PointwiseConv, gelu, register
 from .load import check_not_quantised, check_unchanged, variable
-from .van import VAN, Attention, Block, Mlp, OverlapPatchEmbed, _Part
+from .van import VAN
 
 
 def _check_inference(training: bool | None) -> None:
@@ -43,7 +44,7 @@ class FusedAttention(Attention):
 
 
 @register
-class FusedBlock(_Part):
+class FusedBlock(Part):
     """`Block` for inference: (B, H, W, C), as it came.
 
     Args:

@@ -185,16 +185,7 @@ class Preprocessing:
         return self.normalise(self.crop(image))
 
     def views(self, image: Image.Image, crops: int = 1, flip: bool = False) -> np.ndarray:
-        """Several inputs of one picture, whose predictions are to be averaged.
-
-        Args:
-            image: As in `pixel_views`, as are the others.
-            crops: How many.
-            flip: Mirrored as well.
-
-        Returns:
-            `pixel_views`, normalised: float32.
-        """
+        """`pixel_views` normalised, float32: inputs whose predictions are to be averaged."""
         return self.normalise(self.pixel_views(image, crops, flip))
 
     def pixel_views(self, image: Image.Image, crops: int = 1, flip: bool = False) -> np.ndarray:

@@ -24,6 +24,7 @@ _CHATTER = "|".join(
         r"E\d{4} .*(Unable to register cu\w+ factory|failed call to cuInit)",
         r"\d{4}-\d\d-\d\d \d\d:\d\d:\S+: [IW] ",
         r"INFO: (Created|Initialized) TensorFlow Lite ",
+        r"fully_quantize: \d, inference_type: ",  # of the converter, in int8
     )
 )
 _FILTER = """
