@@ -13,6 +13,7 @@ from van_classification_tensorflow.support.options import add_options, from_opti
 # Command: what it must be given, and its Python function, if it has one.
 COMMANDS = {
     "demo": ("", None),
+    "predict": ("x.png", "inference.classifier:Classifier"),
     "convert": ("a.pth b.pth", "export.convert:convert"),
     "export": ("--output x.onnx", "export.export:export"),
 }

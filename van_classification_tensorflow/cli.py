@@ -137,48 +137,6 @@ def _none_or_text(text: str) -> str | None:
     return None if text == "none" else text
 
 
-def predict(parser: ArgumentParser) -> Any:
-    """Name what is in pictures: files, folders, patterns or a list; a table or a file."""
-    parser.add_argument(
-        "path",
-        nargs="+",
-        help="pictures, folders (searched at any depth), patterns, or - for a list or a picture "
-        "on the standard input",
-    )
-    _add_model(parser)
-    parser.add_argument("--top", type=int, help="classes to name (default: 5)")
-    parser.add_argument(
-        "--output",
-        type=Path,
-        help="*.csv, *.jsonl or *.parquet; without it a table on a terminal for up to 200 "
-        "pictures, else JSON lines",
-    )
-    parser.add_argument(
-        "--features",
-        action="store_true",
-        help="write pooled features instead: --output *.parquet, or *.npy with a table of its "
-        "rows beside it (*.npy.csv)",
-    )
-    parser.add_argument(
-        "--resume", action="store_true", help="go on where a stopped run with this output was"
-    )
-    parser.add_argument("--overwrite", action="store_true", help="replace the output, begin anew")
-
-    def run(path: list[str], **options: Any) -> None:
-        from .inference.predict import Begun, run
-
-        try:
-            failed = run(path, **options)
-        except Begun:
-            raise Interrupted(without=("--overwrite", "--resume"), add=("--resume",)) from None
-        except KeyboardInterrupt:
-            # Nothing of this run is there: an output or a journal would be of an earlier one.
-            raise (KeyboardInterrupt if options["output"] is None else Interrupted)() from None
-        sys.exit(1 if failed else 0)
-
-    return run
-
-
 def evaluate(parser: ArgumentParser) -> Any:
     """Measure accuracy on labelled pictures; beside the published and the original's."""
     parser.add_argument(
@@ -320,7 +278,8 @@ class Command:
     Args:
         about: For `--help`.
         request: Module and name of a dataclass, whose fields are the options (`support.options`).
-        run: Module and name of a function of that; it returns the exit code, or None.
+        run: Module and name of a function of that. What it returns, if it is not 0 or None, was
+            found wrong, and makes the exit code 1.
     """
 
     about: str
@@ -341,7 +300,11 @@ COMMANDS: dict[str, Any] = {
         "train.demo:run",
     ),
     "train": train,
-    "predict": predict,
+    "predict": Command(
+        "Name what is in pictures: files, folders, patterns or a list; a table or a file.",
+        "inference.request:PredictRequest",
+        "inference.predict:run",
+    ),
     "evaluate": evaluate,
     "benchmark": benchmark,
     "convert": Command(
@@ -514,8 +477,8 @@ def main(arguments: list[str] | None = None) -> None:
         if isinstance(run, Command):
             request = from_options(_found(run.request), options)
             # Only now is what does the work imported, which may start Keras.
-            if code := _found(run.run)(request):
-                sys.exit(code)
+            if _found(run.run)(request):
+                sys.exit(1)
         else:
             run(**options)
         sys.stdout.flush()

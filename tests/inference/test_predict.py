@@ -20,6 +20,7 @@ from tests.tiny_artefacts import FORMATS, about, build, expected, random_weights
 from van_classification_tensorflow import Classifier
 from van_classification_tensorflow.datasets.digits import load_digits
 from van_classification_tensorflow.inference.predict import run
+from van_classification_tensorflow.inference.request import ClassifierOptions, PredictRequest
 
 
 @pytest.fixture(scope="module")
@@ -37,10 +38,17 @@ def folder(tmp_path_factory):
     return folder
 
 
-def predict(paths, **options):
+def asked(paths, weights, **options):
+    """A request; options of the classifier go to where they belong."""
+    theirs = {"weights": str(weights)}
+    theirs |= {name: options.pop(name) for name in ("batch_size", "test_size") if name in options}
+    classifier = ClassifierOptions(**theirs)
+    return PredictRequest(paths=tuple(map(str, paths)), classifier=classifier, **options)
+
+
+def predict(paths, stdin=None, **options):
     console = Console(file=io.StringIO(), width=200)
-    paths = [str(path) for path in paths]
-    failed = run(paths, "digits", console=console, **options)
+    failed = run(asked(paths, "digits", **options), stdin, console)
     return failed, console.file.getvalue()
 
 
@@ -200,7 +208,7 @@ def test_resuming_what_is_finished_says_what_failed_and_does_nothing(folder, tmp
         # The weights are not asked for, and nothing is changed.
         console = Console(file=io.StringIO(), width=200)
         more = {**options, **more}
-        failed = run(list(map(str, paths)), "none", resume=True, console=console, **more)
+        failed = run(asked(paths, "none", resume=True, **more), console=console)
         return failed, console.file.getvalue()
 
     failed, said = resumed([picture, odd, folder])
@@ -241,10 +249,11 @@ def test_overwriting(folder, tmp_path, name):
     features = name.endswith(".npy")
     for suffix in ("", ".csv", ".partial"):
         (tmp_path / f"{name}{suffix}").write_text("old")
+    options = {"output": tmp_path / name, "overwrite": True, "features": features}
     with pytest.raises(ValueError, match="no such weights"):
-        run([str(folder)], "nothing", output=tmp_path / name, overwrite=True, features=features)
+        run(asked([folder], "nothing", **options))
     assert {p.read_text() for p in tmp_path.iterdir()} == {"old"}
-    failed, _ = predict([folder], output=tmp_path / name, overwrite=True, features=features)
+    failed, _ = predict([folder], **options)
     assert failed == 2
     assert (tmp_path / name).read_bytes() != b"old"
     assert not (tmp_path / f"{name}.partial").exists()
@@ -322,7 +331,7 @@ def test_weights_whose_name_looks_like_markup(folder, tmp_path):
     path.parent.mkdir()
     path.write_bytes(fetch(CATALOGUE["digits"]).read_bytes())
     console = Console(file=io.StringIO(), width=300, force_terminal=True)
-    assert run([str(folder / "0")], str(path), output=tmp_path / "x.csv", console=console) == 0
+    assert run(asked([folder / "0"], path, output=tmp_path / "x.csv"), console=console) == 0
     assert "run[/v2].safetensors" in console.file.getvalue()
 
 
@@ -489,7 +498,7 @@ def digits_file(folder, format="onnx", outputs=10, seed=0, **changes):
 
 def predict_with(weights, paths, **options):
     console = Console(file=io.StringIO(), width=300)
-    return run([str(path) for path in paths], str(weights), console=console, **options), console
+    return run(asked(paths, weights, **options), console=console), console
 
 
 @pytest.mark.parametrize("format", FORMATS)

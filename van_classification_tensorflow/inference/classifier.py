@@ -26,6 +26,7 @@ from ..spec.scores import (
 )
 from ..support.checks import at_least
 from .opening import Wanted, open_any
+from .request import ClassifierOptions
 
 if TYPE_CHECKING:
     import keras
@@ -36,8 +37,6 @@ if TYPE_CHECKING:
 # multiply-accumulates, and this many pass before the Keras model has answered for the first time.
 _NUMPY_SECONDS_PER_GMAC = 0.17
 _KERAS_START_SECONDS = 4.0
-
-ENGINES = ("auto", "keras", "numpy")
 
 
 @dataclass(frozen=True)
@@ -131,21 +130,18 @@ class Classifier:
         max_pixels: int = MAX_PIXELS,
         engine: str = "auto",
     ):
-        for name, value in (
-            ("test_size", 1 if test_size is None else test_size),
-            ("batch_size", batch_size),
-            ("workers", 1 if workers is None else workers),
-            ("max_pixels", max_pixels),
-        ):
-            at_least(name, value, 1)
-        if np.ndim(crops) or isinstance(crops, bool) or crops not in (1, 5):
-            raise ValueError(f"`crops` must be 1 or 5. Received: crops={crops!r}")
-        if not isinstance(flip, (bool, np.bool_)):
-            raise ValueError(f"`flip` must be True or False. Received: flip={flip!r}")
-        if not isinstance(engine, str) or engine not in ENGINES:
-            raise ValueError(
-                f"`engine` must be one of {', '.join(ENGINES)}. Received: engine={engine!r}"
-            )
+        ClassifierOptions(
+            weights=weights,
+            labels=labels,
+            preprocessing=preprocessing,
+            test_size=test_size,
+            crops=crops,
+            flip=flip,
+            batch_size=batch_size,
+            workers=workers,
+            max_pixels=max_pixels,
+            engine=engine,
+        )  # which checks them
         wanted = Wanted(
             texts_of(labels), Preprocessing.of(preprocessing), test_size, engine, batch_size
         )

@@ -25,7 +25,6 @@ from rich.table import Table
 from rich.text import Text
 
 from ..images.find import LeftOut, expand, no_pictures
-from ..support.checks import at_least
 from ..support.console import (
     common_folder,
     messages,
@@ -36,73 +35,46 @@ from ..support.console import (
     to_json,
     write_line,
 )
-from ..support.extras import is_installed, missing
+from ..support.interrupt import Interrupted
 from ..support.text import printable
 from ..weights.address import address_of
 from ..weights.checkpoint import files_beside, weight_file
 from .classifier import Classifier, Result
+from .request import PredictRequest
 
-FORMATS = (".csv", ".jsonl", ".parquet")
-FEATURE_FORMATS = (".parquet", ".npy")
 _MOST_IN_TABLE = 200  # pictures
 
 
 def run(
-    paths: Sequence[str],
-    weights: str = "van_b0",
-    *,
-    top: int | None = None,
-    output: Path | None = None,
-    features: bool = False,
-    resume: bool = False,
-    overwrite: bool = False,
-    stdin: TextIO | None = None,
-    console: Console | None = None,
-    **options: Any,
+    request: PredictRequest, stdin: TextIO | None = None, console: Console | None = None
 ) -> int:
-    """Classifies every picture that `paths` name; returns how many failed.
+    """Classifies every picture that is asked for; returns how many failed.
 
     Args:
-        paths: As in `images.find.expand`.
-        weights: As in `Classifier`.
-        top: Classes to name for each picture, best first; 5 by default.
-        output: *.csv, *.jsonl or *.parquet; with `features` *.parquet or *.npy. None: a table
-            on a terminal, JSON lines otherwise.
-        features: Write pooled features instead of classes.
-        resume: Go on where a killed run with the same output stopped. Where it is finished, say
-            so and what failed; the inputs must be the same.
-        overwrite: Replace `output`, and forget an unfinished run of it.
+        request: What to do.
         stdin: Read where a path is "-".
         console: Where to report.
-        options: As in `Classifier`.
 
     Raises:
-        ValueError: An argument is not allowed.
+        ValueError: Weights and request do not fit together, or there are no pictures.
         OSError: The output cannot be written.
-        Begun: Ctrl-C; `resume` goes on.
+        Interrupted: Ctrl-C; says by what the run goes on.
     """
     console, stdin = console or messages(), stdin or sys.stdin
-    if features and top is not None:
-        raise ValueError("`top` is a number of classes, which `features` do without; leave it out")
-    top = 5 if top is None else top
-    at_least("top", top, 1)
-    _check_output(output, features, resume, overwrite)
-    if output is None:
-        return _run(_inputs(paths, stdin, console), weights, None, top, features, console, options)
-    with Journal(output, resume, overwrite) as journal:
-        inputs = _inputs(paths, stdin, console)
-        if journal.finished:
-            return _say_finished(output, inputs, None if features else top, console)
-        try:
-            return _run(inputs, weights, journal, top, features, console, options)
-        except KeyboardInterrupt:
-            if journal.begun:
-                raise Begun from None
-            raise
-
-
-class Begun(KeyboardInterrupt):
-    """Ctrl-C in a run that has a journal, so that it can be resumed."""
+    if request.output is None:
+        return _run(request, _inputs(request.paths, stdin, console), None, console)
+    journal = None
+    try:
+        with Journal(request.output, request.resume, request.overwrite) as journal:
+            inputs = _inputs(request.paths, stdin, console)
+            if journal.finished:
+                return _say_finished(request, inputs, console)
+            return _run(request, inputs, journal, console)
+    except KeyboardInterrupt:
+        if journal is not None and journal.begun:
+            raise Interrupted(without=("--overwrite", "--resume"), add=("--resume",)) from None
+        # Nothing of this run is there: an output or a journal would be of an earlier one.
+        raise Interrupted from None
 
 
 def _inputs(paths: Sequence[str], stdin: TextIO, console: Console) -> list[str | bytes]:
@@ -119,20 +91,14 @@ def _inputs(paths: Sequence[str], stdin: TextIO, console: Console) -> list[str |
     return inputs
 
 
-def _say_finished(
-    output: Path, inputs: Sequence[str | bytes], top: int | None, console: Console
-) -> int:
-    """Says that the output is there, and what failed; how many did.
-
-    Args:
-        output: Of an earlier run.
-        inputs: Of this one.
-        top: Classes for each picture; None for features.
-        console: Where to say it.
+def _say_finished(request: PredictRequest, inputs: Sequence[str | bytes], console: Console) -> int:
+    """Says that the output of an earlier run is there, and what failed; how many did.
 
     Raises:
-        ValueError: It is not the output for these inputs, or none at all.
+        ValueError: It is not the output for this request and these inputs, or none at all.
     """
+    output, top = request.output, None if request.features else request.classes
+    assert output is not None  # noqa: S101 - without one nothing is finished
     try:
         there = list(_READERS[output.suffix](output))
         names = Counter(_utf8(record["path"]) for record in there)
@@ -170,15 +136,14 @@ def _say_finished(
 
 
 def _run(
+    request: PredictRequest,
     inputs: list[str | bytes],
-    weights: str,
     journal: Journal | None,
-    top: int,
-    features: bool,
     console: Console,
-    options: dict[str, Any],
 ) -> int:
-    classifier = Classifier(weights, **options)
+    """Classifies; how many failed."""
+    classifier = Classifier(**vars(request.classifier))
+    top, features = request.classes, request.features
     if features:
         classifier.check_features()
     else:
@@ -187,7 +152,7 @@ def _run(
     if classifier.notes:
         say(console, classifier.notes)
     about = {
-        "weights": [classifier.name, *_state(weights)],
+        "weights": [classifier.name, *_state(request.classifier.weights)],
         "preprocessing": classifier.preprocessing.to_dict(),
         "views": [classifier.crops, classifier.flip],
         "features": features,
@@ -264,27 +229,6 @@ def to_record(classifier: Classifier, result: Result, top: int, features: bool) 
             for p in ranked
         ]
     return record
-
-
-def _check_output(output: Path | None, features: bool, resume: bool, overwrite: bool) -> None:
-    allowed = FEATURE_FORMATS if features else FORMATS
-    if output is None:
-        if features:
-            raise ValueError(f"features need an output: --output x{' or x'.join(allowed)}")
-        if resume or overwrite:
-            raise ValueError("`resume` and `overwrite` are for a run with `output`")
-        return
-    if resume and overwrite:
-        raise ValueError("`resume` goes on, `overwrite` starts anew: leave one of them out")
-    if output.suffix not in allowed:
-        raise ValueError(
-            f"`output` must end in {', '.join(allowed)}{' for features' if features else ''}. "
-            f"Received: {output}"
-        )
-    if output.suffix == ".parquet" and not is_installed("pyarrow"):
-        raise missing("parquet", "pyarrow", "parquet")
-    if not output.absolute().parent.is_dir():
-        raise FileNotFoundError(f"{output.absolute().parent} is no folder; make it first")
 
 
 class Journal:

@@ -1,0 +1,134 @@
+"""What `Classifier` and `van predict` are asked for, checked before any work is done."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..support.checks import at_least
+from ..support.extras import is_installed, missing
+from ..support.options import option, part
+
+ENGINES = ("auto", "keras", "numpy")
+FORMATS = (".csv", ".jsonl", ".parquet")
+FEATURE_FORMATS = (".parquet", ".npy")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassifierOptions:
+    """The arguments of `Classifier`, which says what they are; most are options of commands.
+
+    Raises:
+        ValueError: An argument is not allowed.
+    """
+
+    weights: Any = option(
+        "a name of `van weights list`, van_b0 ... for its ImageNet-1k weights, a weight file, "
+        "or an exported file: *.onnx, *.xml, *.tflite, a SavedModel's folder (default: {default})",
+        "van_b0",
+    )
+    labels: Any = None
+    preprocessing: Any = None
+    batch_size: int = option(
+        "pictures at once (default: {default}; an exported file may have its own)", 32
+    )
+    workers: int | None = option("threads that decode (default: one a core)", None)
+    test_size: int | None = option("side of the crop, if not the weights' own", None)
+    crops: int = option("1, or 5: average over centre and corners", 1)
+    flip: bool = option("average with the mirrored picture", False)
+    max_pixels: int = option("largest picture (default: {default}, at most 178956970)", 50_000_000)
+    engine: str = "auto"
+
+    def __post_init__(self) -> None:
+        import numpy as np  # only now: `--help` does without
+
+        for name in ("test_size", "batch_size", "workers", "max_pixels"):
+            value = getattr(self, name)
+            if value is not None or name in ("batch_size", "max_pixels"):
+                at_least(name, value, 1)
+        if np.ndim(self.crops) or isinstance(self.crops, bool) or self.crops not in (1, 5):
+            raise ValueError(f"`crops` must be 1 or 5. Received: crops={self.crops!r}")
+        if not isinstance(self.flip, (bool, np.bool_)):
+            raise ValueError(f"`flip` must be True or False. Received: flip={self.flip!r}")
+        if not isinstance(self.engine, str) or self.engine not in ENGINES:
+            raise ValueError(
+                f"`engine` must be one of {', '.join(ENGINES)}. Received: engine={self.engine!r}"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictRequest:
+    """The options of `van predict`.
+
+    Args:
+        paths: As in `images.find.expand`.
+        classifier: What classifies.
+        top: Classes to name for each picture, best first; None: 5, or features.
+        output: *.csv, *.jsonl or *.parquet; with `features` *.parquet or *.npy. None: a table
+            on a terminal, JSON lines otherwise.
+        features: Write pooled features instead of classes.
+        resume: Go on where a killed run with the same output stopped. Where it is finished, say
+            so and what failed; the inputs must be the same.
+        overwrite: Replace `output`, and forget an unfinished run of it.
+
+    Raises:
+        ValueError: An argument is not allowed, or does not go with another.
+        FileNotFoundError: There is no folder for the output.
+        ModuleNotFoundError: What writes the output is not installed.
+    """
+
+    paths: tuple[str, ...] = option(
+        "pictures, folders (searched at any depth), patterns, or - for a list or a picture "
+        "on the standard input",
+        flag="path",
+    )
+    classifier: ClassifierOptions = part(ClassifierOptions)
+    top: int | None = option("classes to name (default: 5)", None)
+    output: Path | None = option(
+        "*.csv, *.jsonl or *.parquet; without it a table on a terminal for up to 200 "
+        "pictures, else JSON lines",
+        None,
+    )
+    features: bool = option(
+        "write pooled features instead: --output *.parquet, or *.npy with a table of its "
+        "rows beside it (*.npy.csv)",
+        False,
+    )
+    resume: bool = option("go on where a stopped run with this output was", False)
+    overwrite: bool = option("replace the output, begin anew", False)
+
+    def __post_init__(self) -> None:
+        if self.features and self.top is not None:
+            raise ValueError(
+                "`top` is a number of classes, which `features` do without; leave it out"
+            )
+        at_least("top", self.classes, 1)
+        if self.output is None:
+            if self.features:
+                raise ValueError(
+                    f"features need an output: --output x{' or x'.join(FEATURE_FORMATS)}"
+                )
+            if self.resume or self.overwrite:
+                raise ValueError("`resume` and `overwrite` are for a run with `output`")
+        else:
+            self._check_output(self.output)
+
+    @property
+    def classes(self) -> int:
+        """How many classes are named."""
+        return 5 if self.top is None else self.top
+
+    def _check_output(self, output: Path) -> None:
+        if self.resume and self.overwrite:
+            raise ValueError("`resume` goes on, `overwrite` starts anew: leave one of them out")
+        allowed = FEATURE_FORMATS if self.features else FORMATS
+        if output.suffix not in allowed:
+            raise ValueError(
+                f"`output` must end in {', '.join(allowed)}"
+                f"{' for features' if self.features else ''}. Received: {output}"
+            )
+        if output.suffix == ".parquet" and not is_installed("pyarrow"):
+            raise missing("parquet", "pyarrow", "parquet")
+        if not output.absolute().parent.is_dir():
+            raise FileNotFoundError(f"{output.absolute().parent} is no folder; make it first")
