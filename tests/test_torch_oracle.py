@@ -116,7 +116,7 @@ def test_the_preprocessing_of_a_training_checkpoint(tmp_path):
     args = argparse.Namespace(mean=[0.1, 0.2, 0.3], std=None, crop_pct=0.8, interpolation="")
     torch.save({"state_dict": state, "args": args, "epoch": 3}, tmp_path / "x.pth.tar")
     opened = open_pretrained(tmp_path / "x.pth.tar")
-    assert opened.preprocessing == Preprocessing(crop_pct=0.8, mean=(0.1, 0.2, 0.3))
+    assert opened.card.preprocessing == Preprocessing(crop_pct=0.8, mean=(0.1, 0.2, 0.3))
 
 
 @pytest.mark.parametrize("protocol", [2, 3, 4, 5])

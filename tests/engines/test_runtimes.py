@@ -22,7 +22,7 @@ from tests.tiny_artefacts import (
 )
 from van_classification_tensorflow.engines.runtimes import Runtime, open_runtime
 from van_classification_tensorflow.spec.architecture import Architecture
-from van_classification_tensorflow.spec.card import About
+from van_classification_tensorflow.spec.card import ASSUMED_BEFORE, About
 from van_classification_tensorflow.spec.preprocessing import Preprocessing
 
 MEAN_OF_3 = random_weights(3)
@@ -370,16 +370,15 @@ def test_other_models_are_refused(tmp_path, change, says):
 # --- What a file says of itself ---
 
 RECORD = About(
-    "van_b0.in1k",
-    "int8",
-    "uint8",
-    "probabilities",
-    "sigmoid",
-    Preprocessing(),
-    None,
-    Architecture((32, 64), (64, 128), (3, 3), 3, 1000),
-    "2.0.0",
-    ("labels",),
+    name="van_b0.in1k",
+    precision="int8",
+    input="uint8",
+    output="probabilities",
+    activation="sigmoid",
+    preprocessing=Preprocessing(),
+    architecture=Architecture((32, 64), (64, 128), (3, 3), 3, 1000),
+    version="2.0.0",
+    assumed={"labels": ASSUMED_BEFORE["labels"]},
 )
 
 
@@ -449,7 +448,7 @@ HOSTILE = {
     "labels": (changed(labels="abcdefghij"), "`labels` is no list of texts"),
     "a label": (changed(labels=[1] * 10), "`labels` is no list of texts"),
     "assumed": (changed(assumed="labels"), "`assumed` is no list"),
-    "their number": (changed(labels=["a"] * 9), "names 9 labels for 10 classes"),
+    "their number": (changed(labels=["a"] * 9), "name each of 10 classes. Received: 9 names"),
     "architecture": (changed(architecture=3), "`architecture` is no object"),
     "a list of it": (resized(depths=3), "must have lists of sizes"),
     "no stages": (resized(embed_dims=[], hidden_dims=[], depths=[]), "lists of sizes"),

@@ -178,7 +178,7 @@ def test_other_activations_are_refused_by_name(tmp_path, activation):
     ):
         with pytest.raises(ValueError, match=said):
             refuse()
-    assert open_source(model, features=True).activation is None  # no scores are made
+    assert open_source(model, features=True).card.activation is None  # no scores are made
 
 
 def test_what_was_saved_with_the_softmax_of_one_number():
@@ -198,7 +198,7 @@ def test_independent_classes_become_a_softmax_with_a_word(tmp_path):
         warnings.simplefilter("error")
         for activation in ("sigmoid", None):
             VAN(pretrained=tmp_path / "m.keras", classifier_activation=activation)
-    assert open_pretrained(tmp_path / "m.keras").activation == "sigmoid"
+    assert open_pretrained(tmp_path / "m.keras").card.activation == "sigmoid"
 
 
 # --- Exported files ---

@@ -299,7 +299,7 @@ def test_what_a_file_says_of_itself_may_be_anything(tmp_path):
         for key in ("van", "config"):
             header = {"w": hostile_files.entry(), "__metadata__": {key: said}}
             (tmp_path / "x").write_bytes(hostile_files.in_safetensors(header))
-            assert read_checkpoint(tmp_path / "x").about == {}
+            assert read_checkpoint(tmp_path / "x").said == {}
 
 
 # --- All or nothing ---

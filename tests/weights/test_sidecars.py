@@ -65,20 +65,20 @@ def official():
 
 def test_a_folder_of_transformers_says_labels_and_preprocessing(tmp_path):
     opened = open_pretrained(folder(tmp_path / "hf"))
-    assert opened.labels == tuple(OWN)
+    assert opened.card.labels == tuple(OWN)
     expected = Preprocessing.of_sizes(
         73, 64, interpolation="bicubic", crop_rounding="down", **IMAGENET
     )
-    assert opened.preprocessing == expected
-    assert (opened.remarks(), opened.activation) == ("", "softmax")
+    assert opened.card.preprocessing == expected
+    assert (opened.card.remarks(), opened.card.activation) == ("", "softmax")
     # Also where a file of the folder is named; not where it is a copy elsewhere.
-    assert open_pretrained(tmp_path / "hf" / "model.safetensors").labels == tuple(OWN)
+    assert open_pretrained(tmp_path / "hf" / "model.safetensors").card.labels == tuple(OWN)
     shutil.copy(tmp_path / "hf" / "model.safetensors", tmp_path / "alone.safetensors")
     alone = open_pretrained(tmp_path / "alone.safetensors")
-    assert (alone.labels, alone.preprocessing) == (None, None)
-    assert "'class 0'" in alone.remarks()
-    assert "published ImageNet-1k" in alone.remarks()
-    assert alone.remarks(labels=OWN, preprocessing=expected) == ""
+    assert (alone.card.labels, alone.card.preprocessing) == (None, None)
+    assert "'class 0'" in alone.card.remarks()
+    assert "published ImageNet-1k" in alone.card.remarks()
+    assert alone.card.remarks(labels=OWN, preprocessing=expected) == ""
 
 
 @pytest.mark.parametrize(
@@ -136,11 +136,11 @@ def test_processors(tmp_path, processor, expected):
     opened = open_pretrained(place)
     opened.check()
     before, side, interpolation, *resize = expected
-    found = opened.preprocessing
+    found = opened.card.preprocessing
     assert (found.resize_to, found.input_size, found.interpolation) == (before, side, interpolation)
     assert [found.resize] == (resize or ["shorter side"])
     assert found.crop_rounding == "down"
-    assert ("fast one" in opened.remarks()) == str(processor).count("Fast")
+    assert ("fast one" in opened.card.remarks()) == str(processor).count("Fast")
 
 
 def test_every_way_to_scale_is_the_same_normalisation(tmp_path):
@@ -156,7 +156,7 @@ def test_every_way_to_scale_is_the_same_normalisation(tmp_path):
         )
     ):
         found = open_pretrained(folder(tmp_path / f"{i}", processor=CONVNEXT | changes))
-        np.testing.assert_allclose(found.preprocessing.normalise(pixels), expected, atol=1e-4)
+        np.testing.assert_allclose(found.card.preprocessing.normalise(pixels), expected, atol=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -210,7 +210,7 @@ def test_labels_that_make_no_sense(tmp_path, config, says):
     assert [label.name for label in Classifier(place, labels=OWN).labels] == OWN
     report = convert(place, tmp_path / "x.safetensors")  # the way out of a command
     assert any(re.search(f"its labels is left out: .*{says}", note) for note in report.notes)
-    assert open_pretrained(tmp_path / "x.safetensors").labels is None
+    assert open_pretrained(tmp_path / "x.safetensors").card.labels is None
 
 
 def test_what_stands_beside_the_tensors_is_read_with_care(tmp_path):
@@ -232,17 +232,17 @@ def test_what_stands_beside_the_tensors_is_read_with_care(tmp_path):
     (place / "preprocessor_config.json").unlink()
     # One of something else, in a folder of other things: not taken.
     (place / "config.json").write_text('{"name": "my project"}')
-    assert open_pretrained(place / "model.safetensors").labels is None
+    assert open_pretrained(place / "model.safetensors").card.labels is None
 
 
 def test_unknown_names_and_many_labels(tmp_path):
     bare = {"id2label": {str(i): f"LABEL_{i}" for i in range(10)}}
     opened = open_pretrained(folder(tmp_path / "bare", bare))
-    assert opened.labels is None
-    assert "'class 0'" in opened.remarks()
+    assert opened.card.labels is None
+    assert "'class 0'" in opened.card.remarks()
     several = folder(tmp_path / "several", {"problem_type": "multi_label_classification"})
-    assert open_pretrained(several).activation == "sigmoid"
-    assert read_checkpoint(several).about["classifier_activation"] == "sigmoid"
+    assert open_pretrained(several).card.activation == "sigmoid"
+    assert read_checkpoint(several).said["classifier_activation"] == "sigmoid"
 
 
 @pytest.fixture(scope="module")
@@ -263,7 +263,7 @@ def test_a_thousand_own_classes_are_not_imagenets(tmp_path, thousand):
     own = [f"part_{i}" for i in range(1000)]
     config = json.loads((tmp_path / "hf" / "config.json").read_text())
     assert config["id2label"]["0"] == "tench, Tinca tinca"  # as transformers' own say it
-    assert open_pretrained(tmp_path / "hf").labels == "imagenet1k"
+    assert open_pretrained(tmp_path / "hf").card.labels == "imagenet1k"
     for names, expected in ((own, own), ([f"LABEL_{i}" for i in range(1000)], None)):
         config["id2label"] = {str(i): name for i, name in enumerate(names)}
         (tmp_path / "hf" / "config.json").write_text(json.dumps(config))
@@ -273,7 +273,7 @@ def test_a_thousand_own_classes_are_not_imagenets(tmp_path, thousand):
         assert [label.name for label in found.labels] == wanted
         if expected:
             convert(tmp_path / "hf", tmp_path / "x.keras")
-            assert read_checkpoint(tmp_path / "x.keras").about["labels"] == own
+            assert read_checkpoint(tmp_path / "x.keras").said["labels"] == own
 
 
 # --- timm ---
@@ -337,9 +337,12 @@ def test_what_args_leave_open_is_assumed_and_said(saying):
     assert "preprocessing" not in of_timm({"lr": 1e-3})
     for args, says in (({"lr": 0.1}, "does not say how"), ({"crop_pct": 0.95}, "Nothing is said")):
         opened = open_pretrained(saying({"args": args}))
-        assert says in opened.remarks()
-        assert says not in opened.remarks(preprocessing=Preprocessing())
-    assert (opened.preprocessing, "input_size, interpolation, mean, std" in opened.remarks()) == (
+        assert says in opened.card.remarks()
+        assert says not in opened.card.remarks(preprocessing=Preprocessing())
+    assert (
+        opened.card.preprocessing,
+        "input_size, interpolation, mean, std" in opened.card.remarks(),
+    ) == (
         Preprocessing(crop_pct=0.95),
         True,
     )
@@ -350,9 +353,9 @@ def test_a_training_checkpoint_of_timm(file):
     opened = open_pretrained(GOLDEN / file)
     args = read_checkpoint(GOLDEN / file).metadata["args"]
     assert args["model"]
-    assert opened.preprocessing is None
-    assert "It does not say how" in opened.remarks()
-    assert "No names of its classes are known" in opened.remarks()
+    assert opened.card.preprocessing is None
+    assert "It does not say how" in opened.card.remarks()
+    assert "No names of its classes are known" in opened.card.remarks()
 
 
 def test_what_is_wrong_is_told_in_one_short_line(tmp_path):
@@ -401,8 +404,8 @@ def test_a_folder_of_timm(tmp_path):
     place = tmp_path / "config.json"
     place.write_text(json.dumps(config | {"pretrained_cfg": stated}))
     opened = open_pretrained(tmp_path)
-    assert opened.preprocessing == Preprocessing(64, 1.0, "bilinear", **IMAGENET)
-    assert (opened.labels, opened.remarks()) == (tuple(OWN), "")
+    assert opened.card.preprocessing == Preprocessing(64, 1.0, "bilinear", **IMAGENET)
+    assert (opened.card.labels, opened.card.remarks()) == (tuple(OWN), "")
     for wrong, says in (
         ({"pretrained_cfg": stated | {"input_size": [3, 64, 96]}}, "not square"),
         ({"pretrained_cfg": stated, "label_names": {"a": 1}}, "must be a list of texts"),
@@ -412,7 +415,7 @@ def test_a_folder_of_timm(tmp_path):
         with pytest.raises(CheckpointError, match=says):
             Classifier(tmp_path)
     place.write_text(json.dumps(config | {"pretrained_cfg": None}))
-    assert "does not say how" in open_pretrained(tmp_path).remarks()
+    assert "does not say how" in open_pretrained(tmp_path).card.remarks()
 
 
 # --- OpenMMLab ---
@@ -506,7 +509,7 @@ def test_heads_of_openmmlab(saying):
     head = "model = dict(type='ImageClassifier', head=dict(type='mmpretrain.{}'))\n"
     for kind, expected in (("LinearClsHead", "softmax"), ("MultiLabelLinearClsHead", "sigmoid")):
         opened = open_pretrained(saying({"meta": {"cfg": head.format(kind)}}))
-        assert opened.activation == expected
+        assert opened.card.activation == expected
         assert Classifier(saying({"meta": {"cfg": head.format(kind)}})).activation == expected
     with pytest.raises(CheckpointError, match="a head of type 'OrdinalHead' cannot be followed"):
         Classifier(saying({"meta": {"cfg": head.format("OrdinalHead")}}))
@@ -520,8 +523,8 @@ def test_what_cannot_be_followed_stops_no_model(saying, capsys):
     with pytest.warns(UserWarning, match="its preprocessing cannot be taken, and the model has no"):
         assert VAN(pretrained=source).preprocessing is None
     opened = open_pretrained(source)
-    assert "Not taken: its `args`: crop_mode" in opened.remarks()
-    assert "Not taken" not in opened.remarks(preprocessing=Preprocessing())
+    assert "Not taken: its `args`: crop_mode" in opened.card.remarks()
+    assert "Not taken" not in opened.card.remarks(preprocessing=Preprocessing())
     Image.new("RGB", (8, 8)).save(source.with_name("p.png"))
     with pytest.raises(SystemExit, match="1"):
         main(["predict", str(source.with_name("p.png")), "--weights", str(source)])
@@ -546,13 +549,13 @@ def test_a_checkpoint_of_openmmlab_and_names_of_others(tmp_path):
     named = spell(official(), "mmpretrain")
     write_torch(tmp_path / "m.pth", named, beside={"meta": {"CLASSES": OWN, "cfg": PIPELINE}})
     opened = open_pretrained(tmp_path / "m.pth")
-    assert opened.labels == tuple(OWN)
-    assert opened.preprocessing.resize_to == 248
+    assert opened.card.labels == tuple(OWN)
+    assert opened.card.preprocessing.resize_to == 248
     # The slip of a configuration that names ImageNet's classes for ten of its own.
     write_torch(tmp_path / "n.pth", named, beside={"meta": {"CLASSES": ["a", "b"]}})
     opened = open_pretrained(tmp_path / "n.pth")
-    assert opened.labels is None
-    assert "names 2 classes, which are not these" in opened.remarks()
+    assert opened.card.labels is None
+    assert "names 2 classes, which are not these" in opened.card.remarks()
 
 
 # --- Written ---
@@ -572,7 +575,7 @@ def test_processors_that_are_written_say_the_same(tmp_path, preprocessing, kind,
     record, notes = to_transformers(preprocessing)
     assert record["image_processor_type"] == kind
     assert (shifted in " ".join(notes)) if shifted else notes == []
-    read = open_pretrained(folder(tmp_path / "hf", processor=record)).preprocessing
+    read = open_pretrained(folder(tmp_path / "hf", processor=record)).card.preprocessing
     assert read.resize_to == preprocessing.resize_to
     for field in ("input_size", "interpolation", "mean", "std", "resize"):
         assert getattr(read, field) == getattr(preprocessing, field)
@@ -584,7 +587,7 @@ def test_every_written_format_keeps_what_belongs_to_the_tensors(tmp_path, target
     naming = {"m.pth": "mmpretrain", "hf": "huggingface"}.get(target)
     report = convert(source, tmp_path / target, naming=naming)
     assert report.notes == ()
-    first, again = open_pretrained(source), open_pretrained(tmp_path / target)
+    first, again = open_pretrained(source).card, open_pretrained(tmp_path / target).card
     for what in ("labels", "preprocessing", "activation"):
         assert getattr(again, what) == getattr(first, what), what
     if target == "hf":
@@ -620,7 +623,7 @@ def test_a_card_cannot_speak_for_the_reader(tmp_path):
         write_safetensors(source, official(), {"labels": OWN, **said})
         opened = open_pretrained(source)
         opened.check()
-        assert (opened.labels, opened.notes) == (tuple(OWN), "")
+        assert (opened.card.labels, opened.card.notes) == (tuple(OWN), "")
     for said in ({"\x1b[2J": 1}, {"\x1b[2J": 1, "problem": 2}, {"mean": "\x1b"}):
         write_safetensors(source, official(), {"preprocessing": said})
         with pytest.raises(CheckpointError) as caught:
@@ -658,7 +661,7 @@ def test_folders_in_several_files(tmp_path, ending):
     expected = read_weights(GOLDEN / "micro_hf").tensors
     for path in (tmp_path / "hf", index, f"{tmp_path / 'hf'}/"):
         found = open_pretrained(path)
-        assert found.labels == tuple(OWN)
+        assert found.card.labels == tuple(OWN)
         assert "3 files" in found.weights.source.layout
         with pytest.raises(CheckpointError, match="model_ema"):
             read_checkpoint(path, wrapper="model_ema")
@@ -700,11 +703,11 @@ def test_the_folder_of_a_run_is_its_best_model(tmp_path):
     with pytest.raises(CheckpointError, match=r"a folder without .*best\.keras or last\.keras"):
         open_pretrained(run)
     convert(folder(tmp_path / "hf"), run / "last.keras")
-    assert open_pretrained(run).name == str(run / "last.keras")
+    assert open_pretrained(run).card.name == str(run / "last.keras")
     shutil.copy(run / "last.keras", run / "best.keras")
     for given in (run, f"{run}/", str(run)):
         opened = open_pretrained(given)
-        assert (opened.name, opened.labels) == (str(run / "best.keras"), tuple(OWN))
+        assert (opened.card.name, opened.card.labels) == (str(run / "best.keras"), tuple(OWN))
 
 
 def test_a_bare_name_and_a_slash_at_its_end(tmp_path, monkeypatch):
@@ -715,11 +718,11 @@ def test_a_bare_name_and_a_slash_at_its_end(tmp_path, monkeypatch):
     folder(tmp_path / "mine")
     monkeypatch.chdir(tmp_path)
     for name in ("mine", "mine/", "./mine//"):
-        assert open_local(name).name == name.rstrip("/")
-        assert open_pretrained(name).name == name.rstrip("/")
+        assert open_local(name).card.name == name.rstrip("/")
+        assert open_pretrained(name).card.name == name.rstrip("/")
         assert Classifier(name).labels[0].name == OWN[0]
         assert predict._state(name) == predict._state("mine")
-        assert source.open_source(name, False).name == "mine"
+        assert source.open_source(name, False).card.name == "mine"
         convert(name, "out/" if name.endswith("/") else "out", naming="huggingface", overwrite=True)
         assert (tmp_path / "out" / "config.json").is_file()
     assert len(predict._state("mine")) == 6  # of three files

@@ -100,14 +100,15 @@ def convert(
     weights, notes = _in_float32(read_weights(source, wrapper, allow_nonfinite), source)
     opened = of_weights(os.fspath(source), weights)
     opened.check(["labels", "preprocessing"])
+    card = opened.card
     if weights.architecture.num_classes is not None:
-        activation_of(opened.activation, weights.architecture.num_classes, opened.name)
-    notes += [f"its {what} is left out: {why}" for what, why in opened.problems.items()]
-    written_so = ["labels"] if opened.labels is not None else []
-    if kind == "folder" or opened.preprocessing is not None:
+        activation_of(card.activation, weights.architecture.num_classes, card.name)
+    notes += [f"its {what} is left out: {why}" for what, why in card.problems.items()]
+    written_so = ["labels"] if card.labels is not None else []
+    if kind == "folder" or card.preprocessing is not None:
         written_so.append("preprocessing")
-    assumed = (opened.assumed[what] for what in written_so if what in opened.assumed)
-    notes += filter(None, (opened.notes, *assumed))
+    assumed = (card.assumed[what] for what in written_so if what in card.assumed)
+    notes += filter(None, (card.notes, *assumed))
     bare = naming == "huggingface" and target.name.endswith(".bin")  # as transformers reads it
     write, written, said = _writer(target, kind, naming, opened, bare)
     notes += said
@@ -160,9 +161,10 @@ def _writer(
 def _lost(target: Path, opened: Pretrained) -> list[str]:
     """What a file of tensors alone cannot say."""
     notes = []
-    if opened.labels is not None or opened.preprocessing is not None:
+    card = opened.card
+    if card.labels is not None or card.preprocessing is not None:
         notes.append(f"{target.name} holds tensors only: labels and preprocessing are left out")
-    if opened.activation == SIGMOID and opened.weights.architecture.num_classes != 1:
+    if card.activation == SIGMOID and opened.weights.architecture.num_classes != 1:
         notes.append(
             f"{target.name} cannot say that its classes do not exclude each other (sigmoid), and "
             "will be read as if they did: .safetensors and .keras keep it"
@@ -219,14 +221,7 @@ def _whole_or_not(target: Path, write: Callable[[Path], Any], stale: Sequence[st
 
 def describe(opened: Pretrained) -> dict[str, Any]:
     """What a file of ours says of itself, beside its tensors; kept from the source if it said."""
-    kept: dict[str, Any] = {}
-    if opened.labels is not None:
-        kept["labels"] = opened.labels
-    if opened.preprocessing is not None:
-        kept["preprocessing"] = opened.preprocessing.to_dict()
-    if opened.activation != SOFTMAX:
-        kept["classifier_activation"] = opened.activation
-    return {**architecture_to_dict(opened.weights.architecture), **kept}
+    return {**architecture_to_dict(opened.weights.architecture), **opened.card.to_dict()}
 
 
 def architecture_to_dict(architecture: Architecture) -> dict[str, Any]:
@@ -257,7 +252,7 @@ def _write_torch(path: Path, tensors: dict, opened: Pretrained, bare: bool) -> N
     if bare:
         write_torch(path, tensors, wrapper="")
         return
-    meta = to_openmmlab(opened.labels, opened.weights.architecture.num_classes)
+    meta = to_openmmlab(opened.card.labels, opened.weights.architecture.num_classes)
     card = {"van": json.dumps(describe(opened))}
     write_torch(path, tensors, beside=card | ({"meta": meta} if meta else {}))
 
@@ -274,13 +269,12 @@ def _write_folder(
 
 def hugging_face_files(opened: Pretrained) -> tuple[dict[str, Any], list[str]]:
     """({file of transformers beside the weights: its JSON}, what a user of them should know)."""
-    sizes = opened.weights.architecture
-    default = Preprocessing().with_channels(sizes.in_chans)
-    preprocessing = opened.preprocessing
-    if preprocessing is None and "preprocessing" not in opened.problems:
-        preprocessing = default
-    activation = opened.activation
-    files = {"config.json": hugging_face_config(sizes, opened.labels, preprocessing, activation)}
+    sizes, card = opened.weights.architecture, opened.card
+    preprocessing = card.preprocessing
+    if preprocessing is None and "preprocessing" not in card.problems:
+        preprocessing = Preprocessing().with_channels(sizes.in_chans)
+    config = hugging_face_config(sizes, card.labels, preprocessing, card.activation)
+    files = {"config.json": config}
     if preprocessing is None:
         return files, ["no preprocessor_config.json was written: no preprocessing is known"]
     files["preprocessor_config.json"], notes = to_transformers(preprocessing)
@@ -337,7 +331,7 @@ def _write_keras(path: Path, opened: Pretrained) -> None:
 
     weights, sizes = opened.weights, opened.weights.architecture
     model = build_van(
-        sizes, weights.tensors, classifier_activation=opened.activation, allow_nonfinite=True
+        sizes, weights.tensors, classifier_activation=opened.card.activation, allow_nonfinite=True
     )
     opened.describe(model, sizes.num_classes, sizes.in_chans)
     model.save(path) if path.name.endswith(".keras") else model.save_weights(path)

@@ -17,7 +17,7 @@ from rich.console import Console
 
 from .. import __version__
 from ..engines.runtimes import MAX_INPUT
-from ..spec.card import About
+from ..spec.card import ASSUMED_BEFORE, About
 from ..spec.config import min_image_size
 from ..support.checks import is_whole
 from ..support.console import messages, print_report, say
@@ -123,14 +123,14 @@ def run(request: ExportRequest) -> None:
 
 def _export(request: ExportRequest, console: Console) -> Export:
     source = _source_of(request)
-    if source.notes:
-        say(console, source.notes)
+    if remarks := source.card.remarks():
+        say(console, remarks)
     samples = take_samples(request.data, source, request.precision == "int8", console)
     import_runtime(request.kind)  # only now: TensorFlow takes its time, and may not be needed
     job = _job(request, source, samples)
     with tempfile.TemporaryDirectory(dir=request.target.parent, prefix=".van-export-") as folder:
         made = Path(folder) / request.target.name
-        with console.status(f"{source.name}: writing {request.kind}"):
+        with console.status(f"{source.card.name}: writing {request.kind}"):
             _write(request.kind, job, made)
         found = compare(job, made, request.kind, samples, console)
         check_agreement(found, request)
@@ -143,7 +143,8 @@ def _source_of(request: ExportRequest) -> Source:
     source = open_source(request.model, request.features)
     if is_whole(request.image_size):
         side = int(request.image_size)  # type: ignore[arg-type]
-        source = replace(source, preprocessing=replace(source.preprocessing, input_size=side))
+        preprocessing = replace(source.preprocessing, input_size=side)
+        source = replace(source, card=replace(source.card, preprocessing=preprocessing))
     side = source.preprocessing.input_size
     least = min_image_size(len(source.sizes.depths))
     if side < least:
@@ -163,18 +164,23 @@ def _source_of(request: ExportRequest) -> Source:
 
 
 def _job(request: ExportRequest, source: Source, samples: Samples) -> Job:
-    output = "probabilities" if request.softmax else "logits"
+    output, card = "probabilities" if request.softmax else "logits", source.card
     about = About(
-        name=source.name,
+        name=card.name,
         precision=request.precision,
         input="uint8" if request.uint8 else "float32",
         output="features" if source.sizes.num_classes is None else output,
-        activation=source.activation,
-        preprocessing=source.preprocessing,
-        labels=source.labels,
+        activation=card.activation,
+        preprocessing=card.preprocessing,
+        labels=card.labels,
         architecture=source.sizes,
         version=__version__,
-        assumed=source.assumed,
+        # Labels of which nothing is known have no names that could have been assumed.
+        assumed={
+            what: ASSUMED_BEFORE[what]
+            for what in card.assumed
+            if what != "labels" or card.labels is not None
+        },
     )
     return Job(
         source,

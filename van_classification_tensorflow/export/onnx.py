@@ -37,12 +37,12 @@ def graph(job: Job) -> onnx.ModelProto:
     return onnx_model(
         fold(source.tensors),
         source.sizes,
-        name=source.name,
+        name=source.card.name,
         batch_size=job.batch_size,
         image_size=(job.image_size, job.image_size),
         normalisation=source.preprocessing if job.about.input == "uint8" else None,
-        activation=source.activation if job.about.output == "probabilities" else None,
-        pooling=source.pooling,
+        activation=source.card.activation if job.about.output == "probabilities" else None,
+        pooling=source.card.pooling,
     )
 
 

@@ -103,7 +103,7 @@ def _listed(data: Any, source: Source, console: Console) -> tuple[list[Any], lis
     if data is not None and source.sizes.num_classes is None:
         why_not = "features have no classes"
     elif data is not None:
-        labels = labels_of(source.labels, source.sizes.num_classes or 0)
+        labels = labels_of(source.card.labels, source.sizes.num_classes or 0)
         try:
             left_out = LeftOut()
             named = open_dataset(data, classes_of(labels), left_out=left_out)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..spec.architecture import Architecture
+from ..spec.card import Card
 from ..spec.labels import assumed_labels, labels_of
 from ..spec.preprocessing import NOT_SAID, Preprocessing
 from ..spec.scores import activation_of
@@ -22,17 +23,22 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Source:
-    """What is exported: the tensors by the authors' names, and what goes with them."""
+    """What is exported: the tensors by the authors' names, their sizes and their card.
 
-    name: str
+    Of the card the labels are texts, the activation is checked, None of features, and there are
+    a preprocessing and a pooling.
+    """
+
     tensors: dict[str, np.ndarray]
     sizes: Architecture
-    labels: tuple[str, ...] | None
-    preprocessing: Preprocessing
-    activation: str | None
-    pooling: str = "avg"
-    notes: str = ""
-    assumed: tuple[str, ...] = ()
+    card: Card
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """How pictures become the model's input."""
+        found = self.card.preprocessing
+        assert found is not None  # noqa: S101 - `open_source` sees to it
+        return found
 
     def keras_model(self, *, logits: bool = True, image_size: int | None = None) -> keras.Model:
         """The model that is exported, in float32; `image_size` fixes that of its input."""
@@ -41,26 +47,11 @@ class Source:
         return build_van(
             self.sizes,
             self.tensors,
-            classifier_activation=None if logits else self.activation,
+            classifier_activation=None if logits else self.card.activation,
             img_resolution=image_size,
-            pooling=self.pooling,
+            pooling=self.card.pooling,
             dtype="float32",
         )
-
-
-@dataclass
-class _Given:
-    """What weights, or a model in memory, say of themselves."""
-
-    name: str
-    tensors: dict[str, np.ndarray]
-    sizes: Architecture
-    labels: Any
-    preprocessing: Preprocessing | None
-    activation: Any
-    pooling: str | None
-    notes: str
-    assumed: dict[str, str]
 
 
 def open_source(model: Any, features: bool) -> Source:
@@ -71,61 +62,51 @@ def open_source(model: Any, features: bool) -> Source:
     """
     of_file = isinstance(model, (str, os.PathLike))
     given = _of_weights(model, features) if of_file else _in_memory(model)
-    sizes, tensors, pooling, activation = given.sizes, given.tensors, given.pooling, None
+    sizes, tensors, card, activation = given.sizes, given.tensors, given.card, None
     if sizes.num_classes is not None:
         if not features:
-            activation = activation_of(given.activation, sizes.num_classes, given.name)
-        pooling = "avg"
-    elif pooling is None and not of_file:
+            activation = activation_of(card.activation, sizes.num_classes, card.name)
+        card = replace(card, pooling="avg")
+    elif card.pooling is None and not of_file:
         raise ValueError(
             "`model` must have a head or pool its features to be exported. Received: pooling=None"
         )
     if features and sizes.num_classes is not None:
         tensors = {n: a for n, a in tensors.items() if not n.startswith("head.")}
         sizes = replace(sizes, num_classes=None)
-    preprocessing = given.preprocessing or Preprocessing().with_channels(sizes.in_chans)
+    preprocessing = card.preprocessing or Preprocessing().with_channels(sizes.in_chans)
     if preprocessing is None:
         raise ValueError(
-            f"{given.name} takes {sizes.in_chans} channels and does not say how pictures become "
+            f"{card.name} takes {sizes.in_chans} channels and does not say how pictures become "
             "such input: set `model.preprocessing`"
         )
-    texts = None
-    if given.labels is not None and sizes.num_classes is not None:
-        texts = tuple(label.text for label in labels_of(given.labels, sizes.num_classes))
+    labels, assumed = None, dict(card.assumed)
     if sizes.num_classes is None:
-        given.assumed.pop("labels", None)
-    return Source(
-        os.path.basename(given.name),
-        tensors,
-        sizes,
-        texts,
-        preprocessing,
-        activation,
-        pooling or "avg",
-        " ".join(filter(None, (given.notes, *given.assumed.values()))),
-        tuple(what for what in given.assumed if what != "labels" or texts is not None),
+        assumed.pop("labels", None)
+    elif card.labels is not None:
+        labels = tuple(label.text for label in labels_of(card.labels, sizes.num_classes))
+    card = replace(
+        card,
+        name=os.path.basename(card.name),
+        labels=labels,
+        preprocessing=preprocessing,
+        activation=activation,
+        pooling=card.pooling or "avg",
+        assumed=assumed,
+        problems={},
     )
+    return Source(tensors, sizes, card)
 
 
-def _of_weights(model: str | os.PathLike, features: bool) -> _Given:
+def _of_weights(model: str | os.PathLike, features: bool) -> Source:
     opened = open_pretrained(model, argument="model")
     if opened is None:
         raise ValueError(f"`model` must be a name or a path. Received: model={model!r}")
     opened.check(["labels", "classifier_activation"] if features else ())
-    return _Given(
-        opened.name,
-        opened.weights.tensors,
-        opened.weights.architecture,
-        opened.labels,
-        opened.preprocessing,
-        opened.activation,
-        opened.weights.source.about.get("pooling"),
-        opened.notes,
-        dict(opened.assumed),
-    )
+    return Source(opened.weights.tensors, opened.weights.architecture, opened.card)
 
 
-def _in_memory(model: Any) -> _Given:
+def _in_memory(model: Any) -> Source:
     from ..model.load import architecture, to_official
     from ..model.van import VAN
 
@@ -145,14 +126,12 @@ def _in_memory(model: Any) -> _Given:
         assumed["labels"] = assumed_labels(sizes.num_classes or 0, of_others=False)[1]
     if model.preprocessing is None:
         assumed["preprocessing"] = NOT_SAID
-    return _Given(
-        model.name,
-        tensors,
-        sizes,
-        model.labels,
-        model.preprocessing,
-        config["classifier_activation"],
-        model.pooling,
-        "",
-        assumed,
+    card = Card(
+        name=model.name,
+        labels=model.labels,
+        preprocessing=model.preprocessing,
+        activation=config["classifier_activation"],
+        pooling=model.pooling,
+        assumed=assumed,
     )
+    return Source(tensors, sizes, card)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..engines.runtimes import Runtime, open_runtime
 from ..spec.architecture import Architecture
+from ..spec.card import Card
 from ..spec.config import min_image_size
 from ..spec.labels import Label, assumed_labels, labels_of
 from ..spec.preprocessing import NOT_SAID, Preprocessing
@@ -96,25 +97,25 @@ def _open_weights(weights: Any, wanted: Wanted) -> Opened:
         raise ValueError(f"`weights` must be a name or a path. Received: weights={weights!r}")
     given = {"labels": wanted.labels, "preprocessing": wanted.preprocessing}
     opened.check([name for name, value in given.items() if value is not None])
-    sizes = opened.weights.architecture
+    sizes, card = opened.weights.architecture, opened.card
     default = Preprocessing().with_channels(sizes.in_chans) or Preprocessing()
     preprocessing = wanted.prepare(
-        wanted.preprocessing or opened.preprocessing or default, sizes.in_chans
+        wanted.preprocessing or card.preprocessing or default, sizes.in_chans
     )
     _check_side(preprocessing.input_size, sizes)
     labels: tuple[Label, ...] = ()
     activation = SOFTMAX
     if sizes.num_classes is not None:
-        named = opened.labels if wanted.labels is None else wanted.labels
+        named = card.labels if wanted.labels is None else wanted.labels
         labels = labels_of(named, sizes.num_classes)
-        activation = activation_of(opened.activation, sizes.num_classes, opened.name)
+        activation = activation_of(card.activation, sizes.num_classes, card.name)
     return Opened(
-        opened.name,
+        card.name,
         preprocessing,
         sizes.embed_dims[-1],
         labels,
         activation,
-        opened.remarks(wanted.labels, wanted.preprocessing),
+        card.remarks(wanted.labels, wanted.preprocessing),
         weights=opened,
     )
 
@@ -173,11 +174,8 @@ def _open_exported(path: str | os.PathLike, wanted: Wanted) -> Opened:
     runtime = open_runtime(path)
     about = runtime.about
     name = shown if about is None else f"{about.name} ({about.precision}, {shown})"
-    preprocessing, notes = wanted.preprocessing, []
-    if preprocessing is None and about is not None:
-        preprocessing = about.preprocessing
-        if "preprocessing" in about.assumed:
-            notes.append("How its pictures are prepared was assumed when it was exported.")
+    card = about or Card(name=shown, activation=None, notes=UNKNOWN_END)
+    preprocessing = wanted.preprocessing or card.preprocessing
     if preprocessing is None:
         raise ValueError(
             f"{shown} does not say how its pictures are prepared, as files that `van export` "
@@ -193,37 +191,31 @@ def _open_exported(path: str | os.PathLike, wanted: Wanted) -> Opened:
         )
     if about is not None:
         _check_side(side, about.architecture)
-    activation = SOFTMAX
-    if about is None:
-        notes.append(UNKNOWN_END)
-        activation = activation_of(None, runtime.outputs, name)
-    elif about.activation is not None:
-        activation = about.activation
-    labels, said = _labels_of_exported(runtime, wanted)
+    labels, notes = _labels_of_exported(runtime, card, wanted)
+    activation = card.activation if about else activation_of(None, runtime.outputs, name)
     return Opened(
         name,
         preprocessing,
         runtime.outputs,
         labels,
-        activation,
-        " ".join(filter(None, (*notes, said))),
+        activation or SOFTMAX,
+        notes,
         runtime.batch_size,
         runtime=runtime,
     )
 
 
-def _labels_of_exported(runtime: Runtime, wanted: Wanted) -> tuple[tuple[Label, ...], str]:
-    """The labels of its outputs, none of features, and what is to be said of them."""
-    about = runtime.about
-    if about is not None and about.activation is None:
-        return (), ""
-    known: Any = None if about is None else about.labels
-    said = ""
-    if wanted.labels is None and known is None:
-        known, said = assumed_labels(runtime.outputs, about is None)
-    elif wanted.labels is None and about is not None and "labels" in about.assumed:
-        said = "The names of its classes were assumed when it was exported."
-    return labels_of(known if wanted.labels is None else wanted.labels, runtime.outputs), said
+def _labels_of_exported(
+    runtime: Runtime, card: Card, wanted: Wanted
+) -> tuple[tuple[Label, ...], str]:
+    """The labels of its outputs, none of features, and what a user should know of the file."""
+    if runtime.about is not None and card.activation is None:
+        return (), card.remarks((), wanted.preprocessing)
+    labels = card.labels if wanted.labels is None else wanted.labels
+    if labels is None:
+        labels, said = assumed_labels(runtime.outputs, of_others=runtime.about is None)
+        card = replace(card, assumed={**card.assumed, "labels": said})
+    return labels_of(labels, runtime.outputs), card.remarks(wanted.labels, wanted.preprocessing)
 
 
 def _check_side(side: int, sizes: Architecture) -> None:

@@ -155,7 +155,7 @@ class VAN(keras.Model):
         default = None if sizes is None else sizes.config
         config = resolve(configuration, embed_dims, mlp_ratios, depths, num_stages, default)
         if source is not None and sizes is not None:
-            sizes.check_same_sizes(config, f"`pretrained`: {printable(source.name)}")
+            sizes.check_same_sizes(config, f"`pretrained`: {printable(source.card.name)}")
             configuration = configuration or sizes.configuration
         if in_chans is None:
             in_chans = 3 if sizes is None else sizes.in_chans

@@ -1,17 +1,20 @@
-"""What an exported file says of itself, as its metadata holds it."""
+"""What goes with the tensors of a VAN: the card, in weight files, exported files and the catalogue.
+
+Imports neither Keras nor a backend.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from ..support.text import printable
 from .architecture import Architecture
-from .labels import right_number
+from .labels import KEYS, labels_of
 from .preprocessing import Preprocessing
-from .scores import ACTIVATIONS, SIGMOID, activation_of
+from .scores import ACTIVATIONS, SIGMOID, SOFTMAX, activation_of
 
 METADATA_KEY = "van_classification_tensorflow"
 LITERT_METADATA = "van.json"  # in a zip archive behind the flatbuffer
@@ -25,39 +28,139 @@ _MAX_SIDE = 4096  # pixels
 _MAX_STAGES, _MAX_BLOCKS, MAX_WIDTH = 16, 500, 10_000_000  # blocks of a stage
 
 
-@dataclass(frozen=True)
-class About:
-    """What an exported file says of itself.
+@dataclass(frozen=True, kw_only=True)
+class Card:
+    """What goes with the tensors of a VAN, wherever they are kept.
 
     Args:
-        name: Of the weights it was made of.
-        precision: float32, float16, bfloat16 or int8.
-        input: "float32": normalised; "uint8": pixels, 0 to 255, normalised inside.
-        output: logits, probabilities or features.
-        activation: What makes the probabilities of the logits, inside or after it: "softmax" or
-            "sigmoid" (`scores`); None of features.
-        preprocessing: How pictures become its input; None where nobody knows.
-        labels: A text for each class, as `spec.labels.labels_of` takes them; None: unknown.
-        architecture: Sizes of the model it was made of.
-        version: Of this package, when it was made.
-        assumed: Which of "labels" and "preprocessing" the weights did not say themselves.
+        name: Of the weights: in the catalogue, or of their file.
+        labels: Names of the classes, as `spec.labels.labels_of` takes them; None where none are
+            known.
+        preprocessing: How pictures become the input; None where nobody knows.
+        activation: What makes probabilities of the logits, as it is said: `activation_of` checks.
+        pooling: How a model without a head pools its features, as it is said; None: not said.
+        notes: What else one should know.
+        assumed: {"labels" or "preprocessing": what stands in for what nobody says of it}.
+        problems: {"labels", "preprocessing" or "classifier_activation": why what is said of it
+            cannot be followed}.
+        dataset: What they were trained on, of published ones; as are the others.
+        source: Address they are from.
+        top1: ImageNet-1k top-1 in percent; None where none is published.
+        top5: The same, top-5.
+        licence: SPDX identifier.
+        licence_note: What the authors add to the licence.
     """
 
     name: str
+    labels: str | tuple[str, ...] | None = None
+    preprocessing: Preprocessing | None = None
+    activation: Any = SOFTMAX
+    pooling: Any = None
+    notes: str = ""
+    assumed: Mapping[str, str] = field(default_factory=dict)
+    problems: Mapping[str, str] = field(default_factory=dict)
+    dataset: str = ""
+    source: str = ""
+    top1: float | None = None
+    top5: float | None = None
+    licence: str = ""
+    licence_note: str = ""
+
+    def remarks(self, labels: Any = None, preprocessing: Any = None) -> str:
+        """`notes`, what is assumed or not taken, less what the caller gives; "" if nothing."""
+        given = {"labels": labels, "preprocessing": preprocessing}
+        assumed = (text for key, text in self.assumed.items() if given[key] is None)
+        left = (f"Not taken: {self.problems[k]}." for k in self.problems if given.get(k, 0) is None)
+        return " ".join(filter(None, (self.notes, *assumed, *left)))
+
+    def to_dict(self) -> dict[str, Any]:
+        """What a weight file of this package keeps of it, by the names that `VAN` has for it."""
+        kept: dict[str, Any] = {}
+        if self.labels is not None:
+            kept["labels"] = self.labels
+        if self.preprocessing is not None:
+            kept["preprocessing"] = self.preprocessing.to_dict()
+        if self.activation != SOFTMAX:
+            kept["classifier_activation"] = self.activation
+        return kept
+
+
+def read_labels(said: Any, num_classes: int | None) -> str | tuple[str, ...] | None:
+    """The labels that a file names, as a `Card` has them.
+
+    Raises:
+        ValueError: They are no texts, no key of `labels_of`, or of another number of classes.
+    """
+    if said is None or said == []:
+        return None
+    if not (isinstance(said, str) and said in KEYS):
+        if not isinstance(said, list) or not all(isinstance(one, str) for one in said):
+            raise ValueError("its metadata: `labels` is no list of texts")
+        said = tuple(said)
+    labels_of(said, num_classes or 0)
+    return said
+
+
+def read_preprocessing(said: Any) -> Preprocessing | None:
+    """The preprocessing that a file states.
+
+    Raises:
+        ValueError: It is none, or asks for far larger pictures than any VAN needs.
+    """
+    if said is None:
+        return None
+    if not isinstance(said, dict):
+        raise ValueError("its metadata: `preprocessing` is no object")
+    found = Preprocessing.from_dict(said)
+    if found.resize_to > 2 * _MAX_SIDE:
+        raise ValueError(f"pictures resized to {found.resize_to:,} pixels a side")
+    if found.input_size > _MAX_SIDE:
+        raise ValueError(f"an input of {found.input_size:,} pixels a side")
+    return found
+
+
+# Of an exported file: what is said of what its weights did not say themselves.
+ASSUMED_BEFORE = {
+    "preprocessing": "How its pictures are prepared was assumed when it was exported.",
+    "labels": "The names of its classes were assumed when it was exported.",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class About(Card):
+    """What an exported file says of itself: the card, and what only a file for a runtime has.
+
+    Of the card it has the name, labels (texts), preprocessing, the activation, checked and None of
+    features, and which of `ASSUMED_BEFORE` holds.
+
+    Args:
+        precision: float32, float16, bfloat16 or int8.
+        input: "float32": normalised; "uint8": pixels, 0 to 255, normalised inside.
+        output: logits, probabilities or features.
+        architecture: Sizes of the model it was made of.
+        version: Of this package, when it was made.
+    """
+
     precision: str
     input: str
     output: str
-    activation: str | None
-    preprocessing: Preprocessing | None
-    labels: tuple[str, ...] | None
     architecture: Architecture
     version: str
-    assumed: tuple[str, ...] = ()
 
     def to_json(self) -> str:
         """One line of ASCII, for the metadata of any format."""
-        record = asdict(self)  # the tuples in it become lists of JSON
-        record["preprocessing"] = self.preprocessing and self.preprocessing.to_dict()
+        record = {
+            "name": self.name,
+            "precision": self.precision,
+            "input": self.input,
+            "output": self.output,
+            "activation": self.activation,
+            "preprocessing": self.preprocessing and self.preprocessing.to_dict(),
+            "labels": self.labels,
+            "architecture": asdict(self.architecture),
+            "version": self.version,
+            "assumed": sorted(self.assumed),
+        }
         return json.dumps(record)
 
     @classmethod
@@ -83,28 +186,12 @@ class About:
             for key, allowed in (("precision", PRECISIONS), ("input", INPUTS), ("output", OUTPUTS))
         }
         architecture = _architecture(record.get("architecture"))
-        preprocessing = record.get("preprocessing")
-        if preprocessing is not None:
-            if not isinstance(preprocessing, dict):
-                raise ValueError("its metadata: `preprocessing` is no object")
-            preprocessing = Preprocessing.from_dict(preprocessing)
-            if preprocessing.resize_to > 2 * _MAX_SIDE:
-                raise ValueError(f"pictures resized to {preprocessing.resize_to:,} pixels a side")
-            if preprocessing.input_size > _MAX_SIDE:
-                raise ValueError(f"an input of {preprocessing.input_size:,} pixels a side")
-            if preprocessing.channels != architecture.in_chans:
-                raise ValueError(
-                    f"its preprocessing makes {preprocessing.channels} channels; the model takes "
-                    f"{architecture.in_chans}"
-                )
-        labels = record.get("labels")
-        if labels is not None:
-            if not isinstance(labels, list) or not all(isinstance(one, str) for one in labels):
-                raise ValueError("its metadata: `labels` is no list of texts")
-            if not right_number(len(labels), architecture.num_classes):
-                raise ValueError(
-                    f"it names {len(labels):,} labels for {architecture.num_classes or 0:,} classes"
-                )
+        preprocessing = read_preprocessing(record.get("preprocessing"))
+        if preprocessing is not None and preprocessing.channels != architecture.in_chans:
+            raise ValueError(
+                f"its preprocessing makes {preprocessing.channels} channels; the model takes "
+                f"{architecture.in_chans}"
+            )
         assumed = record.get("assumed", [])  # not in files of versions before it
         if not isinstance(assumed, list):
             raise ValueError("its metadata: `assumed` is no list")
@@ -113,10 +200,12 @@ class About:
             version=_text(record, "version"),
             activation=_activation(record, chosen["output"], architecture.num_classes),
             preprocessing=preprocessing,
-            labels=None if labels is None else tuple(labels),
+            labels=read_labels(record.get("labels"), architecture.num_classes),
             architecture=architecture,
-            assumed=tuple(one for one in ("labels", "preprocessing") if one in assumed),
-            **chosen,
+            assumed={what: text for what, text in ASSUMED_BEFORE.items() if what in assumed},
+            precision=chosen["precision"],
+            input=chosen["input"],
+            output=chosen["output"],
         )
 
 

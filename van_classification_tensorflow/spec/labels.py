@@ -85,7 +85,7 @@ def _read(file: str) -> tuple[ImageNetClass, ...]:
     )
 
 
-_KEYS = ("imagenet1k", "imagenet22k", "digits")
+KEYS = ("imagenet1k", "imagenet22k", "digits")
 
 
 def texts_of(labels: Any) -> tuple[str, ...] | None:
@@ -103,9 +103,9 @@ def texts_of(labels: Any) -> tuple[str, ...] | None:
     if labels is None:
         return None
     if isinstance(labels, str):
-        if labels not in _KEYS:
+        if labels not in KEYS:
             raise ValueError(
-                f"`labels` must be {', '.join(_KEYS)} or a list of names. Received: {shown(labels)}"
+                f"`labels` must be {', '.join(KEYS)} or a list of names. Received: {shown(labels)}"
             )
         if labels == "digits":
             return DIGITS

@@ -99,9 +99,9 @@ def why_fresh(source: Pretrained, labels: Sequence[str]) -> str:
     count = source.weights.architecture.num_classes
     if count != len(labels):
         return "theirs has none" if count is None else f"theirs is of {count:,} classes"
-    if source.labels is None:
+    if source.card.labels is None:
         return "theirs names no classes"
-    theirs = [label.text for label in labels_of(source.labels, count)]
+    theirs = [label.text for label in labels_of(source.card.labels, count)]
     if theirs == list(labels):
         return ""
     same = sorted(theirs) == sorted(labels)

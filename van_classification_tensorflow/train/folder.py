@@ -260,7 +260,7 @@ def _check_weights(recipe: Recipe) -> None:
         sizes = source.weights.architecture
         asked = (recipe.model, recipe.embed_dims, recipe.mlp_ratios, recipe.depths)
         config = resolve(*asked, default=sizes.config)
-        sizes.check_same_sizes(config, f"`pretrained`: {printable(source.name)}")
+        sizes.check_same_sizes(config, f"`pretrained`: {printable(source.card.name)}")
 
 
 def _visible(folder: Path) -> list[str]:

@@ -73,7 +73,7 @@ class Run:
             head = f"a fresh head ({why})" if why else "their head as well"
             self.start = f"{printable(recipe.pretrained or '')}, {head}"
         normalised = recipe.mean and recipe.std
-        self.remarks = source.remarks(found.classes, normalised) if source else ""
+        self.remarks = source.card.remarks(found.classes, normalised) if source else ""
         with self._scope():
             self.model = build_model(recipe, found.classes, source)
             self.metrics = [keras.metrics.CategoricalAccuracy(name="accuracy")]

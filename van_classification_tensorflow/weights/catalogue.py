@@ -12,6 +12,7 @@ from difflib import get_close_matches
 from types import MappingProxyType
 from urllib.parse import urlsplit
 
+from ..spec.card import Card
 from ..spec.config import CONFIGURATIONS
 from ..spec.preprocessing import Preprocessing
 
@@ -61,37 +62,19 @@ class Source:
         return "keras h5" if self.file.endswith(".h5") else "torch"
 
 
-@dataclass(frozen=True)
-class Weights:
-    """One published checkpoint.
+@dataclass(frozen=True, kw_only=True)
+class Weights(Card):
+    """One published checkpoint: its card, of a name such as `van_b0.in1k`, and where it is.
 
     Args:
-        name: Name in the catalogue, `van_b0.in1k`.
         configuration: The member of the family; None for a model of its own.
-        dataset: What it was trained on.
         num_classes: Outputs of the head; 0 for a backbone without one.
         sources: Addresses of the same weights, the preferred one first; none: bundled.
-        preprocessing: How its input is made.
-        labels: Key of its class names; None for a backbone.
-        top1: Published ImageNet-1k top-1 in percent; None where none is published.
-        top5: The same, top-5.
-        licence: SPDX identifier.
-        licence_note: What the authors add to the licence.
-        notes: What else one should know.
     """
 
-    name: str
     configuration: str | None
-    dataset: str
     num_classes: int
-    sources: tuple[Source, ...]
-    preprocessing: Preprocessing
-    labels: str | None
-    top1: float | None
-    top5: float | None
-    licence: str
-    licence_note: str
-    notes: str = ""
+    sources: tuple[Source, ...] = ()
 
     @property
     def parameters(self) -> int | None:
@@ -145,6 +128,7 @@ def _published() -> Iterator[Weights]:
             dataset="ImageNet-22k" if is_22k else "ImageNet-1k",
             num_classes=classes,
             sources=tuple(sources),
+            source=sources[0].url,
             preprocessing=_IMAGENET if is_22k else Preprocessing(),
             labels=("imagenet22k" if is_22k else "imagenet1k") if classes else None,
             top1=top1,
@@ -197,11 +181,8 @@ def _published() -> Iterator[Weights]:
         configuration=None,
         dataset="UCI optical digits",
         num_classes=10,
-        sources=(),
         preprocessing=Preprocessing(32, 1.0, "box", (0.5,), (0.5,)),
         labels="digits",
-        top1=None,
-        top5=None,
         licence="MIT",
         licence_note="trained on the UCI optical digits (CC BY 4.0)",
     )

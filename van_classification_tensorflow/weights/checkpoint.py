@@ -96,7 +96,7 @@ class Checkpoint:
         return {key: value for key, value in kept if key not in beside.ONLY_HERE}
 
     @cached_property
-    def about(self) -> dict[str, Any]:
+    def said(self) -> dict[str, Any]:
         """What is said beside the tensors, by this package or by others; unchecked.
 
         "labels", "preprocessing" and "classifier_activation" as a file of this package has them,

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..spec.card import Card, read_labels, read_preprocessing
 from ..spec.labels import assumed_labels, labels_of, right_number
-from ..spec.preprocessing import NOT_SAID, Preprocessing
+from ..spec.preprocessing import NOT_SAID
 from ..spec.scores import SIGMOID, SOFTMAX
 from ..support.text import printable
 from .address import address_of
@@ -24,26 +25,10 @@ from .sidecars import OPENMMLAB
 
 @dataclass(frozen=True)
 class Pretrained:
-    """Weights, and what goes with them.
+    """Weights, and what goes with them."""
 
-    Args:
-        name: Name in the catalogue, or of the file.
-        weights: The tensors.
-        labels: Names of the classes or a key of `spec.labels.labels_of`; None where none are known.
-        preprocessing: How the input is made; None where the file does not say.
-        notes: What else one should know.
-        assumed: {"labels" or "preprocessing": what stands in for what nobody says of it}.
-        problems: {"labels", "preprocessing" or "classifier_activation": why what is said of it
-            cannot be followed}; see `check`.
-    """
-
-    name: str
     weights: ModelWeights
-    labels: str | tuple[str, ...] | None = None
-    preprocessing: Preprocessing | None = None
-    notes: str = ""
-    assumed: Mapping[str, str] = field(default_factory=dict)
-    problems: Mapping[str, str] = field(default_factory=dict)
+    card: Card
 
     def check(self, given: Collection[str] = ()) -> None:
         """Raises `CheckpointError` where what is needed cannot be followed.
@@ -51,26 +36,16 @@ class Pretrained:
         Args:
             given: "labels" and "preprocessing", where the caller has his own or needs none.
         """
-        for what, why in self.problems.items():
+        for what, why in self.card.problems.items():
             if what not in given:
                 way_out = (
                     "A model can be made of the weights: VAN(pretrained=...)"
                     if what == "classifier_activation"
                     else f"Give `{what}`, or write the weights without it: van convert"
                 )
-                raise CheckpointError(f"{self.name}: its {what} cannot be taken: {why}. {way_out}")
-
-    def remarks(self, labels: Any = None, preprocessing: Any = None) -> str:
-        """`notes`, what is assumed or not taken, less what the caller gives; "" if nothing."""
-        given = {"labels": labels, "preprocessing": preprocessing}
-        assumed = (text for key, text in self.assumed.items() if given[key] is None)
-        left = (f"Not taken: {self.problems[k]}." for k in self.problems if given.get(k, 0) is None)
-        return " ".join(filter(None, (self.notes, *assumed, *left)))
-
-    @property
-    def activation(self) -> Any:
-        """Its `classifier_activation`, unchecked: see `spec.scores.activation_of`."""
-        return self.weights.source.about.get("classifier_activation", SOFTMAX)
+                raise CheckpointError(
+                    f"{self.card.name}: its {what} cannot be taken: {why}. {way_out}"
+                )
 
     def describe(self, model: Any, num_classes: int | None, in_chans: int) -> None:
         """Sets `model.labels` and `model.preprocessing` as far as they hold for it.
@@ -80,29 +55,27 @@ class Pretrained:
             num_classes: Classes of its head; None without one.
             in_chans: Its input channels.
         """
+        card = self.card
         model.labels = model.preprocessing = None
         same_head = num_classes is not None and (
             num_classes == self.weights.architecture.num_classes
         )
-        if same_head and self.activation == SIGMOID:
+        if same_head and card.activation == SIGMOID:
             made = getattr(model.get_layer("pred").activation, "__name__", "")
             if made == SOFTMAX:
                 warnings.warn(
-                    f"{self.name}: its classes do not exclude each other (sigmoid); this model "
+                    f"{card.name}: its classes do not exclude each other (sigmoid); this model "
                     "makes one of them (softmax). classifier_activation='sigmoid' keeps them",
                     stacklevel=3,
                 )
-        for what, why in self.problems.items():
+        for what, why in card.problems.items():
             if what == "preprocessing" or same_head:
-                text = f"{self.name}: its {what} cannot be taken, and the model has none: {why}"
+                text = f"{card.name}: its {what} cannot be taken, and the model has none: {why}"
                 warnings.warn(text, stacklevel=3)
-        if self.labels is not None and same_head:
-            model.labels = tuple(label.text for label in labels_of(self.labels, num_classes or 0))
-        if self.preprocessing is not None:
-            model.preprocessing = self.preprocessing.with_channels(in_chans)
-
-
-_MAX_INPUT_SIZE = 4096  # that a file may ask for; pixels
+        if card.labels is not None and same_head:
+            model.labels = tuple(label.text for label in labels_of(card.labels, num_classes or 0))
+        if card.preprocessing is not None:
+            model.preprocessing = card.preprocessing.with_channels(in_chans)
 
 
 def open_pretrained(
@@ -137,8 +110,7 @@ def open_pretrained(
         file = weights.source.path
         return of_weights(str(file) if file.suffix == ".keras" else address.path, weights)
     record = address.record(configuration, argument)
-    weights = read_weights(local_file(record))
-    return Pretrained(record.name, weights, record.labels, record.preprocessing, record.notes)
+    return Pretrained(read_weights(local_file(record)), record)
 
 
 def open_local(pretrained: Any, configuration: str | None = None) -> Pretrained | None:
@@ -152,28 +124,28 @@ def open_local(pretrained: Any, configuration: str | None = None) -> Pretrained 
 
 
 def of_weights(name: str, weights: ModelWeights) -> Pretrained:
-    """Weights with the labels and the preprocessing that their file names.
+    """Weights with the card that their file, or what stands beside it, gives them.
 
-    What others wrote beside them and cannot be followed stands in `problems`.
+    What others wrote and cannot be followed stands in its `problems`.
 
     Raises:
         CheckpointError: What a file of this package says makes no sense.
     """
-    about, sizes = weights.source.about, weights.architecture
-    notes, assumed = list(about.get("notes", ())), {}
-    problems = dict(about.get("problems", {}))
+    said, sizes = weights.source.said, weights.architecture
+    notes, assumed = list(said.get("notes", ())), {}
+    problems = dict(said.get("problems", {}))
     labels = preprocessing = None
     try:
         if sizes.num_classes is not None:
-            labels = _labels(about, sizes.num_classes, notes)
+            labels = _labels(said, sizes.num_classes, notes)
     except (ValueError, TypeError, AttributeError) as error:
         problems.setdefault("labels", _one_line(error))
     try:
         if "preprocessing" not in problems:
-            preprocessing = _preprocessing(about)
+            preprocessing = read_preprocessing(said.get("preprocessing"))
     except (ValueError, TypeError, AttributeError) as error:
         problems["preprocessing"] = _one_line(error)
-    if problems and "origin" not in about:
+    if problems and "origin" not in said:
         why = next(iter(problems.values()))
         raise CheckpointError(f"{name} was refused: what it says of itself: {why}")
     if sizes.num_classes is None:  # of a part of another model, which may have been used otherwise
@@ -181,42 +153,38 @@ def of_weights(name: str, weights: ModelWeights) -> Pretrained:
             notes.append(f"Not taken: {problems['preprocessing']}.")
         problems = {}
     if labels is None and sizes.num_classes is not None and "labels" not in problems:
-        of_others = "labels" not in about and not weights.source.own
+        of_others = "labels" not in said and not weights.source.own
         labels, assumed["labels"] = assumed_labels(sizes.num_classes, of_others)
     fitting = preprocessing and preprocessing.with_channels(sizes.in_chans)
     if preprocessing and fitting is None:
         notes.append(f"Its preprocessing is not that of {sizes.in_chans} channels.")
-    if fitting is not None and "assumed" in about:
-        assumed["preprocessing"] = about["assumed"]
+    if fitting is not None and "assumed" in said:
+        assumed["preprocessing"] = said["assumed"]
     elif fitting is None and "preprocessing" not in problems:
         assumed["preprocessing"] = NOT_SAID
-    return Pretrained(name, weights, labels, fitting, " ".join(notes), assumed, problems)
+    card = Card(
+        name=name,
+        labels=labels,
+        preprocessing=fitting,
+        activation=said.get("classifier_activation", SOFTMAX),
+        pooling=said.get("pooling"),
+        notes=" ".join(notes),
+        assumed=assumed,
+        problems=problems,
+    )
+    return Pretrained(weights, card)
 
 
-def _labels(about: Mapping[str, Any], classes: int, notes: list[str]) -> Any:
-    """As `Pretrained.labels`, checked."""
-    labels = about.get("labels")
-    if labels is None or (isinstance(labels, list) and not labels):
-        return None
-    labels = tuple(map(str, labels)) if isinstance(labels, list) else labels
-    count = 1000 if labels == "imagenet1k" else len(labels)
-    if about.get("origin") == OPENMMLAB and not right_number(count, classes):
-        # A frequent slip there: the names of the kind of data set, not of one's own.
-        notes.append(f"{OPENMMLAB} names {count:,} classes, which are not these.")
-        return None
-    labels_of(labels, classes)
-    return labels
-
-
-def _preprocessing(about: Mapping[str, Any]) -> Preprocessing | None:
-    if about.get("preprocessing") is None:
-        return None
-    found = Preprocessing.from_dict(about["preprocessing"])
-    if found.resize_to > 2 * _MAX_INPUT_SIZE:
-        raise ValueError(f"pictures resized to {found.resize_to:,} pixels a side")
-    if found.input_size > _MAX_INPUT_SIZE:
-        raise ValueError(f"an input of {found.input_size:,} pixels a side")
-    return found
+def _labels(said: Mapping[str, Any], classes: int, notes: list[str]) -> Any:
+    """As of a `Card`, checked."""
+    labels = said.get("labels")
+    if labels and said.get("origin") == OPENMMLAB:
+        count = 1000 if labels == "imagenet1k" else len(labels)
+        if not right_number(count, classes):
+            # A frequent slip there: the names of the kind of data set, not of one's own.
+            notes.append(f"{OPENMMLAB} names {count:,} classes, which are not these.")
+            return None
+    return read_labels(labels, classes)
 
 
 def _one_line(error: Exception) -> str:
