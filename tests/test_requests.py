@@ -14,6 +14,7 @@ from van_classification_tensorflow.support.options import add_options, from_opti
 COMMANDS = {
     "demo": ("", None),
     "predict": ("x.png", "inference.classifier:Classifier"),
+    "evaluate": ("--data digits", "evaluate.evaluate:evaluate"),
     "convert": ("a.pth b.pth", "export.convert:convert"),
     "export": ("--output x.onnx", "export.export:export"),
 }
@@ -25,12 +26,12 @@ def found(place):
 
 
 def flat(record):
-    """{field: default}, those of a record inside included."""
+    """{field: default} of what is an option, those of a record inside included."""
     values = {}
     for one in dataclasses.fields(record):
         if "part" in one.metadata:
             values |= flat(one.metadata["part"])
-        elif one.default is not dataclasses.MISSING:
+        elif "option" in one.metadata and one.default is not dataclasses.MISSING:
             values[one.name] = one.default
     return values
 

@@ -137,41 +137,6 @@ def _none_or_text(text: str) -> str | None:
     return None if text == "none" else text
 
 
-def evaluate(parser: ArgumentParser) -> Any:
-    """Measure accuracy on labelled pictures; beside the published and the original's."""
-    parser.add_argument(
-        "--data",
-        required=True,
-        help="a folder with a folder for each class, tfds:NAME, or digits (bundled)",
-    )
-    _add_model(parser)
-    parser.add_argument("--split", help="of a TFDS data set, such as validation")
-    parser.add_argument(
-        "--subset", help="imagenet-a or imagenet-r: predict among the 200 classes of these"
-    )
-    parser.add_argument("--class-map", help="json or csv file: folder name, class index")
-    parser.add_argument("--real-labels", help="real.json of the ReaL labels")
-    parser.add_argument(
-        "--output",
-        type=Path,
-        help="folder to make: tables, JSON, pictures of the mistakes and of the least certain",
-    )
-    parser.add_argument("--overwrite", action="store_true", help="replace an earlier output")
-    parser.add_argument(
-        "--against-original",
-        action="store_true",
-        help="the same batches through transformers' model with the same weights; exit 1 if it "
-        "differs",
-    )
-
-    def run(data: str, **options: Any) -> None:
-        from .evaluate.evaluate import run
-
-        sys.exit(run(data, **options))
-
-    return run
-
-
 def benchmark(parser: ArgumentParser) -> Any:
     """Measure latency, throughput, memory and cold start of models and exported files."""
     parser.add_argument(
@@ -243,34 +208,6 @@ def benchmark(parser: ArgumentParser) -> Any:
     return run
 
 
-def _add_model(parser: ArgumentParser) -> None:
-    """The options of `Classifier`."""
-    parser.add_argument(
-        "--weights",
-        default="van_b0",
-        help="a name of `van weights list`, van_b0 ... for its ImageNet-1k weights, a weight file, "
-        "or an exported file: *.onnx, *.xml, *.tflite, a SavedModel's folder (default: van_b0)",
-    )
-    parser.add_argument(
-        "--batch-size",
-        type=int,
-        default=32,
-        help="pictures at once (default: 32; an exported file may have its own)",
-    )
-    parser.add_argument("--workers", type=int, help="threads that decode (default: one a core)")
-    parser.add_argument("--test-size", type=int, help="side of the crop, if not the weights' own")
-    parser.add_argument(
-        "--crops", type=int, default=1, help="1, or 5: average over centre and corners"
-    )
-    parser.add_argument("--flip", action="store_true", help="average with the mirrored picture")
-    parser.add_argument(
-        "--max-pixels",
-        type=int,
-        default=50_000_000,
-        help="largest picture (default: 50000000, at most 178956970)",
-    )
-
-
 @dataclass(frozen=True)
 class Command:
     """A command: what it is for, what it is asked with, and what does it.
@@ -305,7 +242,11 @@ COMMANDS: dict[str, Any] = {
         "inference.request:PredictRequest",
         "inference.predict:run",
     ),
-    "evaluate": evaluate,
+    "evaluate": Command(
+        "Measure accuracy on labelled pictures; beside the published and the original's.",
+        "evaluate.request:EvaluateRequest",
+        "evaluate.evaluate:run",
+    ),
     "benchmark": benchmark,
     "convert": Command(
         "Convert a weight file of any known format and naming to another, bit for bit.",

@@ -33,6 +33,7 @@ from van_classification_tensorflow.evaluate.evaluate import evaluate, report, ru
 from van_classification_tensorflow.evaluate.measure import measure
 from van_classification_tensorflow.evaluate.metrics import calibration_error, score, wilson_interval
 from van_classification_tensorflow.evaluate.original import Comparison, Original
+from van_classification_tensorflow.evaluate.request import EvaluatedOptions, EvaluateRequest
 from van_classification_tensorflow.images.decode import open_image
 from van_classification_tensorflow.inference.classifier import Classifier, Result
 from van_classification_tensorflow.model.load import to_official
@@ -43,6 +44,11 @@ MICRO_FILE = GOLDEN / "micro.safetensors"
 NAMES = [f"kind_{letter}" for letter in "abcdefghij"]
 SMALL = {"labels": NAMES, "test_size": 32, "batch_size": 4}
 WNIDS = [c.wnid for c in imagenet_classes()]
+
+
+def asked(data, weights=MICRO_FILE, **options):
+    classifier = EvaluatedOptions(weights=weights, **SMALL)
+    return EvaluateRequest(data=data, classifier=classifier, **options)
 
 
 @pytest.fixture(scope="module")
@@ -574,7 +580,7 @@ def test_an_interrupted_write_leaves_nothing_or_the_old(micro, ten, tmp_path, mo
         if what == "draw":
             patch.setattr(files.plots, "confusion_matrix", interrupted)
         else:
-            patch.setattr(files.os, "replace", not_into_place)
+            patch.setattr(os, "replace", not_into_place)
         with pytest.raises(KeyboardInterrupt):
             files.write(found, target, False)
         assert sorted(path.name for path in tmp_path.iterdir()) == before
@@ -634,13 +640,13 @@ def test_the_figures_are_shown_before_they_are_written(ten, tmp_path, monkeypatc
     monkeypatch.setattr(module, "write", full)
     console = Console(file=io.StringIO(), width=100)
     with pytest.raises(OSError, match="No space left"):
-        run(str(ten[0]), str(MICRO_FILE), output=tmp_path / "out", console=console, **SMALL)
+        run(asked(ten[0], output=tmp_path / "out"), console)
     assert "95 % interval" in console.file.getvalue()
     monkeypatch.undo()
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "results.csv").write_text("")
     with pytest.raises(FileExistsError):
-        run("nowhere", "nothing", output=tmp_path / "out")
+        asked("nowhere", "nothing", output=tmp_path / "out")
 
 
 def test_matplotlib_is_asked_for_before_the_work(tmp_path, monkeypatch):
@@ -652,7 +658,7 @@ def test_matplotlib_is_asked_for_before_the_work(tmp_path, monkeypatch):
 def test_the_report(ten, tmp_path):
     data, _, _ = ten
     console = Console(file=io.StringIO(), width=100)
-    code = run(str(data), str(MICRO_FILE), output=tmp_path / "[out]", console=console, **SMALL)
+    code = run(asked(data, output=tmp_path / "[out]"), console)
     text = " ".join(console.file.getvalue().split())
     assert code == 0
     for words in (
@@ -713,7 +719,7 @@ def test_the_exit_code_says_whether_they_agree(ten, monkeypatch):
         beside = Shifted(Classifier(MICRO_FILE, **SMALL), shift)
         monkeypatch.setattr(module, "Original", lambda weights, name, beside=beside: beside)
         console = Console(file=io.StringIO())
-        assert run(str(ten[0]), MICRO_FILE, against_original=True, console=console, **SMALL) == code
+        assert run(asked(ten[0], against_original=True), console) == code
 
 
 def test_agreement_needs_both():
@@ -785,7 +791,7 @@ def test_other_weights_in_the_original_are_found_out(ten, monkeypatch):
 
     monkeypatch.setattr(original, "_load", other)
     console = Console(file=io.StringIO(), width=100)
-    assert run(str(ten[0]), MICRO_FILE, against_original=True, console=console, **SMALL) == 1
+    assert run(asked(ten[0], against_original=True), console) == 1
     assert "1.0e-03" in console.file.getvalue()
 
 

@@ -11,15 +11,14 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from ..datasets.labelled import check_asked, open_dataset
+from ..datasets.labelled import open_dataset
 from ..inference.classifier import Classifier
 from ..support.console import messages, pictures_bar, results, say, say_failures
-from ..support.text import printable
-from ..weights.address import address_of
-from .files import FILES, ready_folder, write
+from .files import FILES, write
 from .measure import measure
 from .metrics import BINS
 from .original import Original, require_original
+from .request import EvaluatedOptions, EvaluateRequest
 from .result import Evaluation
 
 
@@ -63,30 +62,56 @@ def evaluate(
         OSError: Weights or data cannot be read, or the output not written.
         ModuleNotFoundError: An extra is missing; says which.
     """
-    target = ready_folder(output, overwrite)
-    check_asked(data, split=split, subset=subset, class_map=class_map, real_labels=real_labels)
-    if address_of(weights).kind != "exported":
-        # The model itself, also for a few pictures, for which "auto" would take NumPy.
-        options = {"engine": "keras", **options}
-        if against_original:
-            require_original()
-    elif against_original:
-        raise ValueError(
-            f"`against_original` needs the weights; {printable(weights)} is an exported file"
-        )
-    classifier = Classifier(weights, **options)
-    if not classifier.labels:
-        raise ValueError(f"{classifier.name} has no head: it cannot be evaluated")
-    dataset = open_dataset(
-        data,
-        classifier.classes,
+    request = EvaluateRequest(
+        data=data,
+        classifier=EvaluatedOptions(weights=weights, **options),
         split=split,
         subset=subset,
         class_map=class_map,
         real_labels=real_labels,
+        output=None if output is None else Path(output),
+        overwrite=overwrite,
+        against_original=against_original,
     )
-    original = Original(weights, classifier.name) if against_original else None
-    with pictures_bar(console or Console(quiet=True)) as bar:
+    found = _evaluate(request, console or Console(quiet=True))
+    if request.output is not None:
+        write(found, request.output, overwrite)
+    return found
+
+
+def run(request: EvaluateRequest, console: Console | None = None) -> int:
+    """Evaluates and reports; 1 where a picture could not be measured, or the original disagrees.
+
+    Args:
+        request: What to do.
+        console: Where to report.
+
+    Raises:
+        ValueError: As `evaluate`.
+        OSError: As `evaluate`.
+    """
+    console = console or results()
+    found = _evaluate(request, messages())
+    report(found, console)  # first: should the disk be full, hours of work are not lost
+    if request.output is not None:
+        write(found, request.output, request.overwrite)
+        names = ", ".join(name for name in FILES if (request.output / name).exists())
+        say(console, f"{request.output}: {names}")
+    differs = found.original is not None and not found.original.agrees
+    return 1 if differs or found.failed else 0
+
+
+def _evaluate(request: EvaluateRequest, console: Console) -> Evaluation:
+    if request.against_original:
+        require_original()
+    classifier = Classifier(**vars(request.classifier))
+    if not classifier.labels:
+        raise ValueError(f"{classifier.name} has no head: it cannot be evaluated")
+    dataset = open_dataset(request.data, classifier.classes, **request.how)
+    original = None
+    if request.against_original:
+        original = Original(request.classifier.weights, classifier.name)
+    with pictures_bar(console) as bar:
         task = bar.add_task(classifier.name, total=dataset.count, rate="")
 
         def advance() -> None:
@@ -94,47 +119,7 @@ def evaluate(
             speed = bar.tasks[0].speed
             bar.update(task, rate=f"{speed:.1f} images/s" if speed else "")
 
-        found = measure(classifier, dataset, advance, original)
-    if target is not None:
-        write(found, target, overwrite)
-    return found
-
-
-def run(
-    data: str,
-    weights: str = "van_b0",
-    *,
-    output: Path | None = None,
-    overwrite: bool = False,
-    console: Console | None = None,
-    **options: Any,
-) -> int:
-    """Evaluates, reports and returns the exit code.
-
-    It is 1 where a picture could not be measured, or the original disagrees.
-
-    Args:
-        data: As in `evaluate`, as are the others.
-        weights: As in `Classifier`.
-        output: Folder to make.
-        overwrite: Replace the `output` of an earlier evaluation.
-        console: Where to report.
-        options: As in `evaluate`.
-
-    Raises:
-        ValueError: As `evaluate`.
-        OSError: As `evaluate`.
-    """
-    console = console or results()
-    target = ready_folder(output, overwrite)
-    found = evaluate(data, weights, console=messages(), **options)
-    report(found, console)  # first: should the disk be full, hours of work are not lost
-    if target is not None:
-        write(found, target, overwrite)
-        names = ", ".join(name for name in FILES if (target / name).exists())
-        say(console, f"{target}: {names}")
-    differs = found.original is not None and not found.original.agrees
-    return 1 if differs or found.failed else 0
+        return measure(classifier, dataset, advance, original)
 
 
 def report(found: Evaluation, console: Console | None = None) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -29,13 +28,11 @@ FILES = (
 )
 
 
-def ready_folder(output: str | os.PathLike | None, overwrite: bool) -> Path | None:
+def check_output(output: Path | None, overwrite: bool) -> None:
     """Before the work, finds whatever would keep its result from being written after it."""
-    target = None if output is None else Path(output)
-    check_folder(target, FILES, "evaluation", overwrite)
-    if target is not None:
+    check_folder(output, FILES, "evaluation", overwrite)
+    if output is not None:
         plots.require_matplotlib()
-    return target
 
 
 def write(found: Evaluation, output: Path, overwrite: bool) -> None:

@@ -1,0 +1,79 @@
+"""What `van evaluate` is asked for, checked before any work is done."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..inference.request import ClassifierOptions
+from ..support.options import option, part
+from ..support.text import printable
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluatedOptions(ClassifierOptions):
+    """The arguments of `Classifier`; the engine of weights is Keras unless another is named."""
+
+    engine: Any = None
+
+    def __post_init__(self) -> None:
+        if self.engine is None:
+            # The model itself, also for a few pictures, for which "auto" would take NumPy.
+            engine = "auto" if self.is_exported else "keras"
+            object.__setattr__(self, "engine", engine)
+        super().__post_init__()
+
+    @property
+    def is_exported(self) -> bool:
+        """Whether an exported file is evaluated, there or not."""
+        from ..weights.address import address_of  # takes NumPy, which `--help` does without
+
+        return address_of(self.weights).kind == "exported"
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateRequest:
+    """The arguments of `evaluate`, which says what they are, and the options of `van evaluate`.
+
+    Raises:
+        ValueError: An argument is not allowed, or does not go with another.
+        OSError: There are no such data, or the output is in the way or cannot be written.
+        ModuleNotFoundError: matplotlib or TensorFlow Datasets is missing.
+    """
+
+    data: str | os.PathLike = option(
+        "a folder with a folder for each class, tfds:NAME, or digits (bundled)"
+    )
+    classifier: EvaluatedOptions = part(EvaluatedOptions)
+    split: str | None = option("of a TFDS data set, such as validation", None)
+    subset: str | None = option(
+        "imagenet-a or imagenet-r: predict among the 200 classes of these", None
+    )
+    class_map: str | os.PathLike | None = option("json or csv file: folder name, class index", None)
+    real_labels: str | os.PathLike | None = option("real.json of the ReaL labels", None)
+    output: Path | None = option(
+        "folder to make: tables, JSON, pictures of the mistakes and of the least certain", None
+    )
+    overwrite: bool = option("replace an earlier output", False)
+    against_original: bool = option(
+        "the same batches through transformers' model with the same weights; exit 1 if it differs",
+        False,
+    )
+
+    def __post_init__(self) -> None:
+        from ..datasets.labelled import check_asked
+        from .files import check_output
+
+        check_output(self.output, self.overwrite)
+        check_asked(self.data, **self.how)
+        if self.against_original and self.classifier.is_exported:
+            weights = printable(self.classifier.weights)
+            raise ValueError(f"`against_original` needs the weights; {weights} is an exported file")
+
+    @property
+    def how(self) -> dict[str, Any]:
+        """How `datasets.labelled.open_dataset` is to read the data."""
+        names = ("split", "subset", "class_map", "real_labels")
+        return {name: getattr(self, name) for name in names}
