@@ -17,7 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from .. import __version__
-from ..support import plots as pictures
+from ..support import plots
 from ..support.console import Shortened, common_folder, messages, results, say, to_json
 from ..support.result_folder import check_folder, write_folder
 from ..support.text import printable
@@ -52,7 +52,7 @@ def run(
     """
     check_folder(output, _FILES, "benchmark", overwrite)
     if output is not None:
-        pictures.require_matplotlib()
+        plots.require_matplotlib()
     errors, unsteady = messages(), ""
     try:
         found = benchmark(weights, console=errors, **options)
@@ -226,7 +226,7 @@ def _two_lines(pair: tuple[str, str]) -> str:
 
 def _texts(figure: Any, names: Mapping[tuple[str, str], str]) -> dict[tuple[str, str], str]:
     """The names as they may be drawn."""
-    return dict(zip(names, pictures.shown_lines(figure, list(names.values()), 40), strict=True))
+    return dict(zip(names, plots.shown_lines(figure, list(names.values()), 40), strict=True))
 
 
 def _bars(
@@ -268,7 +268,7 @@ def _bars(
     for axes in panels:  # one scale, so that bars can be compared
         axes.set_xlim(0, longest * 1.35)  # room for the words
     panels[-1].set_xlabel(label)
-    pictures.save(figure, path)
+    plots.save(figure, path)
 
 
 def draw_latency(found: Sequence[Measurement], path: Path) -> None:
@@ -320,4 +320,4 @@ def draw_throughput(found: Sequence[Measurement], path: Path) -> None:
     texts = _texts(figure, names)
     legend = [texts[key].replace("\n", ", ") for key in lines]
     figure.legend(lines.values(), legend, loc="outside lower center", ncols=2)
-    pictures.save(figure, path)
+    plots.save(figure, path)

@@ -16,7 +16,7 @@ from rich.table import Table
 
 from ..datasets import digits
 from ..model.van import VAN
-from ..support import plots as pictures
+from ..support import plots
 from ..support.console import messages, results, say_files, to_json
 from ..support.result_folder import write_folder
 from ..support.text import printable
@@ -114,7 +114,7 @@ def run(
     def fill(folder: Path) -> None:
         model.save(folder / "model.keras")
         metrics.update(_measure(folder, test))
-        pictures.training_curves(history, folder / "training_curves.png")
+        plots.training_curves(history, folder / "training_curves.png")
         metrics["seconds"] = round(time.perf_counter() - started, 1)
         text = to_json(metrics, indent=1)
         (folder / "metrics.json").write_text(text + "\n", encoding="utf-8")
@@ -153,12 +153,12 @@ def _measure(folder: Path, test: digits.Split) -> dict:
     hits = ranking == test.labels[:, None]
     matrix: np.ndarray = np.zeros((10, 10), np.int64)
     np.add.at(matrix, (test.labels, ranking[:, 0]), 1)
-    pictures.confusion_matrix(
+    plots.confusion_matrix(
         matrix, digits.CLASSES, folder / "confusion_matrix.png", "digits: the bundled test images"
     )
     # All mistakes first: what a person wants to see; then right ones in test order.
     shown = np.argsort(hits[:, 0], kind="stable")[:40]
-    pictures.contact_sheet(
+    plots.contact_sheet(
         test.pixels[shown],
         [digits.CLASSES[i] for i in test.labels[shown]],
         [digits.CLASSES[i] for i in ranking[shown, 0]],

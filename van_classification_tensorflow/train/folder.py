@@ -13,7 +13,7 @@ from typing import Any
 
 from ..datasets.training import Pictures, open_data
 from ..spec.config import resolve
-from ..support import plots as pictures
+from ..support import plots
 from ..support.extras import is_installed, missing
 from ..support.files import write_atomically
 from ..support.text import in_shell, printable
@@ -222,7 +222,7 @@ def check_start(
         ModuleNotFoundError: The extra `train` is missing.
     """
     require_yaml()
-    pictures.require_matplotlib()
+    plots.require_matplotlib()
     if not is_installed("grain"):
         raise missing("Training", "grain", "train")
     if force and not resume:

@@ -15,7 +15,7 @@ from rich.console import Console
 from ..datasets.training import Pictures
 from ..images.decode import ImageError
 from ..model.van import VAN
-from ..support import plots as pictures
+from ..support import plots
 from ..support.console import pictures_bar, say
 from ..support.files import write_atomically
 from ..support.text import in_shell, printable
@@ -296,7 +296,7 @@ class Run:
         self._save(self.folder / "last.keras")
         write_atomically(
             self.folder / "training_curves.png",
-            lambda path: pictures.training_curves(self.records.history, path, "validation"),
+            lambda path: plots.training_curves(self.records.history, path, "validation"),
         )
 
     def _save(self, path: Path) -> None:
