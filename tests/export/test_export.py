@@ -273,19 +273,20 @@ def test_a_writer_that_breaks_leaves_nothing(tmp_path, monkeypatch, micro):
 def test_two_files_are_replaced_together_or_not(tmp_path, monkeypatch, micro, error):
     export(micro, tmp_path / "m.xml")
     before = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
-    rename, calls = os.rename, []
+    move, calls = os.replace, []
 
     def fails_at_the_last(source, target):
         calls.append(target)
         if len(calls) == 4:
             raise error
-        rename(source, target)
+        move(source, target)
 
-    monkeypatch.setattr(place.os, "rename", fails_at_the_last)
+    monkeypatch.setattr(os, "replace", fails_at_the_last)
     with pytest.raises(type(error)):
         export(load_seeded(VAN(**MICRO), 1), tmp_path / "m.xml", overwrite=True, image_size=64)
     assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before
-    monkeypatch.setattr(place.os, "rename", rename)
+    assert len(calls) > 4  # the old ones were put back
+    monkeypatch.setattr(os, "replace", move)
     export(load_seeded(VAN(**MICRO), 1), tmp_path / "m.xml", overwrite=True, image_size=64)
     after = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
     assert after.keys() == before.keys()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -17,6 +16,7 @@ from ..spec.architecture import Architecture
 from ..spec.preprocessing import Preprocessing
 from ..spec.scores import SIGMOID, SOFTMAX, activation_of
 from ..support.console import print_report, to_json
+from ..support.files import folder_beside, put_in_place, write_atomically
 from ..weights.address import address_of
 from ..weights.checkpoint import ModelWeights, read_weights
 from ..weights.formats.torch import write_torch
@@ -114,9 +114,12 @@ def convert(
     notes += said
     if bare or target.name.endswith(".weights.h5"):
         notes += _lost(target, opened)
-    read = Path(source).resolve()
-    in_place = target.resolve() in (read, read.parent)
-    _whole_or_not(target, write, () if in_place else _OF_OTHERS)
+    if kind == "folder":
+        read = Path(source).resolve()
+        in_place = target.resolve() in (read, read.parent)
+        _replace_files(target, write, () if in_place else _OF_OTHERS)
+    else:
+        write_atomically(target, write, shared=True)
     return Report(weights, target, written, tuple(notes))
 
 
@@ -194,24 +197,15 @@ def _kind(target: Path, naming: str | None) -> tuple[str, str]:
     )
 
 
-def _whole_or_not(target: Path, write: Callable[[Path], Any], stale: Sequence[str]) -> None:
-    """Writes beside `target` first, then moves: an interrupted run leaves the old or nothing.
-
-    Of a folder, removes the files called `stale` that were not written.
-    """
-    # In a folder of its own under the final name: Keras looks at the ending.
-    with tempfile.TemporaryDirectory(prefix=".van-convert-", dir=target.absolute().parent) as work:
-        made = Path(work) / target.name
+def _replace_files(target: Path, write: Callable[[Path], Any], stale: Sequence[str]) -> None:
+    """Makes the files of a folder, each whole or not at all; removes others that are `stale`."""
+    with folder_beside(target) as work:
+        made = work / target.name
         write(made)
-        if made.is_file():
-            with open(made, "rb+") as file:
-                os.fsync(file.fileno())
-            os.replace(made, target)
-            return
         target.mkdir(exist_ok=True)
         written = [part.name for part in made.iterdir()]
         for name in written:
-            os.replace(made / name, target / name)
+            put_in_place([(made / name, target / name)], work)
         for name in set(stale) - set(written):
             (target / name).unlink(missing_ok=True)
 

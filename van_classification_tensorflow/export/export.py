@@ -7,7 +7,6 @@ real pictures. Only what agrees is moved to its place: an export leaves everythi
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -21,6 +20,7 @@ from ..spec.card import ASSUMED_BEFORE, About
 from ..spec.config import min_image_size
 from ..support.checks import is_whole
 from ..support.console import messages, print_report, say
+from ..support.files import folder_beside
 from . import litert, onnx, openvino, saved_model
 from .compare import Export, ExportError, check_agreement, compare
 from .formats import import_runtime
@@ -128,8 +128,8 @@ def _export(request: ExportRequest, console: Console) -> Export:
     samples = take_samples(request.data, source, request.precision == "int8", console)
     import_runtime(request.kind)  # only now: TensorFlow takes its time, and may not be needed
     job = _job(request, source, samples)
-    with tempfile.TemporaryDirectory(dir=request.target.parent, prefix=".van-export-") as folder:
-        made = Path(folder) / request.target.name
+    with folder_beside(request.target) as folder:
+        made = folder / request.target.name
         with console.status(f"{source.card.name}: writing {request.kind}"):
             _write(request.kind, job, made)
         found = compare(job, made, request.kind, samples, console)

@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from ..support.files import put_in_place
 from ..support.text import printable
 from ..weights.address import address_of
 
@@ -33,22 +34,5 @@ def check_place(target: Path, kind: str, model: Any, overwrite: bool) -> None:
 
 def place(made: Path, target: Path, kind: str) -> None:
     """Moves what was made to its place, or leaves what was there."""
-    if kind in ("onnx", "litert"):
-        os.replace(made, target)  # at any moment the old file or the new one
-        return
-    aside = made.parent / "replaced"
-    aside.mkdir()
-    moved: list[Path] = []
-    try:
-        for place in files_at(target, kind):
-            moved.append(place)
-            if os.path.lexists(place):
-                os.rename(place, aside / place.name)
-            os.rename(made.with_name(place.name), place)
-    except BaseException:  # Ctrl-C as well
-        for place in moved:
-            if os.path.lexists(place) and not made.with_name(place.name).exists():
-                os.rename(place, made.with_name(place.name))
-            if (aside / place.name).exists():
-                os.rename(aside / place.name, place)
-        raise
+    places = files_at(target, kind)
+    put_in_place([(made.with_name(place.name), place) for place in places], made.parent)

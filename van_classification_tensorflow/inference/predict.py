@@ -35,6 +35,7 @@ from ..support.console import (
     to_json,
     write_line,
 )
+from ..support.files import write_atomically
 from ..support.interrupt import Interrupted
 from ..support.text import printable
 from ..weights.address import address_of
@@ -356,15 +357,20 @@ class Journal:
     def finish(self, top: int, features: bool) -> None:
         """Makes the output and removes the journal."""
         self.file.close()
-        part = self.output.with_name(f".{self.output.name}.new{self.output.suffix}")
-        try:
+
+        def write(part: Path) -> None:
             _WRITERS[self.output.suffix](part, self._records, top, features)
-            with part.open("rb+") as file:
-                os.fsync(file.fileno())
-            os.replace(part, self.output)
-        finally:
-            part.unlink(missing_ok=True)
+            if self.output.suffix == ".npy":
+                write_atomically(rows_beside(self.output), self._write_rows)
+
+        write_atomically(self.output, write)
         self.path.unlink()
+
+    def _write_rows(self, path: Path) -> None:
+        with path.open("w", encoding="utf-8", errors="backslashreplace", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow(["path", "error"])
+            writer.writerows((record["path"], record["error"]) for record in self._records())
 
     def _records(self) -> Iterator[dict[str, Any]]:
         with self.path.open("rb") as file:
@@ -424,21 +430,13 @@ def _write_parquet(path: Path, records: Any, top: int, features: bool) -> None:
 
 def _write_npy(path: Path, records: Any, top: int, features: bool) -> None:
     """(N, C) float32, a row of NaN for a failure; the paths go into a table beside it."""
-    rows = [(r["path"], r["error"], r["features"]) for r in records()]
-    channels = next((len(found) for _, _, found in rows if found is not None), 0)
+    rows = [record["features"] for record in records()]
+    channels = next((len(found) for found in rows if found is not None), 0)
     array: np.ndarray = np.full((len(rows), channels), np.nan, np.float32)
-    for row, (_, _, found) in zip(array, rows, strict=True):
+    for row, found in zip(array, rows, strict=True):
         if found is not None:
             row[:] = found
-    final = path.with_name(path.name.removeprefix(".").removesuffix(".new.npy"))
-    beside = rows_beside(final)
-    part = beside.with_name(f".{beside.name}.new")
-    with part.open("w", encoding="utf-8", errors="backslashreplace", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["path", "error"])
-        writer.writerows(row[:2] for row in rows)
     np.save(path, array)
-    os.replace(part, beside)
 
 
 def rows_beside(output: Path) -> Path:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from importlib.resources import files
 from importlib.resources.abc import Traversable
 from pathlib import Path
@@ -40,14 +41,16 @@ def open_regular(path: str | os.PathLike, buffering: int = -1) -> BinaryIO:
     raise ValueError("a folder" if stat.S_ISDIR(info.st_mode) else "not a regular file")
 
 
-def write_atomically(path: str | os.PathLike, write: Callable[[Path], object]) -> None:
+def write_atomically(
+    path: str | os.PathLike, write: Callable[[Path], object], *, shared: bool = False
+) -> None:
     """Makes or replaces a file: at any moment it is the old one or the new one, whole.
-
-    One process at a time may do so: what a killed one leaves is overwritten by the next.
 
     Args:
         path: A file, or a place for one.
         write: Makes the file at the path it is called with, whose name ends as `path` does.
+        shared: Several processes may do so at once, each beside the others: what a killed one
+            leaves stays. Else one at a time, and the next overwrites what a killed one left.
 
     Raises:
         OSError: It could not be written; `path` is as it was.
@@ -56,7 +59,8 @@ def write_atomically(path: str | os.PathLike, write: Callable[[Path], object]) -
     path = Path(path)
     if path.exists() and not path.is_file():
         raise ValueError(f"`path` must be a file, or not be there yet. Received: path={path}")
-    new = path.with_name(f".tmp-{path.name}")
+    mine = f"{os.urandom(4).hex()}-" if shared else ""
+    new = path.with_name(f".tmp-{mine}{path.name}")
     try:
         new.unlink(missing_ok=True)  # nothing of a dead process may pass for what `write` makes
         write(new)
@@ -71,9 +75,64 @@ def write_atomically(path: str | os.PathLike, write: Callable[[Path], object]) -
     sync(path.parent)
 
 
+@contextmanager
+def folder_beside(path: Path) -> Iterator[Path]:
+    """An empty folder on the disk where `path` is or will be; at the end it is gone."""
+    import tempfile  # not where files are only read
+
+    with tempfile.TemporaryDirectory(prefix=".van-", dir=path.absolute().parent) as folder:
+        yield Path(folder)
+
+
+def put_in_place(moves: Sequence[tuple[Path, Path]], work: Path) -> None:
+    """Moves what was made to its places: all of it, or with an error nothing.
+
+    A single file takes its place at once. A folder cannot replace another, nor two files two
+    others: there what is replaced steps aside first.
+
+    Args:
+        moves: (a file or folder, its place), on one disk.
+        work: A folder of that disk for what is replaced; the caller removes it (`folder_beside`).
+
+    Raises:
+        OSError: Something could not be moved; everything is as it was.
+    """
+    for made, _ in moves:
+        for path in (*(made.rglob("*") if made.is_dir() else ()), made):
+            sync(path)
+    if len(moves) == 1 and moves[0][0].is_file():
+        os.replace(*moves[0])
+    else:
+        aside = work / "older"
+        aside.mkdir()
+        _put_all([(made, place, aside / place.name) for made, place in moves])
+    for folder in {place.absolute().parent for _, place in moves}:
+        sync(folder)
+
+
+def _put_all(moves: Sequence[tuple[Path, Path, Path]]) -> None:
+    begun = 0
+    try:
+        for made, place, older in moves:
+            begun += 1
+            if os.path.lexists(place):
+                os.replace(place, older)
+            os.replace(made, place)
+    except BaseException:  # Ctrl-C as well
+        for made, place, older in moves[:begun]:
+            if os.path.lexists(place) and not os.path.lexists(made):
+                os.replace(place, made)
+            if os.path.lexists(older):
+                os.replace(older, place)
+        raise
+
+
 def sync(path: Path) -> None:
     """Waits until a file, or the names in a folder, are on the disk."""
-    handle = os.open(path, os.O_RDONLY)
+    windows = os.name == "nt"  # which waits for no folder, and for files that can be written
+    if windows and path.is_dir():
+        return
+    handle = os.open(path, os.O_RDWR if windows else os.O_RDONLY)
     try:
         os.fsync(handle)
     finally:

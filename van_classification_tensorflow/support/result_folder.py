@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Callable, Collection
 from pathlib import Path
 
+from .files import folder_beside, put_in_place
 from .text import printable
 
 
@@ -32,7 +32,7 @@ def check_folder(output: Path | None, files: Collection[str], maker: str, overwr
         raise FileNotFoundError(f"{folder} is no folder; make it first")
     if output.absolute() == Path.cwd():
         raise FileExistsError(f"`output` {output} is the current folder; name another")
-    with tempfile.TemporaryDirectory(prefix=".van-", dir=folder):
+    with folder_beside(output):
         pass  # so that what cannot be written is not first made
     if not os.path.lexists(output):
         return
@@ -67,19 +67,9 @@ def write_folder(
     Raises:
         OSError: It cannot be written, or is in the way.
     """
-    with tempfile.TemporaryDirectory(prefix=".van-", dir=output.absolute().parent) as work:
-        made, old = Path(work) / "made", Path(work) / "old"
+    with folder_beside(output) as work:
+        made = work / "made"
         made.mkdir()
         write(made)
-        for path in made.iterdir():
-            with path.open("rb+") as file:
-                os.fsync(file.fileno())
         check_folder(output, files, maker, overwrite)  # again: it may have been made meanwhile
-        if output.exists():
-            os.replace(output, old)
-        try:
-            os.replace(made, output)
-        except BaseException:
-            if old.exists():
-                os.replace(old, output)
-            raise
+        put_in_place([(made, output)], work)

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple
 from urllib.parse import urlsplit
 
-from ..support.files import asset
+from ..support.files import asset, write_atomically
 from .catalogue import Source, Weights
 from .download import (
     DownloadError,
@@ -168,7 +168,7 @@ class _Fetch:
                     _say(self.console, f"{name}: {error}; trying the next source")
                 continue
             # Beginnings from other sources, and what a killed process left.
-            for pattern in ("*.part", "*.part.json", "*.sha256.*"):
+            for pattern in ("*.part", "*.part.json", "*.sha256.*", ".tmp-*"):
                 for left in self.folder.glob(pattern):
                     left.unlink(missing_ok=True)
             return path
@@ -307,15 +307,8 @@ def _pin(path: Path) -> Path:
 
 
 def _write_pin(path: Path, digest: str) -> None:
-    new = path.with_name(f"{path.name}.sha256.{os.getpid()}")
-    try:
-        with new.open("w", encoding="utf-8", newline="\n") as file:
-            file.write(f"{digest}  {path.name}\n")
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(new, _pin(path))
-    finally:
-        new.unlink(missing_ok=True)
+    line = f"{digest}  {path.name}\n".encode()
+    write_atomically(_pin(path), lambda new: new.write_bytes(line), shared=True)
 
 
 def _source_of(weights: Weights, path: Path) -> Source:
