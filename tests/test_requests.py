@@ -15,6 +15,7 @@ COMMANDS = {
     "demo": ("", None),
     "predict": ("x.png", "inference.classifier:Classifier"),
     "evaluate": ("--data digits", "evaluate.evaluate:evaluate"),
+    "benchmark": ("", "benchmark.measure:benchmark"),
     "convert": ("a.pth b.pth", "export.convert:convert"),
     "export": ("--output x.onnx", "export.export:export"),
 }

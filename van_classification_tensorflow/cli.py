@@ -137,77 +137,6 @@ def _none_or_text(text: str) -> str | None:
     return None if text == "none" else text
 
 
-def benchmark(parser: ArgumentParser) -> Any:
-    """Measure latency, throughput, memory and cold start of models and exported files."""
-    parser.add_argument(
-        "--weights",
-        nargs="+",
-        default=["van_b0"],
-        metavar="WEIGHTS",
-        help="what to measure side by side: names of `van weights list` that are here, weight "
-        "files, .keras models, exported files (default: van_b0); open only .keras files and "
-        "SavedModels that you trust",
-    )
-    parser.add_argument(
-        "--random-weights",
-        action="store_true",
-        help="give names random weights, which need no download: the speed does not depend on "
-        "their values",
-    )
-    parser.add_argument(
-        "--engine",
-        nargs="+",
-        dest="engines",
-        default=["fused"],
-        choices=("fused", "keras"),
-        help="how models are run: fused for inference (default), keras as they are, or both; on "
-        "the backend that KERAS_BACKEND names",
-    )
-    parser.add_argument(
-        "--batch-size",
-        nargs="+",
-        type=int,
-        dest="batch_sizes",
-        default=[1],
-        metavar="N",
-        help="images in a call (default: 1)",
-    )
-    parser.add_argument(
-        "--image-size",
-        nargs="+",
-        type=int,
-        dest="image_sizes",
-        default=[None],
-        metavar="N",
-        help="side in pixels (default: what each was made for)",
-    )
-    parser.add_argument("--threads", type=int, help="for every engine (default: its own choice)")
-    parser.add_argument(
-        "--rounds", type=int, default=3, help="launches of each, at least 2 (default: 3)"
-    )
-    parser.add_argument(
-        "--seconds", type=float, default=2.0, help="timed calls in a launch (default: 2)"
-    )
-    parser.add_argument(
-        "--max-spread",
-        type=float,
-        default=1.25,
-        help="report no figures of a model whose slowest launch takes more than this times its "
-        "best one (default: 1.25)",
-    )
-    parser.add_argument(
-        "--output", type=Path, help="folder to make: a table, every launch in JSON, two pictures"
-    )
-    parser.add_argument("--overwrite", action="store_true", help="replace an earlier output")
-
-    def run(weights: list[str], **options: Any) -> None:
-        from .benchmark.report import run
-
-        sys.exit(run(weights, **options))
-
-    return run
-
-
 @dataclass(frozen=True)
 class Command:
     """A command: what it is for, what it is asked with, and what does it.
@@ -247,7 +176,11 @@ COMMANDS: dict[str, Any] = {
         "evaluate.request:EvaluateRequest",
         "evaluate.evaluate:run",
     ),
-    "benchmark": benchmark,
+    "benchmark": Command(
+        "Measure latency, throughput, memory and cold start of models and exported files.",
+        "benchmark.request:BenchmarkRequest",
+        "benchmark.report:run",
+    ),
     "convert": Command(
         "Convert a weight file of any known format and naming to another, bit for bit.",
         "export.request:ConvertRequest",

@@ -27,6 +27,7 @@ from van_classification_tensorflow.benchmark.measure import (
     count_parameters,
     summarise,
 )
+from van_classification_tensorflow.benchmark.request import BenchmarkRequest
 from van_classification_tensorflow.benchmark.worker import (
     MIN_STEPS,
     Opened,
@@ -286,7 +287,8 @@ def test_launches_that_disagree_are_refused():
 
 def planned(contenders, batches, sizes):
     console = Console(record=True, file=open(os.devnull, "w"), width=200)  # noqa: SIM115 - open for the whole test
-    todo = module.plan(contenders, batches, sizes, console)
+    request = BenchmarkRequest(batch_sizes=batches, image_sizes=sizes)
+    todo = module.plan(contenders, request, console)
     return {
         setting: [one.weights for one in there] for setting, there in todo.items()
     }, console.export_text()
@@ -552,14 +554,18 @@ def fixed(monkeypatch):
     """What `run` measures, and with which options."""
     asked = {}
 
-    def measure(weights, console, **options):
-        asked.update(options, weights=weights)
+    def measure(request, console):
+        asked["request"] = request
         if isinstance(asked.get("raises"), Exception):
             raise asked["raises"]
         return FOUND
 
-    monkeypatch.setattr(benchmark_report, "benchmark", measure)
+    monkeypatch.setattr(benchmark_report, "measure", measure)
     return asked
+
+
+def run_report(**options):
+    return benchmark_report.run(BenchmarkRequest(weights=("a.onnx",), **options))
 
 
 def test_the_table_fits_a_terminal(tmp_path):
@@ -583,9 +589,9 @@ def test_the_table_fits_a_terminal(tmp_path):
 
 def test_output_is_complete(tmp_path, fixed, capsys):
     output = tmp_path / "out"
-    assert benchmark_report.run(["a.onnx"], output=output, threads=2) == 0
-    assert fixed == {"weights": ["a.onnx"], "threads": 2}
-    assert sorted(path.name for path in output.iterdir()) == sorted(benchmark_report._FILES)
+    assert run_report(output=output, threads=2) == 0
+    assert (fixed["request"].weights, fixed["request"].threads) == (("a.onnx",), 2)
+    assert sorted(path.name for path in output.iterdir()) == sorted(benchmark_report.FILES)
     assert os.listdir(tmp_path) == ["out"]
     with (output / "benchmark.csv").open() as file:
         rows = list(csv.DictReader(file))
@@ -606,7 +612,7 @@ def test_output_is_complete(tmp_path, fixed, capsys):
 
 def test_disagreeing_launches_write_nothing(tmp_path, fixed, capsys):
     fixed["raises"] = UnsteadyError("no figures: wild")
-    assert benchmark_report.run(["a.onnx"], output=tmp_path / "out") == 1
+    assert run_report(output=tmp_path / "out") == 1
     printed = capsys.readouterr()
     assert "no figures: wild" in printed.err
     assert not printed.out
@@ -616,7 +622,7 @@ def test_disagreeing_launches_write_nothing(tmp_path, fixed, capsys):
 def test_figures_of_the_others_are_shown_and_written(tmp_path, fixed, capsys):
     steady = summarise(contender("steady.onnx"), (1, (8, 8)), None, [said(1.0), said(1.2)])
     fixed["raises"] = UnsteadyError("no figures of these: wild", [steady])
-    assert benchmark_report.run(["a.onnx"], output=tmp_path / "out") == 1
+    assert run_report(output=tmp_path / "out") == 1
     printed = capsys.readouterr()
     assert "no figures of these: wild" in printed.err
     assert "steady.onnx" in printed.out
@@ -628,15 +634,15 @@ def test_an_output_that_is_in_the_way_is_found_before_the_work(tmp_path, fixed):
     output.mkdir()
     (output / "benchmark.csv").write_text("")
     with pytest.raises(FileExistsError, match="--overwrite"):
-        benchmark_report.run(["a.onnx"], output=output)
+        run_report(output=output)
     (output / "thesis.doc").write_text("")
     with pytest.raises(FileExistsError, match="no benchmark wrote"):
-        benchmark_report.run(["a.onnx"], output=output, overwrite=True)
+        run_report(output=output, overwrite=True)
     with pytest.raises(FileNotFoundError, match="no folder"):
-        benchmark_report.run(["a.onnx"], output=tmp_path / "no" / "out")
+        run_report(output=tmp_path / "no" / "out")
     (tmp_path / "file").write_text("")
     with pytest.raises(FileExistsError, match="no folder"):
-        benchmark_report.run(["a.onnx"], output=tmp_path / "file", overwrite=True)
+        run_report(output=tmp_path / "file", overwrite=True)
     assert not fixed
 
 
@@ -651,7 +657,7 @@ def test_a_failed_write_leaves_the_earlier_output(tmp_path, fixed, monkeypatch):
     with monkeypatch.context() as patched:
         patched.setattr(benchmark_report, "draw_throughput", full)
         with pytest.raises(OSError, match="no space"):
-            benchmark_report.run(["a.onnx"], output=output, overwrite=True)
+            run_report(output=output, overwrite=True)
     assert os.listdir(tmp_path) == ["out"]
     assert (output / "benchmark.csv").read_text() == "old"
     move = os.replace
@@ -664,9 +670,9 @@ def test_a_failed_write_leaves_the_earlier_output(tmp_path, fixed, monkeypatch):
     with monkeypatch.context() as patched:
         patched.setattr(benchmark_report.os, "replace", fail_once)
         with pytest.raises(OSError, match="no rename"):
-            benchmark_report.run(["a.onnx"], output=output, overwrite=True)
+            run_report(output=output, overwrite=True)
     assert (output / "benchmark.csv").read_text() == "old"
-    benchmark_report.run(["a.onnx"], output=output, overwrite=True)
+    run_report(output=output, overwrite=True)
     assert len(os.listdir(output)) == 4
 
 
@@ -732,33 +738,20 @@ def test_names_in_pictures_are_short_and_no_formulas(monkeypatch):
 
 def test_options_of_the_command(monkeypatch):
     asked = []
-    monkeypatch.setattr(benchmark_report, "run", lambda *args, **kw: asked.append((args, kw)) or 1)
+    monkeypatch.setattr(benchmark_report, "run", lambda request: asked.append(request) or 1)
     with pytest.raises(SystemExit) as done:
         main(["benchmark"])
     assert done.value.code == 1
-    assert asked[0] == (
-        (["van_b0"],),
-        {
-            "random_weights": False,
-            "engines": ["fused"],
-            "batch_sizes": [1],
-            "image_sizes": [None],
-            "threads": None,
-            "rounds": 3,
-            "seconds": 2.0,
-            "max_spread": 1.25,
-            "output": None,
-            "overwrite": False,
-        },
-    )
+    assert asked[0] == BenchmarkRequest()
     line = "benchmark --weights a.onnx van_b1 --batch-size 1 8 --image-size 32 64 --engine keras"
     with pytest.raises(SystemExit):
         main(line.split())
-    args, options = asked[1]
-    assert args == (["a.onnx", "van_b1"],)
-    assert options["batch_sizes"] == [1, 8]
-    assert options["image_sizes"] == [32, 64]
-    assert options["engines"] == ["keras"]
+    assert asked[1] == BenchmarkRequest(
+        weights=("a.onnx", "van_b1"),
+        batch_sizes=(1, 8),
+        image_sizes=(32, 64),
+        engines=("keras",),
+    )
 
 
 def test_modules_start_without_keras():

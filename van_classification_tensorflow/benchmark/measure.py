@@ -15,7 +15,6 @@ import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from numbers import Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,19 +24,18 @@ from rich.console import Console
 from ..export.convert import write_safetensors
 from ..spec.architecture import Architecture, TensorSpec
 from ..spec.config import CONFIGURATIONS, min_image_size
-from ..support.checks import at_least
 from ..support.console import pictures_bar, say
 from ..support.files import file_bytes
 from ..support.text import printable
 from ..weights.address import address_of
 from ..weights.cache import cached_path
+from .request import ENGINES, BenchmarkRequest
 
 if TYPE_CHECKING:
     import keras
 
     from ..model.van import VAN
 
-ENGINES = ("fused", "keras")
 _LAUNCH_SECONDS = 3600  # a process that has not answered by then never will
 
 Setting = tuple[int, tuple[int, int]]
@@ -221,60 +219,48 @@ def benchmark(
         OSError: A file cannot be opened, or a launch crashed.
         ModuleNotFoundError: A runtime is not installed.
     """
-    named = _named(weights)
-    for argument, numbers in (("batch_sizes", batch_sizes), ("rounds", [rounds])):
-        for number in numbers:
-            at_least(argument, number, 2 if argument == "rounds" else 1)
-    batch_sizes = [int(number) for number in batch_sizes]  # NumPy's would fit into no JSON
-    sizes = [None if size is None else _pair(size) for size in image_sizes]
-    if threads is not None:
-        at_least("threads", threads, 1)
-        threads = int(threads)
-    if not isinstance(seconds, Real) or not 0 < seconds < math.inf:
-        raise ValueError(f"`seconds` must be a number > 0. Received: seconds={seconds!r}")
-    if not isinstance(max_spread, Real) or not max_spread >= 1:
-        raise ValueError(f"`max_spread` must be a number >= 1. Received: max_spread={max_spread!r}")
-    if not engines or not set(engines) <= set(ENGINES):
-        raise ValueError(f"`engines` must be among {', '.join(ENGINES)}. Received: {engines!r}")
-    if not batch_sizes or not sizes:
-        raise ValueError("`batch_sizes` and `image_sizes` must have one value at least")
-    console = console or Console(quiet=True)
+    request = BenchmarkRequest(
+        weights=_named(weights),
+        batch_sizes=tuple(batch_sizes),
+        image_sizes=tuple(image_sizes),
+        threads=threads,
+        rounds=rounds,
+        seconds=seconds,
+        engines=tuple(engines),
+        random_weights=random_weights,
+        max_spread=max_spread,
+    )
+    return measure(request, console or Console(quiet=True))
 
+
+def measure(request: BenchmarkRequest, console: Console) -> list[Measurement]:
+    """As `benchmark`, which says what it raises; the output is for whoever calls."""
+    named, threads = request.weights, request.threads
     with tempfile.TemporaryDirectory(prefix="van-benchmark-") as folder:
-        paths = {name: _path_of(name, random_weights, Path(folder)) for name in named}
-        text = f"Looking at {', '.join(map(printable, named))}"
-        say(console, text)
+        paths = {name: _path_of(name, request.random_weights, Path(folder)) for name in named}
+        say(console, f"Looking at {', '.join(map(printable, named))}")
         contenders = [
             _Contender(name, path, engine, launch(name, path, engine, threads))
             for name, path in paths.items()
             # What is exported has its own engine; the option is for models.
             for engine in (
-                dict.fromkeys(engines) if address_of(path).kind == "weights" else ENGINES[:1]
+                dict.fromkeys(request.engines)
+                if address_of(path).kind == "weights"
+                else ENGINES[:1]
             )
         ]
         contenders = list({one.name: one for one in contenders}.values())
-        todo = plan(contenders, batch_sizes, sizes, console)
-        return _measure(todo, threads, int(rounds), float(seconds), max_spread, console)
+        return _measure(plan(contenders, request, console), request, console)
 
 
-def _named(weights: Any) -> list[str]:
+def _named(weights: Any) -> tuple[str, ...]:
     several = [weights] if isinstance(weights, (str, os.PathLike)) else list(weights)
-    named = [
+    return tuple(
         # A path is no name of the catalogue, whatever it is called.
         text if one is text or address_of(text).is_path else os.path.abspath(one)
         for one in several
         for text in [os.fspath(one)]
-    ]
-    if not named or len(set(named)) != len(named):
-        raise ValueError(f"`weights` must be one or several, no two the same. Received: {named}")
-    return named
-
-
-def _pair(size: Any) -> tuple[int, int]:
-    height, width = size if isinstance(size, Sequence) and len(size) == 2 else (size, size)
-    for side in (height, width):
-        at_least("image_sizes", side, 1)
-    return int(height), int(width)
+    )
 
 
 def _path_of(name: str, random_weights: bool, folder: Path) -> Path:
@@ -319,20 +305,18 @@ def _write_random(path: Path, configuration: str, num_classes: int | None) -> Pa
 
 
 def plan(
-    contenders: Sequence[_Contender],
-    batch_sizes: Sequence[int],
-    image_sizes: Sequence[tuple[int, int] | None],
-    console: Console,
+    contenders: Sequence[_Contender], request: BenchmarkRequest, console: Console
 ) -> dict[Setting, list[_Contender]]:
     """Who runs at which size; what a contender's fixed size forbids is left out, and said.
 
     Raises:
         ValueError: A size is too small for a model, or nobody runs at any.
     """
+    sizes: Any = request.image_sizes  # the request has made pairs of them
     todo: dict[Setting, list[_Contender]] = {}
     left_out: dict[str, list[str]] = {}
-    for batch in dict.fromkeys(batch_sizes):
-        for asked in dict.fromkeys(image_sizes):
+    for batch in dict.fromkeys(request.batch_sizes):
+        for asked in dict.fromkeys(sizes):
             for one in contenders:
                 size = asked or tuple(one.about["usual_size"])
                 _check_large_enough(one, size)
@@ -373,20 +357,16 @@ def _check_large_enough(one: _Contender, size: tuple[int, int]) -> None:
 
 
 def _measure(
-    todo: Mapping[Setting, Sequence[_Contender]],
-    threads: int | None,
-    rounds: int,
-    seconds: float,
-    max_spread: float,
-    console: Console,
+    todo: Mapping[Setting, Sequence[_Contender]], request: BenchmarkRequest, console: Console
 ) -> list[Measurement]:
+    rounds, threads = request.rounds, request.threads
     found: list[Measurement] = []
     with pictures_bar(console) as bar:
         task = bar.add_task("", total=rounds * sum(map(len, todo.values())), rate="")
         for setting, contenders in todo.items():
             batch, size = setting
             launches: dict[str, list[dict[str, Any]]] = {one.name: [] for one in contenders}
-            job = {"batch_size": batch, "image_size": size, "seconds": seconds}
+            job = {"batch_size": batch, "image_size": size, "seconds": request.seconds}
             for _ in range(rounds):
                 for one in contenders:
                     bar.update(
@@ -396,7 +376,7 @@ def _measure(
                     launches[one.name].append(said)
                     bar.advance(task)
             found += [summarise(one, setting, threads, launches[one.name]) for one in contenders]
-    check_steady(found, max_spread)
+    check_steady(found, request.max_spread)
     return found
 
 

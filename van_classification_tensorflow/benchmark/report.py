@@ -19,51 +19,37 @@ from rich.text import Text
 from .. import __version__
 from ..support import plots
 from ..support.console import Shortened, common_folder, messages, results, say, to_json
-from ..support.result_folder import check_folder, write_folder
+from ..support.result_folder import write_folder
 from ..support.text import printable
-from .measure import Measurement, Setting, UnsteadyError, benchmark, setting_words
+from .measure import Measurement, Setting, UnsteadyError, measure, setting_words
+from .request import FILES, BenchmarkRequest
 
-_FILES = ("benchmark.csv", "launches.json", "latency.png", "throughput.png")
 
-
-def run(
-    weights: Sequence[str],
-    *,
-    output: Path | None = None,
-    overwrite: bool = False,
-    console: Console | None = None,
-    **options: Any,
-) -> int:
-    """Measures, prints, writes, and returns the exit code: 1 where launches disagree.
+def run(request: BenchmarkRequest, console: Console | None = None) -> int:
+    """Measures, prints and writes; 1 where launches disagree.
 
     Of a contender whose launches disagree there are no figures; of all others there are.
 
     Args:
-        weights: As in `benchmark`.
-        output: Folder to make: benchmark.csv, launches.json, latency.png, throughput.png.
-        overwrite: Replace the `output` of an earlier benchmark.
+        request: What to do.
         console: Where the tables go.
-        options: As in `benchmark`.
 
     Raises:
         ValueError: As `benchmark`.
         OSError: As `benchmark`; or the output cannot be written.
-        ModuleNotFoundError: As `benchmark`; or there is no matplotlib.
+        ModuleNotFoundError: As `benchmark`.
     """
-    check_folder(output, _FILES, "benchmark", overwrite)
-    if output is not None:
-        plots.require_matplotlib()
-    errors, unsteady = messages(), ""
+    errors, unsteady, output = messages(), "", request.output
     try:
-        found = benchmark(weights, console=errors, **options)
+        found = measure(request, errors)
     except UnsteadyError as error:
         found, unsteady = list(error.steady), f"van: {error}"
     console = console or results()
     if found:
         report(found, console)
     if output is not None and found:
-        write(found, output, overwrite)
-        say(console, f"{printable(output)}: {', '.join(_FILES)}")
+        write(found, output, request.overwrite)
+        say(console, f"{printable(output)}: {', '.join(FILES)}")
     if unsteady:  # last, where it is seen
         say(errors, unsteady)
     return 1 if unsteady else 0
@@ -186,7 +172,7 @@ def write(found: Sequence[Measurement], output: Path, overwrite: bool = False) -
         draw_latency(found, folder / "latency.png")
         draw_throughput(found, folder / "throughput.png")
 
-    write_folder(output, _FILES, "benchmark", overwrite, fill)
+    write_folder(output, FILES, "benchmark", overwrite, fill)
 
 
 def _write_csv(found: Sequence[Measurement], path: Path) -> None:
