@@ -9,21 +9,31 @@ logs=$(mktemp -d)
 trap 'rm -rf "$logs"' EXIT
 pids=()
 
+# JAX compiles each operation by itself, the same ones in each of the processes below.
+export JAX_COMPILATION_CACHE_DIR=$logs/compiled
+export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS=0 JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES=-1
+
+# pytest, compiled by XLA as it comes: all that holds numbers to the authors' or to torch's.
+exact() { KERAS_BACKEND=$1 python -m pytest -q "${@:2}"; }
+# pytest where XLA need not optimise what it compiles, in about half of the time: what is built,
+# saved, read, refused and trained.
+quick() { XLA_FLAGS=--xla_backend_optimization_level=0 exact "$@"; }
+
 model() {
-  KERAS_BACKEND=$1 python -m pytest -q tests/model/test_layers.py tests/model/test_load.py \
-    tests/inference/test_classifier.py tests/model/test_parity.py -k "not van_b1 and not van_b2"
-  KERAS_BACKEND=$1 python -m pytest -q tests/model/test_fused.py tests/export/test_export.py \
+  quick $1 tests/model/test_layers.py tests/model/test_load.py tests/inference/test_classifier.py
+  exact $1 tests/model/test_parity.py
+  exact $1 tests/model/test_fused.py tests/export/test_export.py \
     -k "every_stage or saved_and or head_of or (every_precision and onnx-float32)"
-  KERAS_BACKEND=$1 python -m pytest -q -m "" tests/train/test_optim.py
+  exact $1 -m "" tests/train/test_optim.py
 }
 layers() {
-  KERAS_BACKEND=$1 python -m pytest -q -m "" tests/model/test_keras_harness.py \
+  quick $1 -m "" tests/model/test_keras_harness.py \
     -k "not trains_as or bfloat16"
 }
 training() {
-  KERAS_BACKEND=$1 python -m pytest -q -m "" tests/train/test_train.py \
+  quick $1 -m "" tests/train/test_train.py \
     -k "folder or best_model or last or readmes or textbook"
-  KERAS_BACKEND=$1 python -m pytest -q tests/model/test_van.py \
+  quick $1 tests/model/test_van.py \
     -k "save or saving or sizes or channels_first or headless or clone or pyramid"
   python -m pytest -q -m "" tests/test_public_api.py -k "$1"
 }
@@ -33,7 +43,7 @@ judges() {
   python -m pytest -q tests/evaluate/test_evaluate.py -k original
 }
 keras_hub() {
-  KERAS_BACKEND=torch python -m pytest -q -m slow tests/model/test_keras_hub.py
+  exact torch -m slow tests/model/test_keras_hub.py
 }
 
 # Starts each of its arguments, waits for all, shows what they said, and fails if one did.
@@ -52,7 +62,7 @@ together() {
   return $failed
 }
 
-# Each takes about half of the time: JAX compiles each operation by itself.
+# Each takes about half of the time.
 one_core() {
   model jax
   layers jax
