@@ -30,6 +30,8 @@ MICRO = {
     "depths": [1, 1, 2, 1],
     "num_classes": 10,
 }
+# Where the depth proves nothing: most of what such a test costs is building and tracing blocks.
+SMALL = {"embed_dims": [8, 16], "mlp_ratios": [4, 2], "depths": [1, 1], "num_classes": 10}
 
 
 def seeded_tensor(name: str, shape: tuple[int, ...], seed: int = 0) -> np.ndarray:

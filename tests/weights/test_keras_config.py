@@ -7,7 +7,7 @@ import keras
 import numpy as np
 import pytest
 
-from tests.parity import MICRO, load_seeded
+from tests.parity import SMALL, load_seeded
 from van_classification_tensorflow import VAN, VANB0, Classifier, Preprocessing, fuse
 from van_classification_tensorflow.model.load import load_checkpoint, to_official
 from van_classification_tensorflow.weights.checkpoint import CheckpointError, read_weights
@@ -19,7 +19,7 @@ layers = keras.layers
 
 
 def _headless(**options):
-    model = load_seeded(VAN(**MICRO, include_top=False, **options))
+    model = load_seeded(VAN(**SMALL, include_top=False, **options))
     model.labels, model.preprocessing = LABELS, Preprocessing(64, 1.0, "box")
     return model
 
@@ -113,7 +113,7 @@ def test_ones_own_pooling(tmp_path, picture):
 
 
 def test_a_clone_of_a_whole_van(tmp_path, picture):
-    model = load_seeded(VAN(**{**MICRO, "num_classes": 4}))
+    model = load_seeded(VAN(**{**SMALL, "num_classes": 4}))
     model.labels, model.preprocessing = LABELS, Preprocessing(64)
     clone = keras.models.clone_model(model)
     clone.set_weights(model.get_weights())
@@ -162,7 +162,7 @@ def _scaled():
 
 
 def _changed(name, **attributes):
-    model = load_seeded(VAN(**MICRO))
+    model = load_seeded(VAN(**SMALL))
     layer = model.get_layer(name.split(".")[0])
     for part in name.split(".")[1:]:
         layer = getattr(layer, part)
@@ -172,7 +172,7 @@ def _changed(name, **attributes):
 
 
 def _quantised():
-    model = load_seeded(VAN(**MICRO))
+    model = load_seeded(VAN(**SMALL))
     model.quantize("int8")
     return model
 
@@ -241,7 +241,7 @@ def test_only_the_usual_permutation_is_read(tmp_path, picture, dims):
 
 
 def _whole(**options):
-    model = load_seeded(VAN(**{**MICRO, "num_classes": 4, **options}))
+    model = load_seeded(VAN(**{**SMALL, "num_classes": 4, **options}))
     model.labels, model.preprocessing = LABELS, Preprocessing(64, 1.0, "box")
     return model
 
@@ -311,7 +311,7 @@ def test_what_changes_nothing_at_the_end_is_passed_over(picture, scores, rest):
     classifier = Classifier(model)
     assert not classifier.notes
     _answers(classifier, model, picture)
-    assert classifier.features(picture).shape == (32,)
+    assert classifier.features(picture).shape == (16,)
 
 
 def _inner():
@@ -387,7 +387,7 @@ def test_other_scores_and_features_in_memory(picture):
     classifier = Classifier(model)
     assert classifier.activation == "sigmoid"
     _answers(classifier, model, picture)
-    assert classifier.features(picture).shape == (32,)
+    assert classifier.features(picture).shape == (16,)
     features = Classifier(_headless()).features(picture)
     np.testing.assert_allclose(classifier.features(picture), features, atol=1e-5)
     with pytest.raises(ValueError, match="has no head"):
@@ -395,7 +395,7 @@ def test_other_scores_and_features_in_memory(picture):
 
 
 def test_what_a_model_in_memory_does_not_say_is_said(picture):
-    backbone = load_seeded(VAN(**MICRO, include_top=False))
+    backbone = load_seeded(VAN(**SMALL, include_top=False))
     model = keras.Model(backbone.input, layers.Dense(3)(backbone.output))
     notes = Classifier(model).notes
     assert "No names of its classes are known" in notes
