@@ -213,9 +213,7 @@ def test_every_block_is_reachable(micro):
 def test_channels_first_is_the_same_model(small):
     first = load_seeded(VAN(**SMALL, data_format="channels_first"))
     x = _images(2, 64, 96, 3)
-    np.testing.assert_allclose(
-        _numpy(first(x.transpose(0, 3, 1, 2))), _numpy(small(x)), atol=1e-6
-    )
+    np.testing.assert_allclose(_numpy(first(x.transpose(0, 3, 1, 2))), _numpy(small(x)), atol=1e-6)
     assert not [layer for layer in first._flatten_layers() if getattr(layer, "groups", 1) != 1]
 
 
