@@ -97,11 +97,11 @@ def _saving(snapshots: Path) -> bool:
 
 @pytest.mark.slow
 def test_killed_at_any_moment(whole, tmp_path, thorough):
-    times = 20 if thorough else 6
+    times = 20 if thorough else 3
     with ThreadPoolExecutor(2) as pool:
         ends = list(pool.map(lambda i: kill_and_go_on(tmp_path / f"run{i}", i), range(times)))
     digests, inside = zip(*ends, strict=True)
     same = sum(digest == whole for digest in digests)
     print(f"{same} of {times} the same; {sum(inside)} killed inside a save")
     assert list(digests) == [whole] * times
-    assert sum(inside) >= times // 6
+    assert sum(inside) >= max(1, times // 6)
