@@ -203,7 +203,7 @@ def _parameters_and_backend(classifier: Classifier) -> tuple[int | None, str]:
 
 
 class _Gallery:
-    """Of many pictures those with the lowest rank, of equal ones the first; few are kept."""
+    """Keeps the few pictures of the lowest rank, of equal ones the first."""
 
     def __init__(self) -> None:
         self.kept: list[tuple[float, Shown]] = []
@@ -239,7 +239,7 @@ def _shown(
 
 
 def _seen(source: Any, preprocessing: Preprocessing, max_pixels: int) -> np.ndarray:
-    """The centre crop; grey where the picture is gone meanwhile."""
+    """The centre crop of a picture; a grey one where its file is gone meanwhile."""
     try:
         return preprocessing.crop(open_image(source, max_pixels))
     except (ValueError, OSError):

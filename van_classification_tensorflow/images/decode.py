@@ -262,7 +262,10 @@ def _see_through(image: Any, file: Any) -> None:
 
 
 def _amend_bmp(image: Any, head: bytes) -> None:
-    """Two colours, or the darkest 16 greys: Pillow takes the picture for one of 1 or 8 bits."""
+    """Mends a BMP of 4 or 8 bits whose palette is black and white or the darkest greys.
+
+    Pillow takes such a picture for one of 1 or 8 bits a pixel, without a palette.
+    """
     bits = _numbers("<H", head[24:26] if head[14] == 12 else head[28:30])
     if (image.mode, bits) not in (("1", (4,)), ("1", (8,)), ("L", (4,))) or not image.tile:
         return
@@ -275,7 +278,7 @@ def _amend_bmp(image: Any, head: bytes) -> None:
 
 
 def _layout(file: BinaryIO) -> tiff_file.Layout:
-    """Of a TIFF's first page, if Pillow can decode it rightly."""
+    """The layout of a TIFF's first page, if Pillow can decode it rightly."""
     try:
         layout, pages = tiff_file.read_layout(file, MAX_FRAMES)
     except ValueError as error:
@@ -387,7 +390,7 @@ def _skip_colours(file: BinaryIO, flags: bytes) -> None:
 
 
 def _check_length(file: BinaryIO, max_pixels: int) -> None:
-    """Of a WEBP, which Pillow reads whole before it looks at it."""
+    """Refuses a WEBP file that is too long: Pillow reads it whole before it looks at it."""
     length, allowed = file.seek(0, os.SEEK_END), 8 * max_pixels + 65_536
     if length > allowed:
         raise ImageError(f"{length:,} bytes; allowed for a WEBP: {allowed:,}")
@@ -461,7 +464,7 @@ def _transparency(colour: Any, rawmode: str) -> Any:
 
 
 def _to_8_bit(image: Image.Image, tags: dict[int, Any], transparency: Any) -> Image.Image:
-    """Grey of more than 8 bits a pixel, or signed.
+    """The 8-bit picture of a grey one with more than 8 bits a pixel, or with signed ones.
 
     16 bits: the upper 8. Wider whole numbers: as they are up to 255, the upper 8 of 16 up to
     65,535; floats from 0 to 1: of 255. Others have no scale: stretched from theirs.
@@ -526,7 +529,7 @@ logging.getLogger("PIL").addHandler(logging.NullHandler())
 
 
 def _hush_libtiff() -> Any:
-    """The same for libtiff, which prints its errors on stderr; Pillow raises them as well."""
+    """Keeps libtiff from printing its errors on stderr; Pillow raises them as well."""
     kind = ctypes.CFUNCTYPE(None, ctypes.c_char_p, ctypes.c_char_p, ctypes.c_void_p)
     try:
         set_handler = ctypes.CDLL(Image.core.__file__).TIFFSetErrorHandler

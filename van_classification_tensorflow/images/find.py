@@ -117,7 +117,7 @@ def _from_stdin(stdin: TextIO) -> Iterator[str | bytes]:
 
 
 def _is_no_list(first: bytes, end: bytes) -> bool:
-    """Whether a stream that begins so is of bytes that name nothing."""
+    """Whether a stream that begins with these bytes cannot be a list of paths."""
     if not _CONTROL.search(first):
         return False
     return not any(name and os.path.lexists(name) for name in first.split(end))

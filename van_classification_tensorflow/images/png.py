@@ -89,7 +89,7 @@ def _chunks(file: BinaryIO) -> Iterator[tuple[int, bytes, int]]:
 
 
 def _most_packed(width: int, height: int, bits: int) -> int:
-    """More bytes than any writer makes of so many pixels of so many bits.
+    """A bound on the packed size: more bytes than any writer makes of so many pixels and bits.
 
     Interlaced, a picture has up to 15 rows for 8, and begins a byte with each of them.
     """

@@ -221,7 +221,7 @@ _NATIVE = {
 
 
 def amend_palette(image: Image.Image, colours: tuple[int, ...]) -> None:
-    """Of a loaded picture: some writers fill 8 of the 16 bits of a palette's colours.
+    """Mends a loaded picture's palette: some writers fill only 8 of the 16 bits of its colours.
 
     Args:
         image: Mode "P" or "PA".

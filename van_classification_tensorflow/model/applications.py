@@ -93,7 +93,7 @@ def _application(configuration: str) -> Callable[..., keras.Model]:
 
 
 def _channel_axis() -> int:
-    """Of one image's shape, in Keras's own data format, as in `keras.applications`."""
+    """Which entry of an image's shape is the channels, by Keras's own data format."""
     return 0 if keras.config.image_data_format() == "channels_first" else 2
 
 

@@ -11,7 +11,7 @@ from ..support.checks import at_least, is_number
 
 
 def check_images(shape, argument: str, in_chans: int, data_format: str, num_stages: int) -> None:
-    """Clear words, before Keras's, for a wrong rank, wrong channels and too small images."""
+    """Raises `ValueError` for a wrong rank, wrong channels or too small images."""
     shape = tuple(shape)
     channels_first = data_format == "channels_first"
     order = "(batch, {})".format(
@@ -81,7 +81,7 @@ def check_size(argument: str, size, num_stages: int, received) -> None:
 
 
 def activation_function(classifier_activation, num_classes: int | None):
-    """The function; of a single output, whose softmax is always 1, the sigmoid instead."""
+    """The activation; sigmoid instead of softmax for a single output, whose softmax is always 1."""
     try:
         found = keras.activations.get(classifier_activation)
         single = num_classes == 1 and found is keras.activations.softmax
@@ -94,7 +94,7 @@ def activation_function(classifier_activation, num_classes: int | None):
 
 
 def plain_resolution(img_resolution) -> int | tuple[int, ...] | None:
-    """None, an int or a pair of them, from NumPy's and from anything that has an order."""
+    """`img_resolution` as None, an int or a tuple of ints, also from NumPy's numbers."""
     if img_resolution is None:
         return None
     try:

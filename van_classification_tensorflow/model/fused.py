@@ -74,7 +74,7 @@ class FusedBlock(Part):
         return x + self.mlp(x)
 
     def _channels_first(self, x):
-        """The same for OpenVINO, an inference backend of Keras.
+        """The forward pass for OpenVINO, an inference backend of Keras.
 
         Its convolutions are channels-first, and Keras puts a transposition on either side of each.
         Here they stand at the ends of the block only, where those of neighbours cancel.
@@ -171,7 +171,7 @@ def _has_blocks(layer: keras.Operation) -> bool:
 
 
 def _twin(layer: keras.layers.Layer, pairs: list) -> keras.layers.Layer:
-    """What takes the place of `layer`.
+    """The layer that takes the place of `layer` in the fused model.
 
     `pairs` is given each layer with its twin, to be filled when all are built.
     """

@@ -72,7 +72,7 @@ def _same_random_state() -> Iterator[None]:
 
 
 def _unshared(value: Any) -> Any:
-    """Without the numbers that Keras gives objects while it saves a model."""
+    """`value` without the numbers that Keras gives objects while it saves a model."""
     if isinstance(value, dict):
         return {k: _unshared(v) for k, v in value.items() if k != "shared_object_id"}
     return [_unshared(one) for one in value] if isinstance(value, list) else value

@@ -65,7 +65,7 @@ class PreprocessingLayer(keras.layers.Layer):
         return ops.cast(self._preprocessed(ops, inputs), self.compute_dtype)
 
     def _preprocessed(self, xp, inputs):
-        """What the layer is for, in float32. `xp` is NumPy or `keras.ops`."""
+        """Resized, cropped and normalised pictures, float32. `xp` is NumPy or `keras.ops`."""
         side = self.preprocessing.input_size
         x = xp.transpose(self._in_channels(xp, inputs), (0, 3, 1, 2))  # sums over the last axis
         known, now = inputs.shape[1:3], xp.shape(inputs)[1:3]

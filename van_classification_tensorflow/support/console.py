@@ -35,7 +35,7 @@ _FAILURES = 5  # that are named
 
 class _Stream(Console):
     def on_broken_pipe(self) -> None:
-        """Leaves it to the command, which ends alike whatever it was writing."""
+        """Leaves a closed pipe to the command, which ends the same way whatever it was writing."""
         raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
 
 
@@ -75,14 +75,14 @@ def say_failures(console: Console, what: str, reasons: Sequence[str]) -> None:
 
 
 def progress_bar(console: Console, *columns: ProgressColumn) -> Progress:
-    """Nothing where there is no terminal; the standard output is left alone."""
+    """A progress bar on the error stream; nothing where there is no terminal."""
     return Progress(
         *columns, console=console, disable=not console.is_terminal, redirect_stdout=False
     )
 
 
 def shortened(text: str, most: int) -> str:
-    """At most so many columns: of a path its beginning and, more of it, its end are kept."""
+    """`text` in at most so many columns; of a path the beginning and, mostly, the end stay."""
     if cell_len(text) <= most:
         return text
     head = max(most - 1, 0) // 3

@@ -522,7 +522,7 @@ def unreadable(
 def refusal(
     unreadable: Mapping[str, str], allowed: int, total: int = 0, looked_at: int = 0
 ) -> ImageError:
-    """What is said of pictures that cannot be read.
+    """The error that names the pictures that cannot be read.
 
     Args:
         unreadable: {name: why}; the first hundred are listed.

@@ -281,7 +281,7 @@ class Records(keras.callbacks.Callback):
             raise OSError(f"{printable(self.folder / 'tensorboard')}: {error.message}") from error
 
     def clock(self) -> dict:
-        """How long it took: beside the state, since no two runs agree in it."""
+        """How long the run took so far; kept beside the state, since no two runs agree in it."""
         return {"seconds": self.seconds, "speeds": self.speeds}
 
     def set_clock(self, clock: dict) -> None:
@@ -338,7 +338,7 @@ class KeepSnapshots(keras.callbacks.Callback):
         self._pending: Snapshot | None = None
 
     def restore(self, snapshot: Snapshot) -> None:
-        """Everything as it was, but what `fit` resets at an epoch's begin, which follows then."""
+        """Puts everything back as it was; `fit`, which comes next, resets the rest by itself."""
         for callback in self.callbacks:
             callback.set_state(snapshot.state["callbacks"][type(callback).__name__])
             if isinstance(callback, Records):

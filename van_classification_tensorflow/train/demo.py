@@ -146,7 +146,7 @@ def _compiled_model(steps: int, warm_up: int) -> VAN:
 
 
 def _measure(folder: Path, test: digits.Split) -> dict:
-    """By what was saved, as a user would; draws it as well."""
+    """Measures the saved model on the test images, as a user would, and draws the pictures."""
     reloaded = keras.saving.load_model(folder / "model.keras")
     probabilities = reloaded.predict(test.images, batch_size=len(test.labels), verbose=0)
     ranking = np.argsort(-probabilities, axis=1, kind="stable")

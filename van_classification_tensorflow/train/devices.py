@@ -29,7 +29,7 @@ def check_backend(recipe: Recipe) -> None:
 
 
 def strategy_for(devices: int) -> Any:
-    """None for one device."""
+    """The `tf.distribute` strategy for so many devices; None for one."""
     if devices == 1:
         return None
     import tensorflow as tf

@@ -28,7 +28,7 @@ _REPORTED = ".reported"  # holds the step after which the report was written
 
 
 def check_run(folder: Path) -> tuple[str, Recipe]:
-    """Data and recipe of a run that is there.
+    """The data and the recipe of a run whose folder is there.
 
     Raises:
         ValueError: The folder holds no run.
@@ -50,7 +50,7 @@ def changes(before: Recipe, now: Recipe) -> dict[str, tuple[Any, Any]]:
 
 
 def fingerprints(found: Pictures, validation: Pictures) -> dict[str, str]:
-    """Of the data of a run, which must be the same to go on."""
+    """Hashes of training and validation data, which must be the same for a run to go on."""
     return {"training": found.fingerprint, "validation": validation.fingerprint}
 
 
@@ -254,7 +254,7 @@ def check_start(
 
 
 def _check_weights(recipe: Recipe) -> None:
-    """Weights to start from, where they are here: as `VAN` will find them."""
+    """Checks the weights to start from as `VAN` will, if they are on this machine."""
     source = open_local(recipe.pretrained, recipe.model)
     if source is not None:
         sizes = source.weights.architecture
@@ -264,5 +264,5 @@ def _check_weights(recipe: Recipe) -> None:
 
 
 def _visible(folder: Path) -> list[str]:
-    """A run that was killed at its very beginning has left its lock, no more."""
+    """Names in the folder but hidden ones, such as the lock that a killed run leaves."""
     return [path.name for path in folder.iterdir() if not path.name.startswith(".")]

@@ -118,7 +118,7 @@ class AdamW(keras.optimizers.Optimizer):
         return [given[max(own, key=len)] if own else 1.0 for own in names]
 
     def _apply_weight_decay(self, variables):
-        """Nothing: Keras's decay knows no scales. `update_step` decays."""
+        """Does nothing: Keras's decay knows no scales, so `update_step` decays."""
 
     def _backend_update_step(self, grads, trainable_variables, learning_rate):
         # What all variables share, once: traced for each, it would take as long as the rest.

@@ -99,7 +99,7 @@ def _balance(run: Run) -> str:
 
 
 def _in_colour(found: Pictures, looked_at: int = 8) -> bool:
-    """Whether one of a few pictures, spread over all, is."""
+    """Whether any of a few pictures, taken from the whole set, is in colour."""
     for index in np.linspace(0, len(found) - 1, looked_at).astype(int):
         with contextlib.suppress(ImageError, OSError):
             pixels = np.asarray(open_image(found.sources[index]))
@@ -137,7 +137,7 @@ def _caption(target: np.ndarray, smoothing: float, classes: Sequence[str]) -> st
 
 
 def report(run: Run, console: Console) -> None:
-    """The best model on the validation pictures, by what was saved, as a user would."""
+    """Measures the saved best model on the validation pictures, as a user would."""
     classifier = Classifier(run.folder / "best.keras", engine="keras")
     names = (run.validation.name_of(i) for i in range(len(run.validation)))
     examples = [

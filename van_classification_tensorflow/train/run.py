@@ -42,7 +42,7 @@ from .snapshots import Snapshot, Snapshots
 
 
 class Run:
-    """Everything of one run, put together."""
+    """The model, the data and the callbacks of one run, put together."""
 
     def __init__(
         self,
@@ -206,22 +206,9 @@ class Run:
             self.records.best = {}
         return found
 
-    def is_nothing(self) -> bool:
+    def nothing_to_lose(self) -> bool:
         """Whether there is neither a snapshot nor an epoch that would be lost."""
         return not self.records.rows and not self.keep.store.steps()
-
-    def all_unreadable(self, error: ImageError) -> ImageError:
-        """The error about the first unreadable pictures, with all the others of the data."""
-        parts = (self.found, self.validation)
-        with pictures_bar(self.console) as bar:
-            total = sum(map(len, parts))
-            task = bar.add_task("Looking for others", total=total, rate="")
-            there, looked_at = unreadable(
-                parts, lambda: bar.advance(task), workers=self.recipe.workers or None
-            )
-        if not there:
-            return error
-        return refusal(there, self.recipe.max_corrupt, total, looked_at)
 
     def write_config(self) -> None:
         import yaml
@@ -248,15 +235,15 @@ class Run:
             steps,
             self.position.step,
         )
-        with _asking(self.keep, self.console), progress:
+        with _stopped_by_signals(self.keep, self.console), progress:
             epoch, within = divmod(self.position.step, steps)
             if within:
-                self._fit_some(epoch, epoch + 1, steps - within, progress)
+                self._fit_epochs(epoch, epoch + 1, steps - within, progress)
                 epoch += 1
             if epoch < epochs and not self.records.finished:
-                self._fit_some(epoch, epochs, steps, progress)
+                self._fit_epochs(epoch, epochs, steps, progress)
 
-    def _fit_some(self, first: int, last: int, steps: int, progress: FitProgress) -> None:
+    def _fit_epochs(self, first: int, last: int, steps: int, progress: FitProgress) -> None:
         failures: list[Exception] = []
         try:
             self.model.fit(
@@ -305,8 +292,8 @@ class Run:
 
 
 @contextlib.contextmanager
-def _asking(keep: KeepSnapshots, console: Console) -> Iterator[None]:
-    """Ctrl-C and SIGTERM: stop after this step, and keep it; the second time at once."""
+def _stopped_by_signals(keep: KeepSnapshots, console: Console) -> Iterator[None]:
+    """Ctrl-C or SIGTERM stops the run after the present step, which is kept; a second, at once."""
     if threading.current_thread() is not threading.main_thread():
         yield  # signals are the main thread's
         return
@@ -323,3 +310,15 @@ def _asking(keep: KeepSnapshots, console: Console) -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def all_unreadable(run: Run, error: ImageError) -> ImageError:
+    """The error about the first unreadable pictures, with all the others of the data."""
+    parts = (run.found, run.validation)
+    with pictures_bar(run.console) as bar:
+        total = sum(map(len, parts))
+        task = bar.add_task("Looking for others", total=total, rate="")
+        there, looked_at = unreadable(
+            parts, lambda: bar.advance(task), workers=run.recipe.workers or None
+        )
+    return refusal(there, run.recipe.max_corrupt, total, looked_at) if there else error

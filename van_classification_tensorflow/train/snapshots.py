@@ -6,9 +6,9 @@ with the SHA-256 of both and of itself. Beside them:
 - `latest`: name of the snapshot saved last, for people and scripts. `load` scans the folder and
   reads `latest` only to notice that a newer snapshot has gone;
 - `step-*.old0`: what a save of the same step was replacing when it was killed. As good as any;
-- `aside-step-*`: newer than what was saved after it, so damaged or of a future that was given up.
-  Never loaded; removed when the run has saved that step again or a later one. `load` itself
-  changes nothing;
+- `aside-step-*`: a later step than the snapshot that was loaded or saved last: it was damaged, or
+  the run went back to an earlier one. Never loaded; removed when the run has saved that step
+  again or a later one. `load` itself changes nothing;
 - `.tmp-*`: left by a process that was killed; removed by the next save.
 
 A save is committed by one `rename`, when all its bytes are on the disk. Whatever may fail after it
@@ -197,7 +197,7 @@ class Snapshots:
         return sorted({step for step, _ in self._found()})
 
     def _commit(self, step: int, arrays: dict[str, np.ndarray], state: bytes) -> Path:
-        """Everything up to the moment from which on the new snapshot counts."""
+        """Writes the snapshot and gives it its name: from that moment on it counts."""
         if not self.folder.is_dir():
             self.folder.mkdir(parents=True)
             sync(self.folder.parent)
@@ -243,7 +243,7 @@ class Snapshots:
                 self._remove(path)
 
     def _set_aside(self) -> None:
-        """What is newer than the snapshot that was loaded or saved last."""
+        """Sets aside what is newer than the snapshot that was loaded or saved last."""
         for step, path in self._found():
             if self._good is not None and step > self._good:
                 aside = self.folder / f"aside-{path.name}"
@@ -251,7 +251,7 @@ class Snapshots:
                 os.rename(path, aside)
 
     def _remove(self, path: Path) -> None:
-        """At once, as seen by a reader. What cannot be deleted now is tried again at each save."""
+        """Removes a snapshot: a reader sees it go at once; deleting is tried again at each save."""
         gone = self.folder / f".tmp-{path.name.removeprefix('aside-')}"
         with suppress(FileNotFoundError):
             os.rename(path, gone)
@@ -348,7 +348,7 @@ def nonfinite(arrays: Mapping[str, np.ndarray]) -> str | None:
 
 
 def _write(folder: Path, step: int, arrays: dict[str, np.ndarray], state: bytes) -> None:
-    """The files of a snapshot, all on the disk at the end."""
+    """Writes the files of a snapshot; all are on the disk at the end."""
     from safetensors import SafetensorError
     from safetensors.numpy import save_file
 
@@ -380,9 +380,9 @@ def _write(folder: Path, step: int, arrays: dict[str, np.ndarray], state: bytes)
 
 
 def _expected_sha256(path: Path, stored: dict[str, np.ndarray]) -> str:
-    """Of the file that `stored` was written to: its header, and the arrays from memory.
+    """SHA-256 of the file's header followed by the arrays as they are in memory.
 
-    So `load` finds also what went wrong between the memory and the disk.
+    So `load` also finds what went wrong between the memory and the disk.
     """
     with path.open("rb") as file:
         start = file.read(8)

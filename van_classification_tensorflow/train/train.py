@@ -18,7 +18,7 @@ from .devices import check_backend
 from .folder import check_start
 from .recipe import Recipe
 from .report import draw_samples, introduce, report
-from .run import Run
+from .run import Run, all_unreadable
 from .snapshots import RunLock
 
 
@@ -90,10 +90,10 @@ def train(
             if end is None or end.missing:
                 report(run, report_to or console)
         except BaseException as error:
-            if not resume and run.is_nothing():
+            if not resume and run.nothing_to_lose():
                 _remove_all_but(before, folder)
             if isinstance(error, ImageError):
-                raise run.all_unreadable(error) from None
+                raise all_unreadable(run, error) from None
             raise
     return run.records.history
 
