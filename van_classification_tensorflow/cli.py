@@ -1,7 +1,7 @@
-"""The `van` command. Each subcommand imports what it needs, so `--help` answers at once.
+"""The `van` command: which commands there are, and what is said where one fails.
 
-A function for each: its docstring is the help, then come the options, one after the other, and what
-they are given to. Some are long for that, and only for that.
+What a command can do is said in its request, and done in its package. Both are imported only for
+the command that is given, so that `--help` answers at once.
 """
 
 from __future__ import annotations
@@ -9,132 +9,17 @@ from __future__ import annotations
 import os
 import re
 import sys
-from argparse import (
-    SUPPRESS,
-    Action,
-    ArgumentError,
-    ArgumentParser,
-    BooleanOptionalAction,
-)
-from collections.abc import Iterable, Sequence
+from argparse import Action, ArgumentError, ArgumentParser
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from importlib import import_module
-from pathlib import Path
 from typing import Any
 
 from . import __version__
 from .support.interrupt import Interrupted
 from .support.options import add_options, from_options
 from .support.quiet import quiet_start
-
-
-def train(parser: ArgumentParser) -> Any:
-    """Train a VAN: the authors' recipe, or fine-tuning with --pretrained; killed, it goes on."""
-    parser.add_argument(
-        "--data",
-        help="a folder with a folder of pictures for each class, or with train/ and val/ of such; "
-        "or digits (bundled)",
-    )
-    parser.add_argument("--output", type=Path, help="folder to make for the run")
-    parser.add_argument(
-        "--recipe",
-        help="imagenet (the authors'), finetune, in22k-to-1k, digits, or a YAML file; by default "
-        "finetune with --pretrained, digits for these, else imagenet",
-    )
-    parser.add_argument("--resume", type=Path, metavar="RUN", help="go on with a stopped run")
-    parser.add_argument(
-        "--force", action="store_true", help="go on although the recipe or the data have changed"
-    )
-    parser.add_argument(
-        "--print-config", action="store_true", help="print the recipe as YAML, and stop"
-    )
-    _add_recipe(parser)
-
-    parser.usage = (
-        "van train --data DATA --output RUN [--recipe RECIPE] [--FIELD VALUE ...]\n"
-        "       van train --resume RUN [--force] [--FIELD VALUE ...]"
-    )
-
-    def run(data, output, recipe, resume, force, print_config, **fields: Any) -> None:
-        from .train.recipe import choose_recipe
-
-        fields = {name: None if v == [None] else v for name, v in fields.items()}
-        if resume is None:
-            chosen = choose_recipe(recipe, data, fields)
-            if print_config:
-                print(chosen, end="")
-                return
-            missing = [f"--{n}" for n, v in (("data", data), ("output", output)) if v is None]
-            if missing:
-                raise ValueError(f"{' and '.join(missing)} must be given, or --resume RUN")
-        from .support.console import messages, results, say
-        from .train.folder import check_finished, check_run, check_start
-
-        if resume is not None:
-            if output is not None or recipe is not None:
-                raise ValueError("--resume RUN has its --output and --recipe; leave them out")
-            known_data, known = check_run(resume)
-            data, output, chosen = data or known_data, resume, known.with_(**fields)
-            if print_config:
-                print(chosen, end="")
-                return
-        going_on = resume is not None
-        data, found = check_start(data, output, chosen, going_on, force)
-        if going_on and (end := check_finished(output, chosen, *found)):
-            say(messages(), str(end))
-            return
-        # Only now, as it starts Keras.
-        from .train.callbacks import Stopped
-        from .train.train import train as run_training
-
-        try:
-            run_training(
-                data,
-                output,
-                chosen,
-                resume=going_on,
-                force=force,
-                found=found,
-                console=messages(),
-                report_to=results(),
-            )
-        except (Stopped, KeyboardInterrupt):
-            if not (output / "config.yaml").is_file():
-                raise KeyboardInterrupt from None  # nothing has been begun
-            command = ["train", "--resume", os.fspath(output)]
-            raise Interrupted(instead=command) from None
-
-    return run
-
-
-def _add_recipe(parser: ArgumentParser) -> None:
-    """An option for each field of a recipe; what is not given is the recipe's."""
-    from .train.recipe import Recipe, field_help, field_kinds
-
-    group = parser.add_argument_group("the recipe's fields (default: the authors')")
-    about = field_help()
-    for name, (kind, several) in field_kinds().items():
-        default = getattr(Recipe(), name)
-        shown = " ".join(map(str, default)) if several and default else default
-        shown = "none" if default is None else shown
-        text = f"{about.get(name, name)} (default: {shown})".replace("%", "%%")
-        options: dict[str, Any] = {"default": SUPPRESS, "help": text, "dest": name}
-        flag = f"--{name.replace('_', '-')}"
-        if kind is bool:
-            group.add_argument(flag, action=BooleanOptionalAction, **options)
-            continue
-        options["metavar"] = {int: "N", float: "X", str: "TEXT"}[kind]
-        options["type"] = _none_or_text  # the recipe has the better words for what is wrong
-        if several:
-            options["nargs"] = "+"
-        if name == "pretrained":
-            options |= {"nargs": "?", "const": "imagenet"}
-        group.add_argument(flag, **options)
-
-
-def _none_or_text(text: str) -> str | None:
-    return None if text == "none" else text
 
 
 @dataclass(frozen=True)
@@ -146,11 +31,15 @@ class Command:
         request: Module and name of a dataclass, whose fields are the options (`support.options`).
         run: Module and name of a function of that. What it returns, if it is not 0 or None, was
             found wrong, and makes the exit code 1.
+        finding: In words, what that is.
+        usage: Instead of the one that argparse makes.
     """
 
     about: str
     request: str
     run: str
+    finding: str = ""
+    usage: str | None = None
 
 
 def _found(place: str) -> Any:
@@ -158,28 +47,36 @@ def _found(place: str) -> Any:
     return getattr(import_module(f".{module}", __package__), name)
 
 
-# A command adds its options to a parser and returns what to run with their values.
-COMMANDS: dict[str, Any] = {
+COMMANDS: dict[str, Command | dict[str, Command]] = {
     "demo": Command(
         "Train a small VAN on bundled digits, evaluate, save, reload, classify: about a minute.",
         "train.request:DemoRequest",
         "train.demo:run",
     ),
-    "train": train,
+    "train": Command(
+        "Train a VAN: the authors' recipe, or fine-tuning with --pretrained; killed, it goes on.",
+        "train.request:TrainRequest",
+        "train.command:run",
+        usage="van train --data DATA --output RUN [--recipe RECIPE] [--FIELD VALUE ...]\n"
+        "       van train --resume RUN [--force] [--FIELD VALUE ...]",
+    ),
     "predict": Command(
         "Name what is in pictures: files, folders, patterns or a list; a table or a file.",
         "inference.request:PredictRequest",
         "inference.predict:run",
+        finding="a picture could not be read",
     ),
     "evaluate": Command(
         "Measure accuracy on labelled pictures; beside the published and the original's.",
         "evaluate.request:EvaluateRequest",
         "evaluate.evaluate:run",
+        finding="a picture could not be read, or the original differs",
     ),
     "benchmark": Command(
         "Measure latency, throughput, memory and cold start of models and exported files.",
         "benchmark.request:BenchmarkRequest",
         "benchmark.report:run",
+        finding="launches of the same model disagree",
     ),
     "convert": Command(
         "Convert a weight file of any known format and naming to another, bit for bit.",
@@ -206,31 +103,25 @@ COMMANDS: dict[str, Any] = {
             "Compare cached weights with their SHA-256 again; exit 1 if one is damaged or missing.",
             "weights.commands:VerifyRequest",
             "weights.commands:run_verify",
+            finding="weights are damaged or missing",
         ),
         "path": Command(
             "Print the path of weights that are here; exit 1 if they are not. Downloads nothing.",
             "weights.commands:PathRequest",
             "weights.commands:run_path",
+            finding="the weights are not here",
         ),
     },
 }
 _GROUPS = {"weights": "Published weights: list, download, verify, path."}
-# Why a command ends with 1 that has done its work.
-_FINDINGS = {
-    "predict": "a picture could not be read",
-    "evaluate": "a picture could not be read, or the original differs",
-    "benchmark": "launches of the same model disagree",
-    "verify": "weights are damaged or missing",
-    "path": "the weights are not here",
-}
 
 
 class _Parser(ArgumentParser):
     """Says what is wrong beside the usage of the command it is about, and what may be meant."""
 
     def __init__(self, **kwargs: Any):
-        # Whole names only: `go_on` leaves options out by these, and a new option could make the
-        # beginning of an old one stand for two.
+        # Whole names only: `Interrupted` leaves options out by these, and a new option could make
+        # the beginning of an old one stand for two.
         super().__init__(allow_abbrev=False, **kwargs)
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
@@ -270,36 +161,29 @@ def _meant(words: Iterable[str], known: Iterable[str]) -> str:
 
 
 def _add_commands(
-    parser: ArgumentParser, commands: dict[str, Any], arguments: Sequence[str]
+    parser: ArgumentParser, commands: Mapping[str, Any], arguments: Sequence[str]
 ) -> None:
     """All names and what they are for; the options only of what `arguments` may mean."""
     chosen = parser.add_subparsers(metavar="COMMAND", required=True)
     for name, command in commands.items():
-        is_new = isinstance(command, Command)
-        text = (
-            _GROUPS[name]
-            if isinstance(command, dict)
-            else command.about
-            if is_new
-            else command.__doc__
-        )
-        finding = f", or {_FINDINGS[name]}" if name in _FINDINGS else ""
+        is_group = isinstance(command, dict)
+        about = _GROUPS[name] if is_group else command.about
+        finding = f", or {command.finding}" if not is_group and command.finding else ""
         sub = chosen.add_parser(
             name,
-            help=text,
-            description=text,
+            help=about,
+            description=about,
             epilog=f"Exit code: 0 done; 1 an error{finding}; 2 a wrong option; 130 stopped by "
             "Ctrl-C; 141 the reader of the output has gone.",
         )
         if name not in arguments:
             continue
-        if isinstance(command, dict):
+        if is_group:
             _add_commands(sub, command, arguments)
-        elif is_new:
-            add_options(sub, _found(command.request))
-            sub.set_defaults(run=command, parser=sub)
-        else:
-            sub.set_defaults(run=command(sub), parser=sub)
+            continue
+        add_options(sub, _found(command.request))
+        sub.usage = command.usage
+        sub.set_defaults(command=command, parser=sub)
 
 
 def _words(error: Exception) -> str:
@@ -346,16 +230,14 @@ def main(arguments: list[str] | None = None) -> None:
     arguments = sys.argv[1:] if arguments is None else arguments
     _add_commands(parser, COMMANDS, arguments)
     options = vars(parser.parse_args(arguments))
-    run, chosen = options.pop("run"), options.pop("parser")
+    command, chosen = options.pop("command"), options.pop("parser")
     try:
-        if isinstance(run, Command):
-            request = from_options(_found(run.request), options)
-            # Only now is what does the work imported, which may start Keras.
-            if _found(run.run)(request):
-                sys.exit(1)
-        else:
-            run(**options)
+        request = from_options(_found(command.request), options)
+        # Only now is what does the work imported, which may start Keras.
+        was_wrong = _found(command.run)(request)
         sys.stdout.flush()
+        if was_wrong:
+            sys.exit(1)
     except BrokenPipeError:
         _nobody_reads()
     except (ValueError, OSError, ModuleNotFoundError) as error:

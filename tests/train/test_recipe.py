@@ -1,16 +1,15 @@
 """The recipe record: the authors' values, text, checks."""
 
 import dataclasses
+from typing import get_type_hints
 
 import pytest
 
-from van_classification_tensorflow.train import recipe as module
+from van_classification_tensorflow.support.options import kind_of
 from van_classification_tensorflow.train.recipe import (
     RECIPES,
     Recipe,
     choose_recipe,
-    field_help,
-    field_kinds,
     find_recipe,
 )
 
@@ -142,14 +141,14 @@ def test_numbers_may_come_as_text_as_yaml_reads_them():
 
 
 def test_every_field_is_documented_and_has_a_kind():
-    names = [field.name for field in dataclasses.fields(Recipe)]
-    assert list(field_help()) == names
-    assert list(field_kinds()) == names
-    assert all(len(text) > 8 for text in field_help().values())
-    assert field_kinds()["crop_scale"] == (float, True)
-    assert field_kinds()["embed_dims"] == (int, True)
-    assert field_kinds()["clip_norm"] == (float, False)
-    assert set(module._LIMITS) <= set(names)
+    kinds = {name: kind_of(hint) for name, hint in get_type_hints(Recipe).items()}
+    assert list(kinds) == [field.name for field in dataclasses.fields(Recipe)]
+    for field in dataclasses.fields(Recipe):
+        assert len(field.metadata["option"].help) > 8
+    assert {kind for kind, _ in kinds.values()} == {int, float, str, bool}
+    assert kinds["crop_scale"] == (float, True)
+    assert kinds["embed_dims"] == (int, True)
+    assert kinds["clip_norm"] == (float, False)
 
 
 def test_what_a_command_line_means():

@@ -61,8 +61,8 @@ def part(record: type) -> Any:
 def changes_of(record: type, title: str) -> Any:
     """A field that holds {name: value} of those fields of another record that are given.
 
-    Their options stand under a `title`; "none" is None, and what else is text the other record
-    makes values of. That record is none of this one's parts: it may come from a file.
+    Their options stand under a `title`, and their help ends with the default. "none" is None, and
+    whatever else is given stays text, of which the other record makes a value.
     """
     return field(default_factory=dict, metadata={"changes": (record, title)})
 
@@ -108,7 +108,7 @@ def add_options(parser: Any, record: type, as_changes: bool = False) -> None:
             how = _as_change(kind) if as_changes else _as_value(kind, one.default)
             if several and kind is not bool:
                 how["nargs"] = "+"
-            _add_option(parser, one, how)
+            _add_option(parser, one, how, as_changes)
 
 
 def _as_value(kind: Any, default: Any) -> dict[str, Any]:
@@ -128,10 +128,11 @@ def _none_or_text(text: str) -> str | None:
     return None if text == "none" else text
 
 
-def _add_option(parser: Any, one: Field, how: dict[str, Any]) -> None:
+def _add_option(parser: Any, one: Field, how: dict[str, Any], as_change: bool) -> None:
     said: Option = one.metadata["option"]
     flag = said.flag or f"--{one.name.replace('_', '-')}"
-    how["help"] = said.help.replace("{default}", _shown(one.default)).replace("%", "%%")
+    text = f"{said.help} (default: {{default}})" if as_change else said.help
+    how["help"] = text.replace("{default}", _shown(one.default)).replace("%", "%%")
     how["default"] = SUPPRESS
     if said.read is not None:
         how["type"] = said.read

@@ -6,7 +6,6 @@ Imports neither Keras nor a backend.
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from numbers import Real
@@ -18,6 +17,7 @@ from ..datasets.digits import PREPROCESSING as DIGITS_PREPROCESSING
 from ..spec.config import CONFIGURATIONS, VANConfig, entries, min_image_size, resolve
 from ..spec.preprocessing import Preprocessing
 from ..support.extras import missing
+from ..support.options import option
 
 PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
 _BALANCED = ("balanced", lambda v: v == "balanced")
@@ -41,46 +41,9 @@ _RATE = ("in [0, 1)", lambda v: 0 <= v < 1)
 _ABOVE = ("above 0", lambda v: v > 0)
 _LEAST_0 = ("at least 0", lambda v: v >= 0)
 _LEAST_1 = ("at least 1", lambda v: v >= 1)
-
-_LIMITS: dict[str, tuple[str, Any]] = {
-    "model": (f"one of {', '.join(CONFIGURATIONS)}", CONFIGURATIONS.__contains__),
-    "head_scale": _ABOVE,
-    "freeze": _LEAST_0,
-    "epochs": _LEAST_1,
-    "warmup_epochs": _LEAST_0,
-    "cooldown_epochs": _LEAST_0,
-    "batch_size": _LEAST_1,
-    "accumulation_steps": _LEAST_1,
-    "learning_rate": _ABOVE,
-    "min_learning_rate": _LEAST_0,
-    "warmup_learning_rate": _LEAST_0,
-    "weight_decay": _LEAST_0,
-    "layer_decay": ("in (0, 1]", lambda v: 0 < v <= 1),
-    "clip_norm": _ABOVE,
-    "class_weights": _BALANCED,
-    "sampling": _BALANCED,
-    "label_smoothing": _RATE,
-    "mixup": _LEAST_0,
-    "cutmix": _LEAST_0,
-    "mix_probability": _SHARE,
-    "mix_switch": _SHARE,
-    "horizontal_flip": _SHARE,
-    "vertical_flip": _SHARE,
-    "erasing": _SHARE,
-    "drop_rate": _RATE,
-    "drop_path_rate": _RATE,
-    "average_decay": ("in (0, 1)", lambda v: 0 < v < 1),
-    "early_stopping": _LEAST_1,
-    "validation_split": ("in (0, 1)", lambda v: 0 < v < 1),
-    "precision": (f"one of {', '.join(PRECISIONS)}", PRECISIONS.__contains__),
-    "steps_per_execution": _LEAST_1,
-    "devices": _LEAST_0,
-    "max_corrupt": _LEAST_0,
-    "workers": _LEAST_0,
-    "processes": _LEAST_0,
-    "snapshot_seconds": _LEAST_0,
-    "seed": ("from 0 to 2^32 - 1", lambda v: 0 <= v < 2**32),
-}
+_PAIR = ("two numbers above 0, the smaller first", lambda v: len(v) == 2 and 0 < v[0] <= v[1])
+_MODELS = (f"one of {', '.join(CONFIGURATIONS)}", CONFIGURATIONS.__contains__)
+_PRECISIONS = (f"one of {', '.join(PRECISIONS)}", PRECISIONS.__contains__)
 
 
 def _typed(name: str, value: Any, kind: Any) -> Any:
@@ -137,190 +100,206 @@ class Recipe:
 
     Authors' train.py and train.sh with timm 0.4.12; VAN paper, Section 4.1.
 
-    Args:
-        model: van_b0 ... van_b6; none: the sizes of the lists, or of the pretrained weights.
-        embed_dims: Channels of each stage, instead of the model's.
-        mlp_ratios: Hidden channels of each stage's MLP, as a multiple of embed_dims.
-        depths: Blocks of each stage, instead of the model's.
-        pretrained: Weights to start from: imagenet, in22k, another name of `van weights list`, or
-            a file. Where the classes are others, the head starts anew.
-        head_scale: Factor of a fresh head's initial weights, above 0.
-        freeze: Stages, from the first, whose weights stay as they are; all of them: only the
-            head learns.
-        input_size: Side of the square input in pixels; none: the pretrained weights' own.
-        crop_pct: In evaluation, the centre crop's share of the resized shorter side; none likewise.
-        interpolation: In evaluation, Pillow's filter; none likewise.
-        mean: Taken from each channel after scaling to [0, 1]; one number for grey pictures, three
-            for RGB. none: the pretrained weights' own, or 0.5.
-        std: What each channel is then divided by; none likewise.
-        epochs: Passes over the pictures before the cool-down, warm-up included.
-        warmup_epochs: Of these, how many the learning rate rises. Where a recipe is made shorter,
-            at most a quarter of them, or one of two or three.
-        cooldown_epochs: Further passes at the lowest learning rate.
-        batch_size: Pictures of one update, over all devices.
-        accumulation_steps: Parts that such a batch goes through the model in, one after the
-            other, to need less memory; batch norm sees a part at a time.
-        learning_rate: At the top of the cosine, for this batch size.
-        min_learning_rate: At its end.
-        warmup_learning_rate: Of the first epoch of the warm-up; none: one step of equal ones up to
-            the top, so that no epoch goes by almost unused.
-        weight_decay: Decoupled, on tensors of two dimensions and more.
-        layer_decay: Factor of the learning rate from each block to the one before, in (0, 1].
-        clip_norm: Largest norm of the whole gradient; None: as it is.
-        class_weights: balanced: a picture counts n / (k * n_c) in the loss, of n pictures of k
-            classes with n_c of its own, so that each class counts the same; none: each picture.
-        sampling: balanced: each class is shown equally often, pictures of small ones several times
-            an epoch; none: each picture once.
-        label_smoothing: In [0, 1).
-        mixup: Alpha of mixup's Beta distribution; 0: none.
-        cutmix: Alpha of CutMix's Beta distribution; 0: none.
-        mix_probability: Share of the batches that are mixed.
-        mix_switch: Share of those that CutMix takes, where both are on.
-        rand_augment: RandAugment in timm's spelling; None: none.
-        crop_scale: Least and largest area of the random crop, as shares of the picture.
-        crop_ratio: Least and largest width / height of the random crop.
-        crop_interpolations: Pillow's filters, one of which resizes a crop, at random.
-        horizontal_flip: Probability.
-        vertical_flip: Probability.
-        erasing: Probability of random erasing.
-        drop_rate: Dropout in the MLPs, in [0, 1).
-        drop_path_rate: Stochastic depth of the last block, in [0, 1); None: the authors' for the
-            model, 0.1 for one of your own.
-        average_decay: Decay of the moving average of all weights, which is then what is kept;
-            None: no average.
-        early_stopping: Epochs without a better validation accuracy before the run ends; None:
-            never.
-        validation_split: Share of the pictures kept for validation, where the data has no
-            validation folder.
-        precision: float32, mixed_bfloat16 or mixed_float16.
-        remat: Recompute each block in the backward pass: less memory, more time.
-        steps_per_execution: Batches that TensorFlow runs without coming back to Python.
-        devices: Local GPUs to use; 0: all there are.
-        deterministic: TensorFlow's deterministic kernels, which an exact resumption needs on a GPU.
-        max_corrupt: Pictures that may be unreadable; one more ends the run.
-        workers: Threads that decode and augment, in each process; 0: they fill the cores.
-        processes: Processes that do so, for machines with more cores than Python's threads can
-            use; 0: the training process itself.
-        snapshot_seconds: Time between two snapshots that a stopped run goes on from; longer where
-            writing one takes more than a fiftieth of it.
-        seed: Of weights, split, order and augmentation.
+    Each field says what it is, which is why this is long; it is an option of `van train` and a
+    key of a recipe's YAML file.
 
     Raises:
         ValueError: A value is not allowed, or two do not fit together; says which and why.
     """
 
     # Model
-    model: str | None = "van_b0"
-    embed_dims: tuple[int, ...] | None = None
-    mlp_ratios: tuple[float, ...] | None = None
-    depths: tuple[int, ...] | None = None
-    pretrained: str | None = None
-    head_scale: float = 1.0
-    freeze: int = 0
+    model: str | None = option(
+        "van_b0 ... van_b6; none: the sizes of the lists, or of the pretrained weights.",
+        "van_b0",
+        limit=_MODELS,
+    )
+    embed_dims: tuple[int, ...] | None = option(
+        "Channels of each stage, instead of the model's.", None
+    )
+    mlp_ratios: tuple[float, ...] | None = option(
+        "Hidden channels of each stage's MLP, as a multiple of embed_dims.", None
+    )
+    depths: tuple[int, ...] | None = option("Blocks of each stage, instead of the model's.", None)
+    pretrained: str | None = option(
+        "Weights to start from: imagenet, in22k, another name of `van weights list`, or a "
+        "file. Where the classes are others, the head starts anew.",
+        None,
+        nargs="?",
+        const="imagenet",
+    )
+    head_scale: float = option(
+        "Factor of a fresh head's initial weights, above 0.", 1.0, limit=_ABOVE
+    )
+    freeze: int = option(
+        "Stages, from the first, whose weights stay as they are; all of them: only the head "
+        "learns.",
+        0,
+        limit=_LEAST_0,
+    )
     # Input
-    input_size: int | None = 224
-    crop_pct: float | None = 0.9
-    interpolation: str | None = "bicubic"
-    mean: tuple[float, ...] | None = None
-    std: tuple[float, ...] | None = None
+    input_size: int | None = option(
+        "Side of the square input in pixels; none: the pretrained weights' own.", 224
+    )
+    crop_pct: float | None = option(
+        "In evaluation, the centre crop's share of the resized shorter side; none likewise.", 0.9
+    )
+    interpolation: str | None = option("In evaluation, Pillow's filter; none likewise.", "bicubic")
+    mean: tuple[float, ...] | None = option(
+        "Taken from each channel after scaling to [0, 1]; one number for grey pictures, three "
+        "for RGB. none: the pretrained weights' own, or 0.5.",
+        None,
+    )
+    std: tuple[float, ...] | None = option(
+        "What each channel is then divided by; none likewise.", None
+    )
     # Schedule and optimizer
-    epochs: int = 300
-    warmup_epochs: int = 5
-    cooldown_epochs: int = 10
-    batch_size: int = 1024
-    accumulation_steps: int = 1
-    learning_rate: float = 1e-3
-    min_learning_rate: float = 1e-6
-    warmup_learning_rate: float | None = 1e-6
-    weight_decay: float = 0.05
-    layer_decay: float = 1.0
-    clip_norm: float | None = None
+    epochs: int = option(
+        "Passes over the pictures before the cool-down, warm-up included.", 300, limit=_LEAST_1
+    )
+    warmup_epochs: int = option(
+        "Of these, how many the learning rate rises. Where a recipe is made shorter, at most "
+        "a quarter of them, or one of two or three.",
+        5,
+        limit=_LEAST_0,
+    )
+    cooldown_epochs: int = option("Further passes at the lowest learning rate.", 10, limit=_LEAST_0)
+    batch_size: int = option("Pictures of one update, over all devices.", 1024, limit=_LEAST_1)
+    accumulation_steps: int = option(
+        "Parts that such a batch goes through the model in, one after the other, to need less "
+        "memory; batch norm sees a part at a time.",
+        1,
+        limit=_LEAST_1,
+    )
+    learning_rate: float = option(
+        "At the top of the cosine, for this batch size.", 1e-3, limit=_ABOVE
+    )
+    min_learning_rate: float = option("At its end.", 1e-6, limit=_LEAST_0)
+    warmup_learning_rate: float | None = option(
+        "Of the first epoch of the warm-up; none: one step of equal ones up to the top, so "
+        "that no epoch goes by almost unused.",
+        1e-6,
+        limit=_LEAST_0,
+    )
+    weight_decay: float = option(
+        "Decoupled, on tensors of two dimensions and more.", 0.05, limit=_LEAST_0
+    )
+    layer_decay: float = option(
+        "Factor of the learning rate from each block to the one before, in (0, 1].",
+        1.0,
+        limit=("in (0, 1]", lambda v: 0 < v <= 1),
+    )
+    clip_norm: float | None = option(
+        "Largest norm of the whole gradient; None: as it is.", None, limit=_ABOVE
+    )
     # Classes of different sizes
-    class_weights: str | None = None
-    sampling: str | None = None
+    class_weights: str | None = option(
+        "balanced: a picture counts n / (k * n_c) in the loss, of n pictures of k classes "
+        "with n_c of its own, so that each class counts the same; none: each picture.",
+        None,
+        limit=_BALANCED,
+    )
+    sampling: str | None = option(
+        "balanced: each class is shown equally often, pictures of small ones several times an "
+        "epoch; none: each picture once.",
+        None,
+        limit=_BALANCED,
+    )
     # Augmentation and regularisation
-    label_smoothing: float = 0.1
-    mixup: float = 0.8
-    cutmix: float = 1.0
-    mix_probability: float = 1.0
-    mix_switch: float = 0.5
-    rand_augment: str | None = "rand-m9-mstd0.5-inc1"
-    crop_scale: tuple[float, ...] = (0.08, 1.0)
-    crop_ratio: tuple[float, ...] = (3 / 4, 4 / 3)
-    crop_interpolations: tuple[str, ...] = ("bilinear", "bicubic")
-    horizontal_flip: float = 0.5
-    vertical_flip: float = 0.0
-    erasing: float = 0.25
-    drop_rate: float = 0.0
-    drop_path_rate: float | None = None
+    label_smoothing: float = option("In [0, 1).", 0.1, limit=_RATE)
+    mixup: float = option("Alpha of mixup's Beta distribution; 0: none.", 0.8, limit=_LEAST_0)
+    cutmix: float = option("Alpha of CutMix's Beta distribution; 0: none.", 1.0, limit=_LEAST_0)
+    mix_probability: float = option("Share of the batches that are mixed.", 1.0, limit=_SHARE)
+    mix_switch: float = option(
+        "Share of those that CutMix takes, where both are on.", 0.5, limit=_SHARE
+    )
+    rand_augment: str | None = option(
+        "RandAugment in timm's spelling; None: none.", "rand-m9-mstd0.5-inc1"
+    )
+    crop_scale: tuple[float, ...] = option(
+        "Least and largest area of the random crop, as shares of the picture.",
+        (0.08, 1.0),
+        limit=_PAIR,
+    )
+    crop_ratio: tuple[float, ...] = option(
+        "Least and largest width / height of the random crop.", (3 / 4, 4 / 3), limit=_PAIR
+    )
+    crop_interpolations: tuple[str, ...] = option(
+        "Pillow's filters, one of which resizes a crop, at random.", ("bilinear", "bicubic")
+    )
+    horizontal_flip: float = option("Probability.", 0.5, limit=_SHARE)
+    vertical_flip: float = option("Probability.", 0.0, limit=_SHARE)
+    erasing: float = option("Probability of random erasing.", 0.25, limit=_SHARE)
+    drop_rate: float = option("Dropout in the MLPs, in [0, 1).", 0.0, limit=_RATE)
+    drop_path_rate: float | None = option(
+        "Stochastic depth of the last block, in [0, 1); None: the authors' for the model, 0.1 "
+        "for one of your own.",
+        None,
+        limit=_RATE,
+    )
     # The run
-    average_decay: float | None = None
-    early_stopping: int | None = None
-    validation_split: float = 0.2
-    precision: str = "float32"
-    remat: bool = False
-    steps_per_execution: int = 1
-    devices: int = 1
-    deterministic: bool = True
-    max_corrupt: int = 0
-    workers: int = 0
-    processes: int = 0
-    snapshot_seconds: float = 60.0
-    seed: int = 0
+    average_decay: float | None = option(
+        "Decay of the moving average of all weights, which is then what is kept; None: no average.",
+        None,
+        limit=("in (0, 1)", lambda v: 0 < v < 1),
+    )
+    early_stopping: int | None = option(
+        "Epochs without a better validation accuracy before the run ends; None: never.",
+        None,
+        limit=_LEAST_1,
+    )
+    validation_split: float = option(
+        "Share of the pictures kept for validation, where the data has no validation folder.",
+        0.2,
+        limit=("in (0, 1)", lambda v: 0 < v < 1),
+    )
+    precision: str = option(
+        "float32, mixed_bfloat16 or mixed_float16.", "float32", limit=_PRECISIONS
+    )
+    remat: bool = option(
+        "Recompute each block in the backward pass: less memory, more time.", False
+    )
+    steps_per_execution: int = option(
+        "Batches that TensorFlow runs without coming back to Python.", 1, limit=_LEAST_1
+    )
+    devices: int = option("Local GPUs to use; 0: all there are.", 1, limit=_LEAST_0)
+    deterministic: bool = option(
+        "TensorFlow's deterministic kernels, which an exact resumption needs on a GPU.", True
+    )
+    max_corrupt: int = option(
+        "Pictures that may be unreadable; one more ends the run.", 0, limit=_LEAST_0
+    )
+    workers: int = option(
+        "Threads that decode and augment, in each process; 0: they fill the cores.",
+        0,
+        limit=_LEAST_0,
+    )
+    processes: int = option(
+        "Processes that do so, for machines with more cores than Python's threads can use; 0: "
+        "the training process itself.",
+        0,
+        limit=_LEAST_0,
+    )
+    snapshot_seconds: float = option(
+        "Time between two snapshots that a stopped run goes on from; longer where writing one "
+        "takes more than a fiftieth of it.",
+        60.0,
+        limit=_LEAST_0,
+    )
+    seed: int = option(
+        "Of weights, split, order and augmentation.",
+        0,
+        limit=("from 0 to 2^32 - 1", lambda v: 0 <= v < 2**32),
+    )
 
     def __post_init__(self) -> None:
         kinds = get_type_hints(type(self))
         for field in fields(self):
             value = _typed(field.name, getattr(self, field.name), kinds[field.name])
             object.__setattr__(self, field.name, value)
-            if value is not None and field.name in _LIMITS:
-                allowed, fits = _LIMITS[field.name]
-                if not fits(value):
-                    raise _not_allowed(field.name, allowed, value)
-        if self.batch_size % self.accumulation_steps:
-            raise ValueError(
-                "`batch_size` must be a multiple of `accumulation_steps`. Received: "
-                f"batch_size={self.batch_size}, accumulation_steps={self.accumulation_steps}"
-            )
-        if self.warmup_epochs > self.epochs:
-            raise ValueError(
-                "`warmup_epochs` are the first of `epochs`: there cannot be more of them. "
-                f"Received: warmup_epochs={self.warmup_epochs}, epochs={self.epochs}"
-            )
-        if self.class_weights and self.sampling:
-            raise ValueError(
-                "`class_weights` and `sampling` both make up for classes of different sizes; leave "
-                "one of them out"
-            )
-        if (self.mean is None) != (self.std is None):
-            raise ValueError(
-                f"`mean` and `std` go together. Received: mean={self.mean}, std={self.std}"
-            )
-        for name in ("crop_scale", "crop_ratio"):
-            pair = getattr(self, name)
-            if len(pair) != 2 or not 0 < pair[0] <= pair[1]:
-                raise _not_allowed(name, "two numbers above 0, the smaller first", pair)
-        if self.crop_scale[1] > 1:
-            raise _not_allowed("crop_scale", "shares of the picture, at most 1", self.crop_scale)
-        if self.clip_norm is not None and self.devices > 1:
-            raise ValueError(
-                "`clip_norm` with several `devices` would clip each device's gradient before they "
-                "are added, which is not the same; leave one of them out (--clip-norm none)"
-            )
-        if self.accumulation_steps > 1 and self.devices > 1:
-            raise ValueError(
-                "`accumulation_steps` do not work with several `devices`; leave one of them out"
-            )
-        if self.steps_per_execution > 1 and self.average_decay is not None:
-            raise ValueError(
-                "`average_decay` moves the average after every batch, `steps_per_execution` comes "
-                "back from TensorFlow more seldom; leave one of them out"
-            )
-        if self.steps_per_execution > 1 and self.devices > 1:
-            raise ValueError(
-                "`steps_per_execution` with several `devices` would hide the step in which a run "
-                "fails; leave one of them out"
-            )
+            limit = field.metadata["option"].limit
+            if value is not None and limit is not None and not limit[1](value):
+                raise _not_allowed(field.name, limit[0], value)
+        _check_together(self)
         sizes = self.config()
         if sizes is not None and self.input_size is not None:
             check_input_size(self.input_size, sizes.num_stages)
@@ -392,6 +371,50 @@ class Recipe:
         """{field: (mine, the other's)} where they differ."""
         mine, theirs = self.to_dict(), other.to_dict()
         return {name: (mine[name], theirs[name]) for name in mine if mine[name] != theirs[name]}
+
+
+def _check_together(recipe: Recipe) -> None:
+    """Raises `ValueError` where values that are allowed do not fit together."""
+    if recipe.batch_size % recipe.accumulation_steps:
+        raise ValueError(
+            "`batch_size` must be a multiple of `accumulation_steps`. Received: "
+            f"batch_size={recipe.batch_size}, accumulation_steps={recipe.accumulation_steps}"
+        )
+    if recipe.warmup_epochs > recipe.epochs:
+        raise ValueError(
+            "`warmup_epochs` are the first of `epochs`: there cannot be more of them. "
+            f"Received: warmup_epochs={recipe.warmup_epochs}, epochs={recipe.epochs}"
+        )
+    if recipe.class_weights and recipe.sampling:
+        raise ValueError(
+            "`class_weights` and `sampling` both make up for classes of different sizes; leave "
+            "one of them out"
+        )
+    if (recipe.mean is None) != (recipe.std is None):
+        raise ValueError(
+            f"`mean` and `std` go together. Received: mean={recipe.mean}, std={recipe.std}"
+        )
+    if recipe.crop_scale[1] > 1:
+        raise _not_allowed("crop_scale", "shares of the picture, at most 1", recipe.crop_scale)
+    if recipe.clip_norm is not None and recipe.devices > 1:
+        raise ValueError(
+            "`clip_norm` with several `devices` would clip each device's gradient before they "
+            "are added, which is not the same; leave one of them out (--clip-norm none)"
+        )
+    if recipe.accumulation_steps > 1 and recipe.devices > 1:
+        raise ValueError(
+            "`accumulation_steps` do not work with several `devices`; leave one of them out"
+        )
+    if recipe.steps_per_execution > 1 and recipe.average_decay is not None:
+        raise ValueError(
+            "`average_decay` moves the average after every batch, `steps_per_execution` comes "
+            "back from TensorFlow more seldom; leave one of them out"
+        )
+    if recipe.steps_per_execution > 1 and recipe.devices > 1:
+        raise ValueError(
+            "`steps_per_execution` with several `devices` would hide the step in which a run "
+            "fails; leave one of them out"
+        )
 
 
 # --- Recipes with a name ---
@@ -538,21 +561,3 @@ def require_yaml() -> None:
         import yaml  # noqa: F401 - only to see whether it is there
     except ImportError as error:
         raise missing("Training", "PyYAML", "train") from error
-
-
-def field_help() -> dict[str, str]:
-    """{field: what it is}, from the docstring of `Recipe`."""
-    text = (Recipe.__doc__ or "").partition("Args:\n")[2].partition("\n\n")[0]
-    entries = re.split(r"^ {8}(?=\w+: )", text, flags=re.MULTILINE)[1:]
-    pairs = (entry.partition(": ") for entry in entries)
-    return {name: " ".join(words.split()) for name, _, words in pairs}
-
-
-def field_kinds() -> dict[str, tuple[type, bool]]:
-    """{field: (type of a value, whether it is a list)}."""
-    found = {}
-    for name, kind in get_type_hints(Recipe).items():
-        inner = get_args(kind)[0] if type(None) in get_args(kind) else kind
-        listed = get_args(inner)
-        found[name] = (listed[0] if listed else inner, bool(listed))
-    return found

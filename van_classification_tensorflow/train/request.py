@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from ..support.options import option
+from ..support.options import changes_of, option
 from ..support.result_folder import check_folder
+from .recipe import Recipe
 
 DEMO_FILES = {
     "predictions.png": "test images under their predicted label, mistakes first",
@@ -41,3 +44,37 @@ class DemoRequest:
                 raise ValueError(f"`{name}` must be at least {least}. Received: {name}={value}")
         plots.require_matplotlib()
         check_folder(self.output, DEMO_FILES, "demo", self.overwrite)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainRequest:
+    """The options of `van train`: a run to begin, or with `resume` one to go on with.
+
+    Raises:
+        ValueError: What a run needs is not given, or is the resumed run's own.
+    """
+
+    data: str | None = option(
+        "a folder with a folder of pictures for each class, or with train/ and val/ of such; "
+        "or digits (bundled)",
+        None,
+    )
+    output: Path | None = option("folder to make for the run", None)
+    recipe: str | None = option(
+        "imagenet (the authors'), finetune, in22k-to-1k, digits, or a YAML file; by default "
+        "finetune with --pretrained, digits for these, else imagenet",
+        None,
+    )
+    resume: Path | None = option("go on with a stopped run", None, metavar="RUN")
+    force: bool = option("go on although the recipe or the data have changed", False)
+    print_config: bool = option("print the recipe as YAML, and stop", False)
+    changes: Mapping[str, Any] = changes_of(Recipe, "the recipe's fields (default: the authors')")
+
+    def __post_init__(self) -> None:
+        if self.resume is not None:
+            if self.output is not None or self.recipe is not None:
+                raise ValueError("--resume RUN has its --output and --recipe; leave them out")
+        elif not self.print_config:
+            missing = [f"`{name}`" for name in ("data", "output") if getattr(self, name) is None]
+            if missing:
+                raise ValueError(f"{' and '.join(missing)} must be given, or --resume RUN")
