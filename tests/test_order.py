@@ -25,6 +25,8 @@ CASES = {
     "predict {0}/two --batch-size 0": "--batch-size must be",
     "predict {0}/two --output {0}/old.csv": "already there",
     "predict {0}/two --output {0}/no/x.csv": "make it first",
+    "predict {0}/two --output {0}/folder.csv --overwrite": "folder.csv is a folder; name a file",
+    "predict {0}/two --output {0}/pipe.csv --overwrite": "pipe.csv is not a regular file",
     "predict {0}/two --resume": "run with --output",
     "predict {0}/two --weights van_b9": "no such weights",
     "predict {0}/two --weights {0}/no.onnx": "No such file",
@@ -46,6 +48,7 @@ CASES = {
     "convert {0}/no.pth {0}/x.pth": "No such file",
     "convert {0}/no.pth {0}/old.pth": "already there",
     "convert {0}/no.pth {0}/no/x.pth": "make it first",
+    "convert {0}/no.pth {0}/pipe.pth --overwrite": "pipe.pth is not a regular file",
 }
 
 
@@ -59,6 +62,9 @@ def said(tmp_path_factory):
     for name in ("file", "full/notes.txt", "old.csv", "old.onnx", "old.pth"):
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_text("precious")
+    (folder / "folder.csv").mkdir()
+    for name in ("pipe.csv", "pipe.pth"):
+        os.mkfifo(folder / name)
     code = """
 import contextlib, io, json, sys
 # Nobody can have them, and nobody can be asked.

@@ -16,7 +16,12 @@ from ..spec.architecture import Architecture
 from ..spec.preprocessing import Preprocessing
 from ..spec.scores import SIGMOID, SOFTMAX, activation_of
 from ..support.console import print_report, to_json
-from ..support.files import folder_beside, put_in_place, write_atomically
+from ..support.files import (
+    check_place_for_file,
+    folder_beside,
+    put_in_place,
+    write_atomically,
+)
 from ..weights.address import address_of
 from ..weights.checkpoint import ModelWeights, read_weights
 from ..weights.formats.torch import write_torch
@@ -95,6 +100,8 @@ def convert(
         raise FileNotFoundError(f"{target.absolute().parent} is no folder; make it first")
     if target.exists() and not overwrite:
         raise FileExistsError(f"{target} is already there; to replace it: --overwrite")
+    if kind != "folder":
+        check_place_for_file(target)
     if address_of(source).kind == "exported":
         raise ValueError(f"{source} is an exported file; give the weights it was made of")
     weights, notes = _in_float32(read_weights(source, wrapper, allow_nonfinite), source)

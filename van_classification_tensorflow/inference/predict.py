@@ -35,7 +35,7 @@ from ..support.console import (
     to_json,
     write_line,
 )
-from ..support.files import write_atomically
+from ..support.files import check_place_for_file, write_atomically
 from ..support.interrupt import Interrupted
 from ..support.text import printable
 from ..weights.address import address_of
@@ -266,8 +266,7 @@ class Journal:
         self.errors_before: list[str] = []
         begun = self.path.exists()
         self.finished = resume and output.exists() and not begun
-        if output.is_dir():
-            raise FileExistsError(f"{output} is a folder; name a file")
+        check_place_for_file(output)
         if self.finished:
             return
         self.overwrite = overwrite

@@ -41,6 +41,14 @@ def open_regular(path: str | os.PathLike, buffering: int = -1) -> BinaryIO:
     raise ValueError("a folder" if stat.S_ISDIR(info.st_mode) else "not a regular file")
 
 
+def check_place_for_file(path: Path) -> None:
+    """Raises `FileExistsError` where what is there is no file: a rename would replace a device."""
+    if path.is_dir():
+        raise FileExistsError(f"{path} is a folder; name a file")
+    if path.exists() and not path.is_file():
+        raise FileExistsError(f"{path} is not a regular file; name another")
+
+
 def write_atomically(
     path: str | os.PathLike, write: Callable[[Path], object], *, shared: bool = False
 ) -> None:
@@ -53,12 +61,10 @@ def write_atomically(
             leaves stays. Else one at a time, and the next overwrites what a killed one left.
 
     Raises:
-        OSError: It could not be written; `path` is as it was.
-        ValueError: `path` is something else, which a rename would replace (a device, a folder).
+        OSError: It could not be written, or `path` is a folder or a device; it is as it was.
     """
     path = Path(path)
-    if path.exists() and not path.is_file():
-        raise ValueError(f"`path` must be a file, or not be there yet. Received: path={path}")
+    check_place_for_file(path)
     mine = f"{os.urandom(4).hex()}-" if shared else ""
     new = path.with_name(f".tmp-{mine}{path.name}")
     try:
