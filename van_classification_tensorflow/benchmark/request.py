@@ -9,7 +9,7 @@ from numbers import Real
 from pathlib import Path
 from typing import Any
 
-from ..support.checks import at_least
+from ..support.checks import at_least, at_least_or_none
 from ..support.options import option
 from ..support.result_folder import check_folder
 
@@ -89,8 +89,7 @@ class BenchmarkRequest:
         sizes = tuple(None if size is None else _pair(size) for size in self.image_sizes)
         self._take("image_sizes", sizes)
         self._take("rounds", int(self.rounds))
-        if self.threads is not None:
-            self._take("threads", at_least("threads", self.threads, 1))
+        self._take("threads", at_least_or_none("threads", self.threads, 1))
         if not isinstance(self.seconds, Real) or not 0 < self.seconds < math.inf:
             raise ValueError(f"`seconds` must be a number > 0. Received: seconds={self.seconds!r}")
         self._take("seconds", float(self.seconds))

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..support.checks import is_number, is_whole
+from ..support.checks import check_flag, is_number, is_whole
 from ..support.options import number_or, option
 from .formats import FORMATS, check_installed, format_for
 
@@ -76,10 +76,7 @@ class ExportRequest:
     def __post_init__(self) -> None:
         kind = self.kind
         for name in ("uint8", "softmax", "features", "fused", "overwrite"):
-            if not isinstance(getattr(self, name), bool):
-                raise ValueError(
-                    f"`{name}` must be True or False. Received: {name}={getattr(self, name)!r}"
-                )
+            check_flag(name, getattr(self, name))
         if self.precision not in FORMATS[kind]:
             raise ValueError(
                 f"`precision` must be one of {', '.join(FORMATS[kind])} for {kind}. "

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..support.checks import at_least
+from ..support.checks import at_least, at_least_or_none, check_flag, is_number
 from ..support.extras import is_installed, missing
 from ..support.options import option, part
 
@@ -41,16 +41,13 @@ class ClassifierOptions:
     engine: str = "auto"
 
     def __post_init__(self) -> None:
-        import numpy as np  # only now: `--help` does without
-
-        for name in ("test_size", "batch_size", "workers", "max_pixels"):
-            value = getattr(self, name)
-            if value is not None or name in ("batch_size", "max_pixels"):
-                at_least(name, value, 1)
-        if np.ndim(self.crops) or isinstance(self.crops, bool) or self.crops not in (1, 5):
+        at_least_or_none("test_size", self.test_size, 1)
+        at_least("batch_size", self.batch_size, 1)
+        at_least_or_none("workers", self.workers, 1)
+        at_least("max_pixels", self.max_pixels, 1)
+        if not is_number(self.crops) or self.crops not in (1, 5):
             raise ValueError(f"`crops` must be 1 or 5. Received: crops={self.crops!r}")
-        if not isinstance(self.flip, (bool, np.bool_)):
-            raise ValueError(f"`flip` must be True or False. Received: flip={self.flip!r}")
+        check_flag("flip", self.flip)
         if not isinstance(self.engine, str) or self.engine not in ENGINES:
             raise ValueError(
                 f"`engine` must be one of {', '.join(ENGINES)}. Received: engine={self.engine!r}"

@@ -5,8 +5,6 @@ from __future__ import annotations
 from numbers import Integral, Real
 from typing import Any
 
-import numpy as np
-
 
 def is_whole(value: Any) -> bool:
     """Whether it is an integer; NumPy's count, True and False do not."""
@@ -38,6 +36,8 @@ def at_least_or_none(argument: str, value: Any, least: int) -> int | None:
 
 def check_flag(argument: str, value) -> bool:
     """`value` as a bool (NumPy's counts), or an error that names `argument`."""
+    import numpy as np  # only now: the records of the command line do without
+
     if not isinstance(value, (bool, np.bool_)):
         raise ValueError(f"`{argument}` must be True or False. Received: {argument}={value!r}")
     return bool(value)
