@@ -104,7 +104,7 @@ def words(command, folder, tmp_path):
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_results_reach_a_file_beside_a_terminal(command, folder, tmp_path, monkeypatch):
-    monkeypatch.setattr(benchmark_report, "benchmark", lambda *_, **__: FOUND)
+    monkeypatch.setattr(benchmark_report, "measure", lambda *_, **__: FOUND)
     with (tmp_path / "out").open("w") as out, terminal(monkeypatch) as screen:
         monkeypatch.setattr(sys, "stdout", out)
         assert run(*words(command, folder, tmp_path)) == 0
@@ -120,7 +120,7 @@ def test_results_reach_a_file_beside_a_terminal(command, folder, tmp_path, monke
 @pytest.mark.parametrize("command", sorted(COMMANDS.keys() - {"export"}))  # prints as convert
 def test_a_pipe_that_was_closed(command, folder, tmp_path, monkeypatch, capsys):
     """As after `van ... | head -1`."""
-    monkeypatch.setattr(benchmark_report, "benchmark", lambda *_, **__: FOUND)
+    monkeypatch.setattr(benchmark_report, "measure", lambda *_, **__: FOUND)
     reader, writer = os.pipe()
     os.close(reader)
     with os.fdopen(writer, "w") as pipe:
