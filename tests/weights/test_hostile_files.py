@@ -21,9 +21,11 @@ import h5py
 import numpy as np
 import pytest
 
-from tests import hostile_files
-from tests.hostile_files import Payload, in_zip, saved, sizes
 from tests.parity import GOLDEN, MICRO, load_seeded
+from tests.weights import hostile
+from tests.weights.hostile import FAMILIES, hdf5s, pickles
+from tests.weights.hostile.payload import Payload
+from tests.weights.hostile.writers import entry, good, in_safetensors, in_zip, saved, sizes
 from van_classification_tensorflow import VAN, load_checkpoint
 from van_classification_tensorflow.model.load import to_official
 from van_classification_tensorflow.weights.checkpoint import CheckpointError, read_checkpoint
@@ -33,18 +35,6 @@ from van_classification_tensorflow.weights.formats.stored_zip import StoredZip
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="needs Linux's limits and inotify")
 
 ROOT = Path(__file__).parents[2]
-FAMILIES = {
-    "code": 2500,
-    "opcodes": 400,
-    "bombs": 85,
-    "tensors": 65,
-    "zip": 70,
-    "older": 30,
-    "hdf5": 130,
-    "keras": 180,
-    "safetensors": 50,
-    "no files": 30,
-}  # and how many payloads each has, at least
 
 
 @contextmanager
@@ -92,7 +82,7 @@ def ask(task: str, **job: Any) -> tuple[list[dict], str]:
 def around(tmp_path_factory):
     """The folder that payloads point to."""
     folder = tmp_path_factory.mktemp("around")
-    hostile_files.decoys(folder)
+    hostile.decoys(folder)
     return folder
 
 
@@ -101,20 +91,20 @@ def results(tmp_path_factory, around):
     """{family: [(payload, path, what the child told of it)]}; modules; which decoys were opened."""
     folder = tmp_path_factory.mktemp("hostile")
     left: dict[str, tuple[str, Payload, Path]] = {}
-    for number, (family, payload) in enumerate(hostile_files.payloads(around)):
+    for number, (family, payload) in enumerate(hostile.payloads(around)):
         path = folder / str(number)
         payload.make(path)
         left[str(number)] = family, payload, path
-    good = []
-    for name, content in hostile_files.good().items():
-        good.append(str(folder / name))
-        Path(good[-1]).write_bytes(content)
+    readable = []
+    for name, content in good().items():
+        readable.append(str(folder / name))
+        Path(readable[-1]).write_bytes(content)
     found: dict[str, list[tuple[Payload, Path, dict]]] = {family: [] for family in FAMILIES}
     modules, last = [], ""
     with opened([*around.iterdir()]) as touched:
         while left:
             files = [[key, str(path), payload.reader] for key, (_, payload, path) in left.items()]
-            told, died = ask("read", good=good, files=files)
+            told, died = ask("read", good=readable, files=files)
             assert told, died
             for result in told:
                 modules = result.get("modules", modules)
@@ -151,7 +141,8 @@ def fault(payload: Payload, path: Path, result: dict) -> str:
 def test_every_one_is_refused(results, family):
     found = results[0][family]
     faults = {payload.name: fault(payload, path, result) for payload, path, result in found}
-    assert len(faults) == len(found) >= FAMILIES[family], Counter(p.name for p, _, _ in found)
+    _, least = FAMILIES[family]
+    assert len(faults) == len(found) >= least, Counter(p.name for p, _, _ in found)
     wrong = [f"{name}: {what}" for name, what in faults.items() if what]
     assert not wrong, "\n".join(wrong)
 
@@ -170,7 +161,7 @@ def test_nothing_else_is_opened_or_made(results, around):
 def test_what_a_payload_does_is_noticed(tmp_path):
     mark = tmp_path / "executed"
     path = tmp_path / "payload"
-    path.write_bytes(hostile_files.code_as_pickle(mark))
+    path.write_bytes(pickles.code_as_pickle(mark))
     readers = ("unpickle", "fill", "hang", "crash")
     told = []
     for reader in readers:
@@ -186,10 +177,10 @@ def test_what_a_payload_does_is_noticed(tmp_path):
 
 
 def test_what_a_library_opens_is_noticed(tmp_path):
-    hostile_files.decoys(tmp_path)
+    hostile.decoys(tmp_path)
     target = tmp_path / "target.h5"
     wanted = "numbers in a file"
-    content = next(p.content for p in hostile_files.hdf5s(tmp_path) if p.name == wanted)
+    content = next(p.content for p in hdf5s.hdf5s(tmp_path) if p.name == wanted)
     with opened([target]) as touched, h5py.File(io.BytesIO(content)) as file:
         assert touched == []
         assert file["layers/a/vars/2"][()].shape == (4,)
@@ -200,7 +191,7 @@ def test_what_a_library_opens_is_noticed(tmp_path):
 
 
 def test_the_files_they_are_made_from_are_read(tmp_path):
-    for name, content in hostile_files.good().items():
+    for name, content in good().items():
         (tmp_path / "x").write_bytes(content)
         tensors = read_checkpoint(tmp_path / "x").tensors
         if "w" in tensors:
@@ -211,7 +202,7 @@ def test_the_files_they_are_made_from_are_read(tmp_path):
 
 def test_the_ways_that_torch_names_things_are_read(tmp_path):
     """So what is refused is refused for its name."""
-    routes = hostile_files.routes("torch", "Size", sizes(1, 2))
+    routes = pickles.routes("torch", "Size", sizes(1, 2))
     unknown = {"STRING", "INST", "OBJ", "NEWOBJ_EX", "PERSID", "BINPERSID"}
     misused = {"key", "BUILD __class__", "BUILD with slots", "type of a storage"}
     assert unknown | misused < routes.keys()
@@ -297,8 +288,8 @@ def test_zip_is_read_as_python_reads_it(tmp_path):
 def test_what_a_file_says_of_itself_may_be_anything(tmp_path):
     for said in ("", "{", "[" * 100_000, "null", '["labels"]', '"labels"', "9" * 10_000):
         for key in ("van", "config"):
-            header = {"w": hostile_files.entry(), "__metadata__": {key: said}}
-            (tmp_path / "x").write_bytes(hostile_files.in_safetensors(header))
+            header = {"w": entry(), "__metadata__": {key: said}}
+            (tmp_path / "x").write_bytes(in_safetensors(header))
             assert read_checkpoint(tmp_path / "x").said == {}
 
 
