@@ -205,7 +205,7 @@ def contender(name="a.onnx", engine="onnx", **changes):
         "architecture": None,
         "parameters": 77,
     }
-    return module._Contender(name, Path(__file__), engine, said | changes)
+    return module.Contender(name, Path(__file__), engine, said | changes)
 
 
 def said(p50, **changes):
@@ -441,7 +441,7 @@ def test_names_whose_weights_are_not_here_are_not_downloaded(tmp_path, monkeypat
     ],
 )
 def test_random_weights_are_those_of_the_name(tmp_path, name, says):
-    path = module._path_of(name, True, tmp_path)
+    path = module.path_of(name, True, tmp_path)
     weights = read_weights(path)
     assert str(weights.architecture) == says
     kernel = weights.tensors["block1.0.mlp.fc1.weight"]

@@ -485,7 +485,7 @@ def test_published_figures_beside_the_measured(thousand, tmp_path, monkeypatch):
     assert "published top-1 75.41%: -0.410 points here, inside the interval" in text
     assert "another preprocessing" in text
     monkeypatch.setattr(thousand, "preprocessing", Preprocessing())
-    outside = measuring._published(thousand, 0.78, 0.93, (0.76, 0.8))
+    outside = measuring.published_beside(thousand, 0.78, 0.93, (0.76, 0.8))
     assert not outside.inside
     assert outside.same_preprocessing
 
@@ -618,15 +618,15 @@ def test_many_classes_have_a_picture_of_the_most_frequent_mistakes(thousand, tmp
     assert (tmp_path / "out" / "most_confused.png").stat().st_size > 5000
     assert not (tmp_path / "out" / "confusion_matrix.png").exists()
     perfect = replace(found, confusion=((1, 1, 5),))
-    files._draw_most_confused(perfect, tmp_path / "none.png")
+    files.draw_most_confused(perfect, tmp_path / "none.png")
 
 
 def test_names_in_pictures_are_no_formulas(micro, ten, tmp_path):
     found = measure(micro, open_dataset(ten[0], micro.labels))
     classes = [replace(c, label=rf"$\x$ {c.index}$") for c in found.per_class]
     found = replace(found, per_class=tuple(classes))
-    files._draw_matrix(found, tmp_path / "matrix.png")
-    files._draw_most_confused(found, tmp_path / "pairs.png")
+    files.draw_matrix(found, tmp_path / "matrix.png")
+    files.draw_most_confused(found, tmp_path / "pairs.png")
     for name in ("matrix.png", "pairs.png"):
         assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
 

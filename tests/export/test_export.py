@@ -575,7 +575,7 @@ def test_accuracy_is_measured_or_why_not_is_said(tmp_path, small):
         ("digits", False, "needs weights whose classes are the digits"),
         (None, False, "^$"),
     ):
-        sources, classes, why_not = samples._listed(
+        sources, classes, why_not = samples.list_pictures(
             given, open_source(small, features), Console(quiet=True)
         )
         assert sources

@@ -58,7 +58,7 @@ def assert_tidy(folder, *steps):
     assert (folder / "latest").read_text() == f"step-{steps[-1]:09d}\n"
     for step in steps:
         assert names_in(path_of(folder, step)) == FILES
-        assert module._read(path_of(folder, step), step).digest == digest_of(step)
+        assert module.read_snapshot(path_of(folder, step), step).digest == digest_of(step)
 
 
 # --- What is saved comes back ---
@@ -419,7 +419,7 @@ def test_a_newer_version_is_not_taken_for_damage(tmp_path):
     manifest = path_of(tmp_path, 2) / "manifest.json"
     record = json.loads(manifest.read_text())
     del record["seal"]
-    manifest.write_bytes(module._sealed({**record, "format": 2, "version": "9.1"}))
+    manifest.write_bytes(module.sealed({**record, "format": 2, "version": "9.1"}))
     with pytest.raises(SnapshotError, match=r"written by version 9.1, which stores"):
         Snapshots(tmp_path).load()
 

@@ -723,8 +723,8 @@ def test_an_output_inside_of_the_data_is_refused(tmp_path):
     ],
 )
 def test_captions(target, caption):
-    assert report._caption(np.array(target), 0.1, ("a", "b")) == caption
-    long = report._caption(np.array(target), 0.1, ("a" * 20, "b" * 20))
+    assert report.caption_of(np.array(target), 0.1, ("a", "b")) == caption
+    long = report.caption_of(np.array(target), 0.1, ("a" * 20, "b" * 20))
     assert all(len(line) < 28 for line in long.split("\n"))
 
 

@@ -158,7 +158,9 @@ class UnsteadyError(RuntimeError):
 
 
 @dataclass(frozen=True)
-class _Contender:
+class Contender:
+    """A model that is timed in a process of its own."""
+
     weights: str
     path: Path
     engine: str
@@ -237,10 +239,10 @@ def measure(request: BenchmarkRequest, console: Console) -> list[Measurement]:
     """As `benchmark`, which says what it raises; the output is for whoever calls."""
     named, threads = request.weights, request.threads
     with tempfile.TemporaryDirectory(prefix="van-benchmark-") as folder:
-        paths = {name: _path_of(name, request.random_weights, Path(folder)) for name in named}
+        paths = {name: path_of(name, request.random_weights, Path(folder)) for name in named}
         say(console, f"Looking at {', '.join(map(printable, named))}")
         contenders = [
-            _Contender(name, path, engine, launch(name, path, engine, threads))
+            Contender(name, path, engine, launch(name, path, engine, threads))
             for name, path in paths.items()
             # What is exported has its own engine; the option is for models.
             for engine in (
@@ -263,7 +265,7 @@ def _named(weights: Any) -> tuple[str, ...]:
     )
 
 
-def _path_of(name: str, random_weights: bool, folder: Path) -> Path:
+def path_of(name: str, random_weights: bool, folder: Path) -> Path:
     """The file to load; of random weights one that is written to `folder`."""
     address = address_of(name)
     if address.is_path:
@@ -305,15 +307,15 @@ def _write_random(path: Path, configuration: str, num_classes: int | None) -> Pa
 
 
 def plan(
-    contenders: Sequence[_Contender], request: BenchmarkRequest, console: Console
-) -> dict[Setting, list[_Contender]]:
+    contenders: Sequence[Contender], request: BenchmarkRequest, console: Console
+) -> dict[Setting, list[Contender]]:
     """Who runs at which size; what a contender's fixed size forbids is left out, and said.
 
     Raises:
         ValueError: A size is too small for a model, or nobody runs at any.
     """
     sizes: Any = request.image_sizes  # the request has made pairs of them
-    todo: dict[Setting, list[_Contender]] = {}
+    todo: dict[Setting, list[Contender]] = {}
     left_out: dict[str, list[str]] = {}
     for batch in dict.fromkeys(request.batch_sizes):
         for asked in dict.fromkeys(sizes):
@@ -335,7 +337,7 @@ def plan(
     return todo
 
 
-def _only(one: _Contender) -> str:
+def _only(one: Contender) -> str:
     batch, size = one.about["batch_size"], one.about["image_size"]
     fixed = [f"batch {batch}"] if batch else []
     fixed += [f"{size[0]} x {size[1]}"] if size else []
@@ -347,7 +349,7 @@ def setting_words(setting: Setting) -> str:
     return f"batch {batch} at {height} x {width}"
 
 
-def _check_large_enough(one: _Contender, size: tuple[int, int]) -> None:
+def _check_large_enough(one: Contender, size: tuple[int, int]) -> None:
     if one.architecture is not None:
         least = min_image_size(len(one.architecture.depths))
         if min(size) < least:
@@ -357,7 +359,7 @@ def _check_large_enough(one: _Contender, size: tuple[int, int]) -> None:
 
 
 def _measure(
-    todo: Mapping[Setting, Sequence[_Contender]], request: BenchmarkRequest, console: Console
+    todo: Mapping[Setting, Sequence[Contender]], request: BenchmarkRequest, console: Console
 ) -> list[Measurement]:
     rounds, threads = request.rounds, request.threads
     found: list[Measurement] = []
@@ -424,7 +426,7 @@ def launch(
 
 
 def summarise(
-    one: _Contender, setting: Setting, threads: int | None, launches: Sequence[dict[str, Any]]
+    one: Contender, setting: Setting, threads: int | None, launches: Sequence[dict[str, Any]]
 ) -> Measurement:
     """The figures of one contender's launches, as `Measurement` says."""
     batch, (height, width) = setting

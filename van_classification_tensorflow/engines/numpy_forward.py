@@ -79,14 +79,14 @@ def forward(
             b = f"block{i}.{j}"
             gating = f"{b}.attn.spatial_gating_unit"
             n = batch_norm(f"{b}.norm1", x)
-            u = _gelu(linear(f"{b}.attn.proj_1", n))
+            u = gelu(linear(f"{b}.attn.proj_1", n))
             attention = depthwise(f"{gating}.conv_spatial", depthwise(f"{gating}.conv0", u), 3)
             u *= linear(f"{gating}.conv1", attention)
             n += linear(f"{b}.attn.proj_2", u)
             n *= tensors[f"{b}.layer_scale_1"]
             x = x + n
             hidden = linear(f"{b}.mlp.fc1", batch_norm(f"{b}.norm2", x))
-            hidden = _gelu(depthwise(f"{b}.mlp.dwconv.dwconv", hidden))
+            hidden = gelu(depthwise(f"{b}.mlp.dwconv.dwconv", hidden))
             hidden = linear(f"{b}.mlp.fc2", hidden)
             hidden *= tensors[f"{b}.layer_scale_2"]
             x += hidden
@@ -156,7 +156,7 @@ _Q: np.ndarray = np.array(
 )
 
 
-def _gelu(x: np.ndarray) -> np.ndarray:
+def gelu(x: np.ndarray) -> np.ndarray:
     """X (1 + erf(x / sqrt 2)) / 2, in place."""
     flat = x.reshape(-1)
     for start in range(0, flat.size, _CHUNK):

@@ -63,9 +63,9 @@ def _write_files(found: Evaluation, folder: Path) -> None:
     text = to_json(found.to_dict(), indent=1, allow_nan=False)
     (folder / "results.json").write_text(text + "\n", encoding="utf-8")
     if found.classes <= _MATRIX_CLASSES:
-        _draw_matrix(found, folder / "confusion_matrix.png")
+        draw_matrix(found, folder / "confusion_matrix.png")
     else:
-        _draw_most_confused(found, folder / "most_confused.png")
+        draw_most_confused(found, folder / "most_confused.png")
     for kind, title, shown in (
         ("mistakes", "Mistakes, the most confident first", found.mistakes),
         ("least_certain", "Least certain, with the lowest probability first", found.least_certain),
@@ -81,7 +81,8 @@ def _write_csv(path: Path, head: Sequence[str], rows: Iterable[Iterable[Any]]) -
         writer.writerows(rows)
 
 
-def _draw_matrix(found: Evaluation, path: Path) -> None:
+def draw_matrix(found: Evaluation, path: Path) -> None:
+    """The right class of each picture against the predicted one, as a picture at `path`."""
     position = {one.index: i for i, one in enumerate(found.per_class)}
     matrix: np.ndarray = np.zeros((found.classes, found.classes), np.int64)
     for right, predicted, count in found.confusion:
@@ -90,7 +91,8 @@ def _draw_matrix(found: Evaluation, path: Path) -> None:
     plots.confusion_matrix(matrix, names, path, found.dataset)
 
 
-def _draw_most_confused(found: Evaluation, path: Path, shown: int = 25) -> None:
+def draw_most_confused(found: Evaluation, path: Path, shown: int = 25) -> None:
+    """The `shown` most frequent mistakes, as a picture at `path`."""
     label = {one.index: _spaced(one.label) for one in found.per_class}
     there = {one.index: one.pictures for one in found.per_class}
     wrong = [pair for pair in found.confusion if pair[0] != pair[1]][:shown]

@@ -121,7 +121,7 @@ class _Measurement:
         interval = wilson_interval(right1, count)
         published = None
         if self.all_validation:
-            published = _published(classifier, right1 / count, right5 / count, interval)
+            published = published_beside(classifier, right1 / count, right5 / count, interval)
         decisions = [one.decisions for one in ours.scores if one.decisions is not None]
         return Evaluation(
             model=classifier.name,
@@ -298,9 +298,10 @@ class _Tally:
         return tuple((int(self.among[t]), int(self.among[p]), n) for (t, p), n in ranked)
 
 
-def _published(
+def published_beside(
     classifier: Classifier, top1: float, top5: float, interval: tuple[float, float]
 ) -> Published | None:
+    """The published accuracy of these weights beside the measured one; None if there is none."""
     about = classifier.runtime and classifier.runtime.about
     record = CATALOGUE.get(about.name if about else classifier.name)
     if record is None or record.top1 is None:

@@ -38,7 +38,7 @@ class Samples:
 
 def take_samples(data: Any, source: Source, calibrate: bool, console: Console) -> Samples:
     """Real pictures, cropped as the model wants them; those of the calibration apart."""
-    sources, classes, why_not = _listed(data, source, console)
+    sources, classes, why_not = list_pictures(data, source, console)
     if data is None or data == "digits":
         train = [_as_picture(p) for p in load_digits()[0].pixels[:CALIBRATION]] if calibrate else []
     else:
@@ -97,7 +97,9 @@ def check_data(data: Any) -> None:
         raise ValueError(f"`data` must have pictures. Received: data={printable(data)}")
 
 
-def _listed(data: Any, source: Source, console: Console) -> tuple[list[Any], list[int] | None, str]:
+def list_pictures(
+    data: Any, source: Source, console: Console
+) -> tuple[list[Any], list[int] | None, str]:
     """Pictures, and the class of each where all have one; else why not, where it was asked for."""
     why_not = ""
     if data is not None and source.sizes.num_classes is None:

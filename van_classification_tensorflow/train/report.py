@@ -120,13 +120,13 @@ def draw_samples(run: Run) -> None:
     seen = make_transforms(recipe, preprocessing_of(run.model))[1].to_picture(images)
     smoothing = recipe.label_smoothing
     names = plots.shortened([printable(name) for name in run.found.classes], 20)
-    captions = [_caption(row, smoothing, names) for row in targets]
+    captions = [caption_of(row, smoothing, names) for row in targets]
     write_atomically(
         run.folder / "augmented.png", lambda path: plots.sample_sheet(seen, captions, path)
     )
 
 
-def _caption(target: np.ndarray, smoothing: float, classes: Sequence[str]) -> str:
+def caption_of(target: np.ndarray, smoothing: float, classes: Sequence[str]) -> str:
     """What a target holds, without the smoothing: one class, or two and their shares."""
     shares = (target - smoothing / len(classes)) / (1 - smoothing)
     first, second = np.argsort(-shares, kind="stable")[:2]

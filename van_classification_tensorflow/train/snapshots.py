@@ -162,7 +162,7 @@ class Snapshots:
             passed.append(f"the snapshot of step {named} is gone from {self.folder}")
         for step, path in found:
             try:
-                snapshot = _read(path, step)
+                snapshot = read_snapshot(path, step)
             except SnapshotError:
                 raise
             except Exception as error:  # whatever damaged files may make a reader raise
@@ -374,7 +374,7 @@ def _write(folder: Path, step: int, arrays: dict[str, np.ndarray], state: bytes)
         _STATE: {"sha256": hashlib.sha256(state).hexdigest(), "bytes": len(state)},
     }
     record = {"format": _FORMAT, "step": step, "version": __version__, "files": files}
-    (folder / _MANIFEST).write_bytes(_sealed(record))
+    (folder / _MANIFEST).write_bytes(sealed(record))
     sync(folder / _MANIFEST)
     sync(folder)
 
@@ -394,7 +394,7 @@ def _expected_sha256(path: Path, stored: dict[str, np.ndarray]) -> str:
     return sha.hexdigest()
 
 
-def _read(path: Path, step: int) -> Snapshot:
+def read_snapshot(path: Path, step: int) -> Snapshot:
     """The snapshot in `path`, every byte of which is verified; any error means damage."""
     from safetensors import safe_open
 
@@ -427,7 +427,7 @@ def _key(index: int, name: str) -> str:
     return f"{index} {name.encode('utf-8', 'backslashreplace').decode()}"
 
 
-def _sealed(record: dict[str, Any]) -> bytes:
+def sealed(record: dict[str, Any]) -> bytes:
     """The manifest's text, in which no bit can change unnoticed."""
     seal = hashlib.sha256(json.dumps(record).encode()).hexdigest()
     return (json.dumps({**record, "seal": seal}, indent=1) + "\n").encode()
@@ -437,7 +437,7 @@ def _unsealed(manifest: bytes) -> dict[str, Any]:
     with suppress(ValueError, KeyError, TypeError, AttributeError, RecursionError):
         record = json.loads(manifest)
         record.pop("seal")
-        if _sealed(record) == manifest:
+        if sealed(record) == manifest:
             return record
     raise ValueError(f"{_MANIFEST} is not what was written")
 

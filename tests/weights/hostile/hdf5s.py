@@ -291,7 +291,7 @@ def patches() -> list[tuple[str, str, tuple]]:
         "is larger than the file",
         "arrays that overlap",
     )
-    round_ = "structures that overlap|more HDF5"
+    in_circles = "structures that overlap|more HDF5"
     in_itself = (0x10, 24, 0, space - 8, 32)
     return [
         # The tree of the entries, and their names.
@@ -321,7 +321,7 @@ def patches() -> list[tuple[str, str, tuple]]:
         ("an unknown type", "holds an unknown type", (kind, "<B", 0x1F)),
         (
             "a header in itself",
-            "structures that overlap|more HDF5",
+            in_circles,
             (space - 8, "<HHB3xQQ", *in_itself),
         ),
         # Its shape and place.
