@@ -64,13 +64,16 @@ def package_on_path() -> None:
     sys.path.insert(0, str(HERE.parent))
 
 
-def keras_model(name: str) -> Any:
-    """The package's model with the seeded weights, logits at its end, on the backend in force."""
+def keras_model(name: str, **options: Any) -> Any:
+    """The package's model with the seeded weights, logits at its end, on the backend in force.
+
+    `options` are further arguments of `VAN`.
+    """
     package_on_path()
     from van_classification_tensorflow.model.load import load_checkpoint, to_official
     from van_classification_tensorflow.model.van import VAN
 
-    model = VAN(configuration=name, classifier_activation=None)
+    model = VAN(configuration=name, classifier_activation=None, **options)
     load_checkpoint(model, {k: seeded(k, v.shape) for k, v in to_official(model).items()})
     return model
 
@@ -100,7 +103,8 @@ def keras_step(job: Job) -> Step:
     return train
 
 
-def _transformers_model(name: str) -> Any:
+def transformers_model(name: str) -> Any:
+    """The VAN of transformers with the seeded weights, on the CPU."""
     import torch
     from transformers import VanConfig, VanForImageClassification
 
@@ -133,7 +137,7 @@ def torch_step(job: Job) -> Step:
     import torch
 
     torch.set_num_threads(job.threads)
-    net = _transformers_model(job.model).train(job.mode == "training")
+    net = transformers_model(job.model).train(job.mode == "training")
     images = torch.from_numpy(fixed_images(job.batch)).permute(0, 3, 1, 2).contiguous()
     labels = torch.from_numpy(fixed_labels(job.batch))
     if job.name == "torch_channels_last":
@@ -184,7 +188,7 @@ def export_onnx(job: Job) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".partial")  # an interrupted export must not look like a cache hit
     images = torch.from_numpy(fixed_images(job.batch)).permute(0, 3, 1, 2).contiguous()
-    net = _transformers_model(job.model).eval()
+    net = transformers_model(job.model).eval()
     torch.onnx.export(net, (images,), str(partial), dynamo=False, opset_version=17)
     partial.replace(path)
 

@@ -46,6 +46,13 @@ def deployment():
 
 
 @pytest.fixture
+def gpu():
+    import gpu
+
+    return gpu
+
+
+@pytest.fixture
 def deployed():
     import deployed
 
@@ -373,3 +380,83 @@ def test_the_reference_runs_first_and_peers_in_their_interpreter(deployment, mon
         assert command[1].endswith("deployed.py")
         assert " --batch 8 " in f"{' '.join(command)} "
         assert command[-1] == "--operators"
+
+
+# --- GPU ---
+
+
+class Answering:
+    """In place of a process: answers from a list, and notes what it was asked."""
+
+    def __init__(self, name, answers):
+        self.name, self.answers, self.asked = name, iter(answers), []
+
+    def ask(self, do, setting, **more):
+        self.asked.append(do)
+        return next(self.answers)
+
+
+@pytest.fixture
+def on_gpu(gpu):
+    return gpu.Setting("inference", "van_b0", 128, "float32")
+
+
+def test_who_takes_part_on_a_gpu(gpu, on_gpu):
+    assert gpu.contenders_of(on_gpu, gpu.CONTENDERS) == list(gpu.CONTENDERS)
+    training = gpu.contenders_of(on_gpu._replace(mode="training"), gpu.CONTENDERS)
+    assert not {"keras_jax_fused", "keras_torch_fused"} & set(training)
+    short = gpu.contenders_of(on_gpu._replace(precision="tf32"), gpu.CONTENDERS)
+    assert short == ["keras_torch", "keras_torch_fused", "keras_torch_compile"]
+
+
+def test_what_runs_out_of_memory_is_tried_again(gpu, on_gpu):
+    ready = {"check": [1.0], "first_seconds": 1.0}
+    worker = Answering("torch_eager", [{}, {"error": "CUDA out of memory"}, {}, ready])
+    found = dict(gpu.prepare(worker, [on_gpu], gpu.threading.Lock(), math.inf))
+    assert found == {on_gpu: ready}
+    assert worker.asked == ["build", "check"] * 2
+    late = dict(gpu.prepare(worker, [on_gpu], gpu.threading.Lock(), -math.inf))
+    assert late == {on_gpu: {"error": "not compiled in time"}}
+
+
+@pytest.mark.parametrize("wrong", [0.02, math.nan])
+def test_who_disagrees_on_a_gpu_is_not_timed(gpu, on_gpu, wrong):
+    right, off = {"check": [1.0, 2.0]}, {"check": [1.0, 2.0 + wrong]}
+    short = {"check": [1.0, 2.005]}
+    measured = {on_gpu: {"a": right, "b": off}, on_gpu._replace(precision="tf32"): {"c": short}}
+    gpu.refuse(measured)
+    assert "error" not in right
+    assert "disagrees" in off["error"]
+    assert short == {"difference": pytest.approx(0.005)}
+
+
+def test_gpu_tables(gpu, on_gpu):
+    def rounds(*times):
+        return {"rounds": [{"median_ms": ms, "peak_mb": 1234.5} for ms in times]}
+
+    measured = {on_gpu: {"keras_jax": rounds(40.0, 32.0), "torch_eager": rounds(16.0)}}
+    measured[on_gpu]["torch_compile"] = {"error": "not compiled in time"}
+    names = ["keras_jax", "torch_eager", "torch_compile"]
+    rates = {"gemm_tf32_gflops": 4e5, "copy_gb_per_s": 4000.0}
+    row = gpu.table(measured, rates, names).splitlines()[2]
+    moved = gpu.traffic_of("van_b0").megabytes(128, "float32")  # takes longer than the operations
+    floor = 128e3 / (moved / 4000)
+    prefix = "| inference | van_b0 | 128 | float32 |"
+    assert row == f"{prefix} {floor:,.0f} | 4,000 | 8,000 | - | 0.50 |"
+    assert gpu.memory_table(measured, names).splitlines()[2] == f"{prefix} 1,234 | 1,234 | - |"
+    (line,) = gpu.problems(measured)
+    assert line.endswith("torch_compile: not compiled in time")
+
+
+def test_kernels_of_a_trace():
+    from gpu_contender import stream_kernels
+
+    def kernel(name, tid, us):
+        return {"ph": "X", "name": name, "pid": 1, "tid": tid, "dur": us}
+
+    names = [
+        {"ph": "M", "name": "thread_name", "pid": 1, "tid": tid, "args": {"name": name}}
+        for tid, name in ((1, "Stream #13(Compute)"), (2, "python"))
+    ]
+    events = [kernel("loop_fusion_3", 1, 500), kernel("loop_fusion", 1, 250), kernel("f", 2, 9)]
+    assert stream_kernels([*events, *names]) == {"loop_fusion": (0.75, 2)}
