@@ -14,7 +14,7 @@ import pytest
 
 from van_classification_tensorflow.train.snapshots import Snapshots
 
-# Small, and with everything that has a state.
+# Small, with everything that has a state, and with a snapshot after every step.
 RUN = [
     *("--data", "digits", "--embed-dims", "4", "8", "--mlp-ratios", "2", "2"),
     *("--depths", "1", "1", "--epochs", "2", "--warmup-epochs", "1"),
@@ -49,8 +49,8 @@ def whole(tmp_path_factory):
     return end.digest
 
 
-def kill_and_go_on(folder: Path, seed: int) -> tuple[str, bool]:
-    """The digest at the end, and whether the kill fell into a save."""
+def kill_and_go_on(folder: Path, seed: int) -> tuple[str, bool, bool]:
+    """The digest at the end, whether the kill fell into a save, and whether into the training."""
     rng = random.Random(seed)  # noqa: S311 - a moment, not a secret
     process = van_train(*RUN, "--output", folder)
     snapshots = folder / "snapshots"
@@ -69,11 +69,12 @@ def kill_and_go_on(folder: Path, seed: int) -> tuple[str, bool]:
     process.kill()
     process.communicate()
     inside = _saving(snapshots)
+    within = not snapshots.is_dir() or STEPS not in Snapshots(snapshots).steps()
     arguments = ["--resume", folder] if (folder / "config.yaml").exists() else []
     if not arguments:  # killed before the run had a folder
         arguments = [*RUN, "--output", folder]
     finished(van_train(*arguments))
-    return Snapshots(snapshots).load().digest, inside
+    return Snapshots(snapshots).load().digest, inside, within
 
 
 def _stop_while_saving(process: subprocess.Popen, snapshots: Path) -> None:
@@ -100,8 +101,11 @@ def test_killed_at_any_moment(whole, tmp_path, thorough):
     times = 20 if thorough else 3
     with ThreadPoolExecutor(2) as pool:
         ends = list(pool.map(lambda i: kill_and_go_on(tmp_path / f"run{i}", i), range(times)))
-    digests, inside = zip(*ends, strict=True)
+    digests, inside, within = zip(*ends, strict=True)
     same = sum(digest == whole for digest in digests)
-    print(f"{same} of {times} the same; {sum(inside)} killed inside a save")
+    print(
+        f"{same} of {times} the same; {sum(inside)} killed inside a save, {sum(within)} in training"
+    )
     assert list(digests) == [whole] * times
     assert sum(inside) >= max(1, times // 6)
+    assert sum(within) >= times * 2 // 3  # once, most waited for a snapshot that came at the end

@@ -311,7 +311,7 @@ class KeepSnapshots(keras.callbacks.Callback):
         callbacks: Those whose state is kept as well.
         metrics: Those that the model was compiled with.
         epochs: After which the run is done.
-        seconds: Time between snapshots.
+        seconds: Time between snapshots; 0: one after every step, however long it takes.
         about: What else goes into the state, as JSON.
         refresh: Called after each snapshot: files that show how far the run is.
     """
@@ -407,7 +407,7 @@ class KeepSnapshots(keras.callbacks.Callback):
 
     def _due(self) -> bool:
         waited = time.perf_counter() - self._saved_at
-        return waited >= max(self.seconds, _COST * self._cost)
+        return self.seconds == 0 or waited >= max(self.seconds, _COST * self._cost)
 
     def save(self) -> None:
         started = time.perf_counter()

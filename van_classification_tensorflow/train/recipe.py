@@ -281,7 +281,7 @@ class Recipe:
     )
     snapshot_seconds: float = option(
         "Time between two snapshots that a stopped run goes on from; longer where writing one "
-        "takes more than a fiftieth of it.",
+        "takes more than a fiftieth of it. 0: after every step.",
         60.0,
         limit=_LEAST_0,
     )
