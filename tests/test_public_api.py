@@ -156,7 +156,7 @@ def test_every_registered_name_has_a_stand_in():
     import keras
 
     from van_classification_tensorflow.model import fused, preprocessing_layer  # noqa: F401
-    from van_classification_tensorflow.registration import registered
+    from van_classification_tensorflow.registration import CLASSES, registered
     from van_classification_tensorflow.train import optim  # noqa: F401
 
     own = "van_classification_tensorflow>"
@@ -165,6 +165,10 @@ def test_every_registered_name_has_a_stand_in():
     assert known.keys() == stand_ins.keys()
     for name, one in known.items():
         assert one.__module__ != "van_classification_tensorflow.registration", name
+    for module, names in CLASSES.items():  # where the stand-ins look for them
+        assert {known[f"{own}{name}"].__module__ for name in names} == {
+            f"{package.__name__}.{module}"
+        }
     layer = stand_ins[f"{own}LayerScale"].from_config({"init_value": 0.5})
     assert type(layer) is known[f"{own}LayerScale"]
     assert layer.init_value == 0.5

@@ -15,7 +15,7 @@ from importlib import import_module
 from typing import Any
 
 _PACKAGE = "van_classification_tensorflow"
-_CLASSES = {
+CLASSES = {
     "model.layers": (
         "BatchNorm",
         "DepthwiseConv",
@@ -24,7 +24,8 @@ _CLASSES = {
         "LayerScale",
         "PointwiseConv",
     ),
-    "model.van": ("Attention", "Block", "LKA", "Mlp", "OverlapPatchEmbed", "VAN"),
+    "model.blocks": ("Attention", "Block", "LKA", "Mlp", "OverlapPatchEmbed"),
+    "model.van": ("VAN",),
     "model.fused": ("FusedAttention", "FusedBlock", "FusedVAN"),
     "train.optim": ("AdamW",),
     "model.preprocessing_layer": ("PreprocessingLayer",),
@@ -45,7 +46,7 @@ def registered() -> dict[str, Any]:
 
     classes = {
         f"{_PACKAGE}>{name}": stand_in(module, name)
-        for module, names in _CLASSES.items()
+        for module, names in CLASSES.items()
         for name in names
     }
     return {**classes, f"{_PACKAGE}>gelu": gelu}

@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 from keras import ops
 
-from van_classification_tensorflow.model import layers
-from van_classification_tensorflow.model import van as model
+from van_classification_tensorflow.model import blocks, layers
 
 
 def _random(*shape, seed=0):
@@ -21,11 +20,11 @@ LAYERS = {
     "DepthwiseConv": (layers.DepthwiseConv, {"kernel_size": 7, "dilation": 3, "gelu": True}),
     "DropPath": (layers.DropPath, {"rate": 0.25, "seed": 3}),
     "LayerScale": (layers.LayerScale, {"init_value": 0.5}),
-    "LKA": (model.LKA, {"dim": 8}),
-    "Attention": (model.Attention, {"dim": 8}),
-    "Mlp": (model.Mlp, {"dim": 8, "hidden_dim": 12, "drop_rate": 0.1}),
-    "Block": (model.Block, {"dim": 8, "hidden_dim": 12, "drop_path_rate": 0.1}),
-    "OverlapPatchEmbed": (model.OverlapPatchEmbed, {"dim": 6, "kernel_size": 3, "stride": 2}),
+    "LKA": (blocks.LKA, {"dim": 8}),
+    "Attention": (blocks.Attention, {"dim": 8}),
+    "Mlp": (blocks.Mlp, {"dim": 8, "hidden_dim": 12, "drop_rate": 0.1}),
+    "Block": (blocks.Block, {"dim": 8, "hidden_dim": 12, "drop_path_rate": 0.1}),
+    "OverlapPatchEmbed": (blocks.OverlapPatchEmbed, {"dim": 6, "kernel_size": 3, "stride": 2}),
 }
 
 
@@ -170,9 +169,9 @@ def test_drop_path_is_per_sample_and_keeps_the_mean():
 
 
 def test_initialisation_is_the_authors():
-    embed = model.OverlapPatchEmbed(64, 3, 2)
+    embed = blocks.OverlapPatchEmbed(64, 3, 2)
     embed.build((None, None, None, 32))
-    block = model.Block(64, 512)
+    block = blocks.Block(64, 512)
     block.build((None, None, None, 64))
     for kernel, fan_out in (
         (embed.proj.kernel, 9 * 64),
