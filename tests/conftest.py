@@ -1,6 +1,7 @@
 """Shared by all tests: quiet TensorFlow, deterministic seeds."""
 
 import os
+from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # before anything imports a backend
 
@@ -14,6 +15,23 @@ def pytest_addoption(parser):
         action="store_true",
         help="as many random kills (20), mutants (10,000) and sizes as the documents speak of",
     )
+
+
+# The files that take longest, of all tests or of the slow ones, and so begin first: one that is
+# begun last keeps a single core busy. (xdist itself begins with those of the most tests.)
+LONG = """
+support/test_quiet train/test_train train/test_kill model/test_parity model/test_fused
+model/test_van export/test_export weights/test_keras_config evaluate/test_evaluate
+train/test_demo train/test_distribution weights/test_fuzz benchmark/test_measure
+model/test_preprocessing_layer weights/test_pretrained weights/test_hostile_files
+test_before_packages test_public_api
+""".split()
+
+
+def pytest_collection_modifyitems(items):
+    tests = Path(__file__).parent
+    rank = {tests / f"{name}.py": i for i, name in enumerate(LONG)}
+    items.sort(key=lambda item: rank.get(item.path, len(rank)))
 
 
 @pytest.fixture(scope="session")
