@@ -19,13 +19,26 @@ def pytest_addoption(parser):
 
 # The files that take longest, of all tests or of the slow ones, and so begin first: one that is
 # begun last keeps a single core busy. (xdist itself begins with those of the most tests.)
-LONG = """
-support/test_quiet train/test_train train/test_kill model/test_parity model/test_fused
-model/test_van export/test_export weights/test_keras_config evaluate/test_evaluate
-train/test_demo train/test_distribution weights/test_fuzz benchmark/test_measure
-model/test_preprocessing_layer weights/test_pretrained weights/test_hostile_files
-test_before_packages test_public_api
-""".split()
+LONG = [
+    "support/test_quiet",
+    "train/test_train",
+    "train/test_kill",
+    "model/test_parity",
+    "model/test_fused",
+    "model/test_van",
+    "export/test_export",
+    "weights/test_keras_config",
+    "evaluate/test_evaluate",
+    "train/test_demo",
+    "train/test_distribution",
+    "weights/test_fuzz",
+    "benchmark/test_measure",
+    "model/test_preprocessing_layer",
+    "weights/test_pretrained",
+    "weights/test_hostile_files",
+    "test_before_packages",
+    "test_public_api",
+]
 
 
 def pytest_collection_modifyitems(items):
