@@ -132,7 +132,7 @@ def write(job: Job, path: Path) -> None:
     with tempfile.TemporaryDirectory(dir=job.onnx_dir) as scratch:
         folder = Path(scratch) / "artefact"
         folder.mkdir()
-        make = _quantise_peer if DEPLOYED[job.name].peer else _export_ours
+        make = _quantise_peer if DEPLOYED[job.name].peer else export_ours
         make(job, folder / path.name)
         folder.rename(path.parent)
 
@@ -151,7 +151,7 @@ def _quantise_peer(job: Job, path: Path) -> None:
     ov.save_model(nncf.quantize(model, nncf.Dataset(batches)), path)
 
 
-def _export_ours(job: Job, path: Path) -> None:
+def export_ours(job: Job, path: Path) -> None:
     """`export`, from a weight file, as `van export` does it.
 
     Pictures reach from -1 to 1 and the contenders' noise further, so int8 clips it: more of an

@@ -330,7 +330,7 @@ def test_a_file_is_written_once_and_whole(deployed, job, monkeypatch):
         path.with_suffix(".bin").write_text("weights")
 
     monkeypatch.setattr(deployed.subprocess, "run", run)
-    monkeypatch.setattr(deployed, "_export_ours", export)
+    monkeypatch.setattr(deployed, "export_ours", export)
     path = deployed.artefact(job)
     assert path.name == "van_b0.xml"
     assert sorted(f.name for f in path.parent.iterdir()) == ["van_b0.bin", "van_b0.xml"]
@@ -345,7 +345,7 @@ def test_an_interrupted_file_leaves_nothing(deployed, job, monkeypatch):
         path.write_text("half")
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(deployed, "_export_ours", export)
+    monkeypatch.setattr(deployed, "export_ours", export)
     with pytest.raises(KeyboardInterrupt):
         deployed.write(job, job.onnx_dir / "ov_int8" / "van_b0.xml")
     assert list(job.onnx_dir.iterdir()) == []

@@ -448,7 +448,7 @@ HOSTILE = {
     "labels": (changed(labels="abcdefghij"), "`labels` is no list of texts"),
     "a label": (changed(labels=[1] * 10), "`labels` is no list of texts"),
     "assumed": (changed(assumed="labels"), "`assumed` is no list"),
-    "their number": (changed(labels=["a"] * 9), "name each of 10 classes. Received: 9 names"),
+    "their number": (changed(labels=["a"] * 9), "names 9 labels for 10 classes"),
     "architecture": (changed(architecture=3), "`architecture` is no object"),
     "a list of it": (resized(depths=3), "must have lists of sizes"),
     "no stages": (resized(embed_dims=[], hidden_dims=[], depths=[]), "lists of sizes"),

@@ -26,6 +26,7 @@ from van_classification_tensorflow.datasets.labelled import (
     open_dataset,
     subset_indices,
 )
+from van_classification_tensorflow.engines.keras import KerasEngine
 from van_classification_tensorflow.evaluate import evaluate as module
 from van_classification_tensorflow.evaluate import files
 from van_classification_tensorflow.evaluate import measure as measuring
@@ -601,7 +602,7 @@ def test_what_appears_meanwhile_is_not_replaced(micro, ten, tmp_path, monkeypatc
         target.mkdir()
         (target / "thesis.tex").write_text("")
 
-    monkeypatch.setattr(files, "_write_files", meanwhile)
+    monkeypatch.setattr(files, "write_files", meanwhile)
     with pytest.raises(FileExistsError, match="thesis"):
         files.write(found, target, True)
     assert [path.name for path in target.iterdir()] == ["thesis.tex"]
@@ -680,11 +681,12 @@ class Shifted:
     """In the original's place: the Keras model's own logits, of the last picture shifted."""
 
     def __init__(self, classifier, shift):
-        self.classifier, self.shift = classifier, np.float32(shift)
+        self.engine = KerasEngine(classifier.model, classifier.batch_size)
+        self.shift = np.float32(shift)
         self.logits, self.seconds = deque(), 0.0
 
     def see(self, inputs, pictures):
-        logits = self.classifier._keras_engine(inputs).copy()
+        logits = self.engine(inputs).copy()
         assert len(logits) == pictures
         logits[-1] += self.shift
         self.logits.extend(logits)
@@ -781,7 +783,7 @@ def test_other_weights_in_the_original_are_found_out(ten, monkeypatch):
 
     from van_classification_tensorflow.evaluate import original
 
-    load = original._load
+    load = original.load_original
 
     def other(*arguments):
         model = load(*arguments)
@@ -789,7 +791,7 @@ def test_other_weights_in_the_original_are_found_out(ten, monkeypatch):
             model.classifier.bias[0] += 1e-3
         return model
 
-    monkeypatch.setattr(original, "_load", other)
+    monkeypatch.setattr(original, "load_original", other)
     console = Console(file=io.StringIO(), width=100)
     assert run(asked(ten[0], against_original=True), console) == 1
     assert "1.0e-03" in console.file.getvalue()

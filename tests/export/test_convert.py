@@ -228,7 +228,7 @@ def test_what_another_model_left_in_a_folder_does_not_stay(tmp_path, monkeypatch
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as changed:
-        changed.setattr(module, "_write_folder", full)
+        changed.setattr(module, "write_folder", full)
         with pytest.raises(OSError, match="No space left"):
             convert(source, target, naming="huggingface", overwrite=True)
     assert {path.name: path.read_bytes() for path in target.iterdir()} == before

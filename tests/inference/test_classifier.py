@@ -10,6 +10,7 @@ from tests.parity import GOLDEN
 from tests.tiny_artefacts import FORMATS, about, build, expected, random_weights
 from van_classification_tensorflow import VAN, Classifier, Preprocessing
 from van_classification_tensorflow.datasets.digits import load_digits
+from van_classification_tensorflow.engines.runtimes import Runtime
 from van_classification_tensorflow.export.convert import convert
 from van_classification_tensorflow.images.decode import ImageError
 
@@ -86,7 +87,7 @@ def test_engines_give_the_same_and_auto_chooses(classifier, scans):
     np.testing.assert_allclose([r.output for r in fast.stream(scans[0][:5])], expected, atol=1e-5)
     assert "model" not in fast.__dict__
     auto = Classifier("digits")
-    auto._numpy_limit = 3
+    auto.numpy_limit = 3
     auto(list(scans[0][:3]))
     assert "model" not in auto.__dict__
     auto(list(scans[0][:4]))
@@ -308,12 +309,14 @@ def test_probabilities_that_are_zero(tmp_path):
     np.testing.assert_allclose([p.probability for p in ranked], shares, atol=1e-6)
 
 
-def test_an_exported_file_for_any_batch_and_size(tmp_path):
+def test_an_exported_file_for_any_batch_and_size(tmp_path, monkeypatch):
     path = build(tmp_path, "onnx", linear(3), about(labels=NAMES), batch=None, side=None)
     classifier = Classifier(path, test_size=48, batch_size=3)
     assert classifier.preprocessing.input_size == 48
-    seen, run = [], classifier.runtime._run
-    object.__setattr__(classifier.runtime, "_run", lambda x: (seen.append(x.shape), run(x))[1])
+    seen, run = [], Runtime.__call__
+    monkeypatch.setattr(
+        Runtime, "__call__", lambda self, x: (seen.append(x.shape), run(self, x))[1]
+    )
     assert len(classifier(photographs(5))) == 5
     assert seen == [(3, 48, 48, 3), (2, 48, 48, 3)]
     assert classifier([]) == []

@@ -67,7 +67,7 @@ def test_gelu_is_the_exact_one_and_so_is_its_gradient():
         return  # the other backends differentiate their own GELU
     for shape in ((4001,), (1, 80, 4001)):  # above and below the size that is compiled
         value = np.broadcast_to(x.astype("f"), shape)
-        for function in (layers._tf_gelu, layers._tf_compiled_gelu):
+        for function in (layers.tf_gelu, layers.tf_compiled_gelu):
 
             @layers.tf.function
             def both(value, function=function):
@@ -141,8 +141,8 @@ def test_batch_norm_compiled_and_portable_agree(jit_compile):
     x = 3.0 * _random(4, 3, 5, 8) + 1.0
     layer = layers.BatchNorm()
     layer.build(x.shape)
-    fused = layers.tf.function(lambda v: layer._fused(v, True), jit_compile=jit_compile)(x)
-    for ours, expected in zip(fused, layer._portable(x), strict=True):
+    fused = layers.tf.function(lambda v: layer.normalise_fused(v, True), jit_compile=jit_compile)(x)
+    for ours, expected in zip(fused, layer.normalise_portable(x), strict=True):
         np.testing.assert_allclose(ours, expected, rtol=1e-5, atol=1e-5)
 
 

@@ -169,7 +169,13 @@ def test_preprocess_input_within_tf_data():
 
 
 @pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="sizes left open")
-@pytest.mark.parametrize("interpolation", INTERPOLATIONS)
+@pytest.mark.parametrize(
+    "interpolation",
+    [
+        one if one in ("nearest", "bicubic") else pytest.param(one, marks=pytest.mark.slow)
+        for one in INTERPOLATIONS
+    ],
+)
 def test_saved_model_of_any_size(tmp_path, interpolation):
     import tensorflow as tf
 

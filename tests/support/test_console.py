@@ -164,7 +164,7 @@ def test_predictions_name_every_picture_and_class(width, names):
     paths = [f"{BASE}/{names.format(i)}" for i in range(3)]
     records = [{"path": path, "error": None, "predictions": predictions} for path in paths]
     records.append({"path": f"{BASE}/x", "error": f"{BASE}/x: damaged", "predictions": []})
-    lines = on_screen(predict._table(records), width)
+    lines = on_screen(predict.table_of(records), width)
     text = "".join(line.split()[0] for line in lines[3:] if line[1:2].strip() and line.split())
     for i in range(3):
         assert names.format(i) in text

@@ -1,5 +1,6 @@
 """What is written beside its place and then moved there: all of it, or nothing."""
 
+import errno
 import os
 import stat
 import threading
@@ -122,3 +123,43 @@ def test_permissions_are_those_of_any_new_file(tmp_path):
 
     assert mode("a") == mode("f/1") == mode("plain")
     assert mode("f") == mode("plain_folder")
+
+
+def test_a_folder_that_cannot_be_waited_for_loses_nothing(tmp_path, monkeypatch):
+    """Some file systems refuse it; one may write into a folder that one may not read."""
+    fsync = os.fsync
+
+    def refuses(handle):
+        if stat.S_ISDIR(os.fstat(handle).st_mode):
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+        fsync(handle)
+
+    monkeypatch.setattr(os, "fsync", refuses)
+    write_atomically(tmp_path / "a", lambda path: path.write_text("new"))
+    with folder_beside(tmp_path / "f") as work:
+        make(work, ["f/1", "f/2"], "new")
+        put_in_place([(work / "f", tmp_path / "f")], work)
+    assert below(tmp_path) == dict.fromkeys(["a", "f/1", "f/2"], "new")
+
+
+@pytest.mark.parametrize("name", ["older", "older-", "f"])
+def test_any_name_of_a_folder(name, tmp_path):
+    for text in ("first", "second"):
+        with folder_beside(tmp_path / name) as work:
+            make(work, [f"{name}/1"], text)
+            put_in_place([(work / name, tmp_path / name)], work)
+    assert below(tmp_path) == {f"{name}/1": "second"}
+
+
+@pytest.mark.parametrize("name", ["n" * 251 + ".pth", "\u754c" * 83 + ".keras"])
+@pytest.mark.parametrize("shared", [False, True])
+def test_a_name_as_long_as_names_can_be(name, shared, tmp_path):
+    made_at = []
+
+    def write(path):
+        made_at.append(path.name)
+        path.write_text("new")
+
+    write_atomically(tmp_path / name, write, shared=shared)
+    assert below(tmp_path) == {name: "new"}
+    assert made_at[0].endswith(name[-6:])

@@ -172,8 +172,8 @@ def crash_after(monkeypatch, folder: Path, step: int, snapshots_at, recipe=TINY)
 
     with monkeypatch.context() as patch:
         # A process that is gone takes nothing back.
-        patch.setattr(train, "_remove_all_but", lambda *_: None)
-        patch.setattr(keep, "_due", lambda self: self.position.step in snapshots_at)
+        patch.setattr(train, "remove_all_but", lambda *_: None)
+        patch.setattr(keep, "is_due", lambda self: self.position.step in snapshots_at)
         patch.setattr(keep, "on_train_batch_end", on_train_batch_end)
         with pytest.raises(Crash):
             train.train("digits", folder, recipe)
@@ -189,7 +189,7 @@ def crash_after(monkeypatch, folder: Path, step: int, snapshots_at, recipe=TINY)
             marks=pytest.mark.slow,
         ),
         pytest.param(30, (STEPS,), id="at the end of an epoch", marks=pytest.mark.slow),
-        pytest.param(40, (5, 31), id="in the last epoch"),
+        pytest.param(40, (5, 31), id="in the last epoch", marks=pytest.mark.slow),
         pytest.param(9, (), id="before the first snapshot", marks=pytest.mark.slow),
     ],
 )
@@ -408,7 +408,7 @@ def test_a_second_trainer_is_refused(whole):
 
 def test_a_loss_that_is_not_finite_ends_the_run(tmp_path, monkeypatch):
     folder = tmp_path / "run"
-    monkeypatch.setattr(callbacks.KeepSnapshots, "_due", lambda self: True)
+    monkeypatch.setattr(callbacks.KeepSnapshots, "is_due", lambda self: True)
     recipe = TINY.with_(warmup_epochs=0, learning_rate=1e30, clip_norm=None)
     with pytest.raises(callbacks.TrainingError) as error:
         train.train("digits", folder, recipe)
@@ -578,7 +578,9 @@ def test_imagenets_folders_get_its_words():
     assert build.class_labels(("n01440764", "cat")) == ("n01440764", "cat")
 
 
-@pytest.mark.parametrize("class_weight", [None, dict.fromkeys(range(10), 2.0)])
+@pytest.mark.parametrize(
+    "class_weight", [None, pytest.param(dict.fromkeys(range(10), 2.0), marks=pytest.mark.slow)]
+)
 def test_the_readmes_lines_in_keras_own_words(class_weight):
     recipe = TINY.with_(accumulation_steps=1, batch_size=256)
     pictures, _ = open_data("digits")
@@ -818,7 +820,7 @@ def test_balanced_runs_go_on_bit_for_bit(field, tmp_path, monkeypatch):
             raise Crash
 
     with monkeypatch.context() as patch:
-        patch.setattr(keep, "_due", lambda self: self.position.step == 5)
+        patch.setattr(keep, "is_due", lambda self: self.position.step == 5)
         patch.setattr(keep, "on_train_batch_end", on_train_batch_end)
         with pytest.raises(Crash):
             train.train(data, folder, recipe)

@@ -305,7 +305,7 @@ def test_arguments_of_timm():
 def saying(tmp_path, monkeypatch):
     """Weights of a file of `torch.save` with any plain data beside them."""
     plain = lambda value: pickle.dumps(value, 2)[2:-1]  # noqa: E731
-    monkeypatch.setattr(torch_file, "_plain", plain)
+    monkeypatch.setattr(torch_file, "pickled_plain", plain)
 
     def write(beside, tensors=None):
         write_torch(tmp_path / "said.pth", tensors or official(), beside=beside)
@@ -721,8 +721,8 @@ def test_a_bare_name_and_a_slash_at_its_end(tmp_path, monkeypatch):
         assert open_local(name).card.name == name.rstrip("/")
         assert open_pretrained(name).card.name == name.rstrip("/")
         assert Classifier(name).labels[0].name == OWN[0]
-        assert predict._state(name) == predict._state("mine")
+        assert predict.state_of_weights(name) == predict.state_of_weights("mine")
         assert source.open_source(name, False).card.name == "mine"
         convert(name, "out/" if name.endswith("/") else "out", naming="huggingface", overwrite=True)
         assert (tmp_path / "out" / "config.json").is_file()
-    assert len(predict._state("mine")) == 6  # of three files
+    assert len(predict.state_of_weights("mine")) == 6  # of three files

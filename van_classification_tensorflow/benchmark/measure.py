@@ -228,7 +228,7 @@ def benchmark(
         threads=threads,
         rounds=rounds,
         seconds=seconds,
-        engines=tuple(engines),
+        engines=(engines,) if isinstance(engines, str) else tuple(engines),
         random_weights=random_weights,
         max_spread=max_spread,
     )

@@ -41,10 +41,10 @@ def write(found: Evaluation, output: Path, overwrite: bool) -> None:
     Raises:
         OSError: It cannot be written, or is in the way.
     """
-    write_folder(output, FILES, "evaluation", overwrite, lambda folder: _write_files(found, folder))
+    write_folder(output, FILES, "evaluation", overwrite, lambda folder: write_files(found, folder))
 
 
-def _write_files(found: Evaluation, folder: Path) -> None:
+def write_files(found: Evaluation, folder: Path) -> None:
     _write_csv(folder / "results.csv", TIMM_COLUMNS, [found.timm_row().values()])
     taken: Counter[int] = Counter()
     for _, predicted, count in found.confusion:

@@ -124,7 +124,7 @@ class Original:
     def __init__(self, weights: str | os.PathLike, name: str):
         kind = require_original()
         record = CATALOGUE.get(name)
-        self._model = _load(kind, weights if record is None else local_file(record))
+        self._model = load_original(kind, weights if record is None else local_file(record))
         self.logits: deque[np.ndarray] = deque()
         self.seconds = 0.0
 
@@ -141,7 +141,7 @@ class Original:
         self.seconds += time.perf_counter() - started
 
 
-def _load(kind: Any, weights: str | os.PathLike) -> Any:
+def load_original(kind: Any, weights: str | os.PathLike) -> Any:
     """The weights, written for transformers and read by it; float32 on the CPU."""
     with tempfile.TemporaryDirectory(prefix="van-original-") as work:
         folder = Path(work) / "original"

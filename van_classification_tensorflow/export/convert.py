@@ -165,7 +165,7 @@ def _writer(
     if kind == "safetensors":
         return lambda path: write_safetensors(path, named, describe(opened)), written, []
     files, said = hugging_face_files(opened)
-    return lambda path: _write_folder(path, named, describe(opened), files), written, said
+    return lambda path: write_folder(path, named, describe(opened), files), written, said
 
 
 def _lost(target: Path, opened: Pretrained) -> list[str]:
@@ -258,7 +258,7 @@ def _write_torch(path: Path, tensors: dict, opened: Pretrained, bare: bool) -> N
     write_torch(path, tensors, beside=card | ({"meta": meta} if meta else {}))
 
 
-def _write_folder(
+def write_folder(
     path: Path, tensors: dict[str, np.ndarray], metadata: dict, files: dict[str, Any]
 ) -> None:
     """A folder that `transformers.pipeline("image-classification")` takes."""

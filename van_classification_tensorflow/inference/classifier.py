@@ -109,6 +109,7 @@ class Classifier:
     Attributes:
         activation: What makes probabilities of its logits: "softmax" or "sigmoid" (`scores`).
         runtime: Of an exported file; None for weights.
+        numpy_limit: For at most so many pictures "auto" takes NumPy.
 
     Raises:
         ValueError: There are no such weights, or an argument is not allowed.
@@ -153,7 +154,7 @@ class Classifier:
         self.crops, self.flip = int(crops), bool(flip)
         self.batch_size = opened.batch_size or batch_size
         self.workers, self.max_pixels = workers, max_pixels
-        self._numpy_limit = self._sooner_by_numpy()
+        self.numpy_limit = self._sooner_by_numpy()
         if opened.in_memory is not None:
             self.__dict__["model"] = opened.in_memory.model
 
@@ -191,7 +192,7 @@ class Classifier:
         """Whether NumPy runs the model: for as few pictures as it is done sooner with."""
         if self._opened.weights is None:
             return False
-        few = isinstance(pictures, Sized) and len(pictures) <= self._numpy_limit
+        few = isinstance(pictures, Sized) and len(pictures) <= self.numpy_limit
         by_itself = self.engine == "auto" and few and "model" not in self.__dict__
         return self.engine == "numpy" or by_itself
 

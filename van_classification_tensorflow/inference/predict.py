@@ -153,7 +153,7 @@ def _run(
     if classifier.notes:
         say(console, classifier.notes)
     about = {
-        "weights": [classifier.name, *_state(request.classifier.weights)],
+        "weights": [classifier.name, *state_of_weights(request.classifier.weights)],
         "preprocessing": classifier.preprocessing.to_dict(),
         "views": [classifier.crops, classifier.flip],
         "features": features,
@@ -191,13 +191,13 @@ def _run(
         journal.finish(top, features)
         say(console, f"{journal.output}: {len(inputs):,} records")
     if shown:
-        results().print(_table(shown))
+        results().print(table_of(shown))
     if failed:
         say_failures(console, f"{len(failed):,} of {len(inputs):,} failed", failed)
     return len(failed)
 
 
-def _state(path: str) -> list[int]:
+def state_of_weights(path: str) -> list[int]:
     """Size and time of the weights' files, so that others of that name are noticed."""
     address, files = address_of(path), [Path(path)]
     if not address.is_path:
@@ -517,7 +517,7 @@ def _utf8(text: str) -> str:
     return text.encode("utf-8", "backslashreplace").decode()
 
 
-def _table(records: list[dict[str, Any]]) -> Group:
+def table_of(records: list[dict[str, Any]]) -> Group:
     """For a terminal of 80 columns or more: a line for each class, and nothing is cut.
 
     What all paths have in common stands above them.

@@ -66,12 +66,14 @@ def check_remat(drop_rate: float) -> None:
 
 
 def check_rate(argument: str, value) -> float:
+    """`value` as a float in [0, 1), or an error that names `argument`."""
     if not is_number(value) or not 0 <= float(value) < 1:
         raise ValueError(f"`{argument}` must be a number in [0, 1). Received: {argument}={value!r}")
     return float(value)
 
 
 def check_size(argument: str, size, num_stages: int, received) -> None:
+    """Raises `ValueError` where a side is too small for the strides of the stages."""
     least = min_image_size(num_stages)
     if any(isinstance(side, int) and side < least for side in size):
         raise ValueError(
@@ -111,6 +113,7 @@ def plain_resolution(img_resolution) -> int | tuple[int, ...] | None:
 
 
 def fixed_sides(img_resolution, num_stages: int) -> tuple[int | None, int | None]:
+    """(height, width) that the input is fixed to; None: any."""
     if img_resolution is None:
         return None, None
     pair = img_resolution if isinstance(img_resolution, tuple) else (img_resolution,) * 2

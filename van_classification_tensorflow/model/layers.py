@@ -47,7 +47,7 @@ def gelu(x):
     kernel compiled by XLA where the shape is known and large. `DepthwiseConv`, which has no
     product to fuse behind, compiles the forward pass as well.
     """
-    return keras.activations.gelu(x, approximate=False) if tf is None else _tf_gelu(x)
+    return keras.activations.gelu(x, approximate=False) if tf is None else tf_gelu(x)
 
 
 def _erf_gelu(x):
@@ -80,13 +80,13 @@ if tf is not None:
     # Plain graph code: AutoGraph, which a user's tf.function applies, cannot rewrite it.
     @tf.autograph.experimental.do_not_convert
     @tf.custom_gradient
-    def _tf_gelu(x):
+    def tf_gelu(x):
         """Plain operations: the form that oneDNN fuses behind MatMul + BiasAdd."""
         return _erf_gelu(x), _gradient_of(x)
 
     @tf.autograph.experimental.do_not_convert
     @tf.custom_gradient
-    def _tf_compiled_gelu(x):
+    def tf_compiled_gelu(x):
         function = _compiled_gelu if _compiles(x) else _erf_gelu
         return function(x), _gradient_of(x)
 
@@ -169,16 +169,20 @@ class BatchNorm(keras.layers.BatchNormalization):
         # TensorFlow's kernel: one pass forward, two back. It knows no float64.
         fused = tf is not None and self.compute_dtype in ("float32", "bfloat16", "float16")
         if not training:
-            return self._fused(inputs, False)[0] if fused else super().call(inputs, training=False)
+            if fused:
+                return self.normalise_fused(inputs, False)[0]
+            return super().call(inputs, training=False)
         fused = fused and _replicas() == 1
-        outputs, mean, variance = self._fused(inputs, True) if fused else self._portable(inputs)
+        outputs, mean, variance = (
+            self.normalise_fused(inputs, True) if fused else self.normalise_portable(inputs)
+        )
         for average, value in ((self.moving_mean, mean), (self.moving_variance, variance)):
             # Computed in the value's type, float32 or more, whatever the average is kept in.
             kept = ops.cast(average, value.dtype) * self.momentum
             average.assign(ops.cast(kept + value * (1.0 - self.momentum), average.dtype))
         return outputs
 
-    def _fused(self, inputs, training: bool):
+    def normalise_fused(self, inputs, training: bool):
         """(outputs, mean, unbiased variance), as TensorFlow's own kernel computes them.
 
         It wants the parameters in float32, whatever `inputs` are.
@@ -195,7 +199,7 @@ class BatchNorm(keras.layers.BatchNormalization):
         )
         return outputs, mean, variance
 
-    def _portable(self, inputs):
+    def normalise_portable(self, inputs):
         """The same from Keras operations, in at least float32."""
         x = ops.cast(inputs, keras.backend.result_type(inputs.dtype, "float32"))
         count = ops.cast(math.prod(ops.shape(x)[:3]), x.dtype)
@@ -294,7 +298,7 @@ class DepthwiseConv(keras.layers.DepthwiseConv2D):
         x = ops.add(x, self.bias)
         if not self.gelu:
             return x
-        return gelu(x) if tf is None else _tf_compiled_gelu(x)
+        return gelu(x) if tf is None else tf_compiled_gelu(x)
 
     def _in_groups_of_rows(self, inputs, kernel, dilation: int):
         height, width = kernel.shape[:2]

@@ -50,7 +50,7 @@ class Network:
         activation_function(self.classifier_activation, self.num_classes)
 
     def layers(self) -> Iterator[layers.Layer]:
-        """Each layer takes what the one before gives: Table 2 of the paper, read downwards."""
+        """Makes the layers in order: each takes the output of the one before (paper, Table 2)."""
         policy = keras.dtype_policies.get(self.dtype or keras.config.dtype_policy())
         every: dict[str, Any] = {"dtype": policy, "trainable": self.trainable}
 

@@ -50,10 +50,15 @@ def _differences(
         # A default has no changed parts, which would be looked for.
         plain = default.plain_config() if isinstance(default, Composite) else default.get_config()
         plain = _unshared(plain)
+        if isinstance(layer, Composite) and _unshared(layer.plain_config()) == plain:
+            # Its parts are those of the default, so that none has to be made for them alone.
+            config = layer.with_changes(layer.plain_config(), default)
+        else:
+            config = layer.get_config()
         # Keras makes [-1] of an axis of -1 once a layer is built.
         other = {
             key: value
-            for key, value in _unshared(layer.get_config()).items()
+            for key, value in _unshared(config).items()
             if key not in plain or value not in (plain[key], [plain[key]])
         }
         if other:
@@ -108,6 +113,10 @@ class Composite(keras.layers.Layer):
         config = self.plain_config()
         with _same_random_state():
             default = type(self).from_config(config)
+        return self.with_changes(config, default)
+
+    def with_changes(self, config: dict, default: Composite) -> dict:
+        """`config` with what was set on the parts, which `default` has as they are made."""
         both = (layer._flatten_layers(False, False) for layer in (self, default))
         parts = _differences(*both)
         return {**config, "parts": parts} if parts else config

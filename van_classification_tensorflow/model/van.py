@@ -194,9 +194,9 @@ class VAN(keras.Model):
         self.depths = list(config.depths)
         self.num_stages = config.num_stages
         self.include_top = include_top
-        sigmoid = activation_function(classifier_activation, num_classes)
-        sigmoid = sigmoid is keras.activations.sigmoid
-        self.classifier_activation = "sigmoid" if sigmoid else classifier_activation
+        made = activation_function(classifier_activation, num_classes)
+        is_sigmoid = made is keras.activations.sigmoid
+        self.classifier_activation = "sigmoid" if is_sigmoid else classifier_activation
         self.data_format = data_format
         self.img_resolution = img_resolution
         self.pooling = pooling
@@ -310,7 +310,9 @@ class VAN(keras.Model):
             config["labels"] = list(self.labels)
         if self.preprocessing is not None:
             config["preprocessing"] = self.preprocessing.to_dict()
-        parts = changed_parts(self, replace(self._network, trainable=self.trainable).layers)
+        parts = changed_parts(
+            self, replace(self._network, trainable=self.trainable, dtype=self.dtype_policy).layers
+        )
         for what in ("labels", "preprocessing"):  # of the model, as above
             parts.get("patch_embed1", {}).pop(what, None)
         parts = {name: changes for name, changes in parts.items() if changes}

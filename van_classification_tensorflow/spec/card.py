@@ -12,7 +12,7 @@ from typing import Any
 
 from ..support.text import printable
 from .architecture import Architecture
-from .labels import KEYS, labels_of
+from .labels import labels_of, right_number
 from .preprocessing import Preprocessing
 from .scores import ACTIVATIONS, SIGMOID, SOFTMAX, activation_of
 
@@ -37,14 +37,14 @@ class Card:
         labels: Names of the classes, as `spec.labels.labels_of` takes them; None where none are
             known.
         preprocessing: How pictures become the input; None where nobody knows.
-        activation: What makes probabilities of the logits, as it is said: `activation_of` checks.
-        pooling: How a model without a head pools its features, as it is said; None: not said.
+        activation: `classifier_activation` as written in the file, not yet checked
+            (`spec.scores.activation_of` does).
+        pooling: How a model without a head pools its features, as written; None: not written.
         notes: What else one should know.
         assumed: {"labels" or "preprocessing": what stands in for what nobody says of it}.
         problems: {"labels", "preprocessing" or "classifier_activation": why what is said of it
             cannot be followed}.
         dataset: What they were trained on, of published ones; as are the others.
-        source: Address they are from.
         top1: ImageNet-1k top-1 in percent; None where none is published.
         top5: The same, top-5.
         licence: SPDX identifier.
@@ -60,14 +60,16 @@ class Card:
     assumed: Mapping[str, str] = field(default_factory=dict)
     problems: Mapping[str, str] = field(default_factory=dict)
     dataset: str = ""
-    source: str = ""
     top1: float | None = None
     top5: float | None = None
     licence: str = ""
     licence_note: str = ""
 
     def remarks(self, labels: Any = None, preprocessing: Any = None) -> str:
-        """`notes`, what is assumed or not taken, less what the caller gives; "" if nothing."""
+        """For the user: the notes, what was assumed, and what could not be used; "" if nothing.
+
+        Without what concerns labels or preprocessing that the caller supplies himself.
+        """
         given = {"labels": labels, "preprocessing": preprocessing}
         assumed = (text for key, text in self.assumed.items() if given[key] is None)
         left = (f"Not taken: {self.problems[k]}." for k in self.problems if given.get(k, 0) is None)
@@ -91,14 +93,16 @@ def read_labels(said: Any, num_classes: int | None) -> str | tuple[str, ...] | N
     Raises:
         ValueError: They are no texts, no key of `labels_of`, or of another number of classes.
     """
-    if said is None or said == []:
-        return None
-    if not (isinstance(said, str) and said in KEYS):
-        if not isinstance(said, list) or not all(isinstance(one, str) for one in said):
-            raise ValueError("its metadata: `labels` is no list of texts")
-        said = tuple(said)
+    if isinstance(said, str):
+        labels_of(said, num_classes or 0)
+    if said is None or isinstance(said, str):
+        return said
+    if not isinstance(said, list) or not all(isinstance(one, str) for one in said):
+        raise ValueError("its metadata: `labels` is no list of texts")
+    if not right_number(len(said), num_classes):
+        raise ValueError(f"it names {len(said):,} labels for {num_classes or 0:,} classes")
     labels_of(said, num_classes or 0)
-    return said
+    return tuple(said)
 
 
 def read_preprocessing(said: Any) -> Preprocessing | None:
@@ -119,7 +123,7 @@ def read_preprocessing(said: Any) -> Preprocessing | None:
     return found
 
 
-# Of an exported file: what is said of what its weights did not say themselves.
+# Remarks on an exported file whose weights did not say this themselves.
 ASSUMED_BEFORE = {
     "preprocessing": "How its pictures are prepared was assumed when it was exported.",
     "labels": "The names of its classes were assumed when it was exported.",
@@ -130,8 +134,8 @@ ASSUMED_BEFORE = {
 class About(Card):
     """What an exported file says of itself: the card, and what only a file for a runtime has.
 
-    Of the card it has the name, labels (texts), preprocessing, the activation, checked and None of
-    features, and which of `ASSUMED_BEFORE` holds.
+    Of the card it has `name`; `labels`, texts or None; `preprocessing`, which may be None;
+    `activation`, checked, None for features; and `assumed`, taken from `ASSUMED_BEFORE`.
 
     Args:
         precision: float32, float16, bfloat16 or int8.
@@ -192,6 +196,9 @@ class About(Card):
                 f"its preprocessing makes {preprocessing.channels} channels; the model takes "
                 f"{architecture.in_chans}"
             )
+        labels = record.get("labels")
+        if isinstance(labels, str):
+            raise ValueError("its metadata: `labels` is no list of texts")
         assumed = record.get("assumed", [])  # not in files of versions before it
         if not isinstance(assumed, list):
             raise ValueError("its metadata: `assumed` is no list")
@@ -200,7 +207,7 @@ class About(Card):
             version=_text(record, "version"),
             activation=_activation(record, chosen["output"], architecture.num_classes),
             preprocessing=preprocessing,
-            labels=read_labels(record.get("labels"), architecture.num_classes),
+            labels=read_labels(labels, architecture.num_classes),
             architecture=architecture,
             assumed={what: text for what, text in ASSUMED_BEFORE.items() if what in assumed},
             precision=chosen["precision"],

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.resources import files
 from importlib.resources.abc import Traversable
 from pathlib import Path
@@ -66,7 +66,7 @@ def write_atomically(
     path = Path(path)
     check_place_for_file(path)
     mine = f"{os.urandom(4).hex()}-" if shared else ""
-    new = path.with_name(f".tmp-{mine}{path.name}")
+    new = path.with_name(_fitting(f".tmp-{mine}", path.name))
     try:
         new.unlink(missing_ok=True)  # nothing of a dead process may pass for what `write` makes
         write(new)
@@ -79,6 +79,13 @@ def write_atomically(
     finally:
         new.unlink(missing_ok=True)
     sync(path.parent)
+
+
+def _fitting(prefix: str, name: str) -> str:
+    """`prefix` and as much of the end of `name` as a file's name has room for, 255 bytes."""
+    while len(os.fsencode(prefix + name)) > 255:
+        name = name[1:]
+    return prefix + name
 
 
 @contextmanager
@@ -109,8 +116,9 @@ def put_in_place(moves: Sequence[tuple[Path, Path]], work: Path) -> None:
     if len(moves) == 1 and moves[0][0].is_file():
         os.replace(*moves[0])
     else:
-        aside = work / "older"
-        aside.mkdir()
+        import tempfile
+
+        aside = Path(tempfile.mkdtemp(prefix="older-", dir=work))
         _put_all([(made, place, aside / place.name) for made, place in moves])
     for folder in {place.absolute().parent for _, place in moves}:
         sync(folder)
@@ -134,10 +142,20 @@ def _put_all(moves: Sequence[tuple[Path, Path, Path]]) -> None:
 
 
 def sync(path: Path) -> None:
-    """Waits until a file, or the names in a folder, are on the disk."""
-    windows = os.name == "nt"  # which waits for no folder, and for files that can be written
-    if windows and path.is_dir():
-        return
+    """Waits until a file, or the names in a folder, are on the disk.
+
+    Not every system can wait for a folder, and not every folder that can be written to can be
+    read: what is in it is there all the same.
+    """
+    if path.is_dir():
+        with suppress(OSError):
+            _sync(path)
+    else:
+        _sync(path)
+
+
+def _sync(path: Path) -> None:
+    windows = os.name == "nt"  # where only files that can be written are waited for
     handle = os.open(path, os.O_RDWR if windows else os.O_RDONLY)
     try:
         os.fsync(handle)

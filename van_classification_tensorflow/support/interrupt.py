@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 
 class Interrupted(KeyboardInterrupt):
-    """Says by what the stopped command goes on.
+    """Ctrl-C in a command that can be continued; holds the command line that continues it.
 
     Args:
         without: Arguments to leave out of those that were given.
@@ -25,6 +25,6 @@ class Interrupted(KeyboardInterrupt):
         self.without, self.add, self.instead = without, add, instead
 
     def command(self, arguments: Sequence[str]) -> str:
-        """For a shell; `arguments`: those of `van` that were given."""
+        """The command line to type, quoted for a shell; `arguments`: what `van` was given."""
         name, *rest = self.instead or [one for one in arguments if one not in self.without]
         return shlex.join(["van", name, *self.add, *rest])

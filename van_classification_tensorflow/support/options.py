@@ -54,21 +54,22 @@ def option(
 
 
 def part(record: type) -> Any:
-    """A field that holds another record, whose options are the command's too."""
+    """A field that holds another record; its options are added to the command's."""
     return field(default_factory=record, metadata={"part": record})
 
 
 def changes_of(record: type, title: str) -> Any:
-    """A field that holds {name: value} of those fields of another record that are given.
+    """A field {name: value}: which fields of another record the user has changed.
 
-    Their options stand under a `title`, and their help ends with the default. "none" is None, and
-    whatever else is given stays text, of which the other record makes a value.
+    Each field of that record becomes an option, listed under `title`, whose help ends with the
+    default. Only what is given is in the dictionary: None for "none", otherwise the text, of which
+    the other record makes a value.
     """
     return field(default_factory=dict, metadata={"changes": (record, title)})
 
 
 def number_or(word: str) -> Callable[[str], int | str]:
-    """For `read`: a whole number, or this word."""
+    """A reader for `option(read=...)`: a whole number, or the text itself where it is `word`."""
 
     def read(text: str) -> int | str:
         return word if text == word else int(text)
@@ -94,7 +95,7 @@ def add_options(parser: Any, record: type, as_changes: bool = False) -> None:
     Args:
         parser: An `ArgumentParser`, or a group of one.
         record: A dataclass.
-        as_changes: As in `changes_of`.
+        as_changes: As `changes_of` needs them: values stay text, a flag gets a `--no-` form.
     """
     hints = get_type_hints(record)
     for one in fields(record):

@@ -389,14 +389,14 @@ class KeepSnapshots(keras.callbacks.Callback):
     def on_train_batch_end(self, batch, logs=None):
         if self.position.at_end_of_epoch:
             return  # when the epoch has been measured
-        if self.stop_asked or self._due():
+        if self.stop_asked or self.is_due():
             self.save()
         if self.stop_asked:
             raise Stopped
 
     def on_epoch_end(self, epoch, logs=None):
         last = self.model.stop_training or epoch + 1 == self.epochs
-        if last or self.stop_asked or self._due():
+        if last or self.stop_asked or self.is_due():
             self.save()
             started = time.perf_counter()
             self.refresh()
@@ -405,7 +405,7 @@ class KeepSnapshots(keras.callbacks.Callback):
         if self.stop_asked and not last:
             raise Stopped
 
-    def _due(self) -> bool:
+    def is_due(self) -> bool:
         waited = time.perf_counter() - self._saved_at
         return self.seconds == 0 or waited >= max(self.seconds, _COST * self._cost)
 

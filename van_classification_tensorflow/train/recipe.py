@@ -150,15 +150,15 @@ class Recipe:
         None,
     )
     std: tuple[float, ...] | None = option(
-        "What each channel is then divided by; none likewise.", None
+        "What each channel is then divided by; none: as for `mean`.", None
     )
     # Schedule and optimizer
     epochs: int = option(
         "Passes over the pictures before the cool-down, warm-up included.", 300, limit=_LEAST_1
     )
     warmup_epochs: int = option(
-        "Of these, how many the learning rate rises. Where a recipe is made shorter, at most "
-        "a quarter of them, or one of two or three.",
+        "Epochs, of `epochs`, in which the learning rate rises. Where a recipe is made shorter, at "
+        "most a quarter of them, or one of two or three.",
         5,
         limit=_LEAST_0,
     )
@@ -171,17 +171,19 @@ class Recipe:
         limit=_LEAST_1,
     )
     learning_rate: float = option(
-        "At the top of the cosine, for this batch size.", 1e-3, limit=_ABOVE
+        "Learning rate at the top of the cosine, for this batch size.", 1e-3, limit=_ABOVE
     )
-    min_learning_rate: float = option("At its end.", 1e-6, limit=_LEAST_0)
+    min_learning_rate: float = option(
+        "Learning rate at the end of the cosine.", 1e-6, limit=_LEAST_0
+    )
     warmup_learning_rate: float | None = option(
-        "Of the first epoch of the warm-up; none: one step of equal ones up to the top, so "
-        "that no epoch goes by almost unused.",
+        "Learning rate in the first epoch of the warm-up; none: one of equal steps up to the "
+        "top, so that no epoch goes by almost unused.",
         1e-6,
         limit=_LEAST_0,
     )
     weight_decay: float = option(
-        "Decoupled, on tensors of two dimensions and more.", 0.05, limit=_LEAST_0
+        "Decoupled weight decay, on tensors of two dimensions and more.", 0.05, limit=_LEAST_0
     )
     layer_decay: float = option(
         "Factor of the learning rate from each block to the one before, in (0, 1].",
@@ -205,7 +207,9 @@ class Recipe:
         limit=_BALANCED,
     )
     # Augmentation and regularisation
-    label_smoothing: float = option("In [0, 1).", 0.1, limit=_RATE)
+    label_smoothing: float = option(
+        "Share of the target spread over all classes, in [0, 1).", 0.1, limit=_RATE
+    )
     mixup: float = option("Alpha of mixup's Beta distribution; 0: none.", 0.8, limit=_LEAST_0)
     cutmix: float = option("Alpha of CutMix's Beta distribution; 0: none.", 1.0, limit=_LEAST_0)
     mix_probability: float = option("Share of the batches that are mixed.", 1.0, limit=_SHARE)
@@ -226,8 +230,8 @@ class Recipe:
     crop_interpolations: tuple[str, ...] = option(
         "Pillow's filters, one of which resizes a crop, at random.", ("bilinear", "bicubic")
     )
-    horizontal_flip: float = option("Probability.", 0.5, limit=_SHARE)
-    vertical_flip: float = option("Probability.", 0.0, limit=_SHARE)
+    horizontal_flip: float = option("Probability of a horizontal flip.", 0.5, limit=_SHARE)
+    vertical_flip: float = option("Probability of a vertical flip.", 0.0, limit=_SHARE)
     erasing: float = option("Probability of random erasing.", 0.25, limit=_SHARE)
     drop_rate: float = option("Dropout in the MLPs, in [0, 1).", 0.0, limit=_RATE)
     drop_path_rate: float | None = option(
@@ -274,8 +278,8 @@ class Recipe:
         limit=_LEAST_0,
     )
     processes: int = option(
-        "Processes that do so, for machines with more cores than Python's threads can use; 0: "
-        "the training process itself.",
+        "Processes that decode and augment, for machines with more cores than Python's threads "
+        "can use; 0: the training process itself.",
         0,
         limit=_LEAST_0,
     )

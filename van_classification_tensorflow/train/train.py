@@ -91,7 +91,7 @@ def train(
                 report(run, report_to or console)
         except BaseException as error:
             if not resume and run.nothing_to_lose():
-                _remove_all_but(before, folder)
+                remove_all_but(before, folder)
             if isinstance(error, ImageError):
                 raise all_unreadable(run, error) from None
             raise
@@ -126,7 +126,7 @@ def _make_again(run: Run, missing: Collection[str]) -> None:
     run.refresh()
 
 
-def _remove_all_but(names: Collection[str], folder: Path) -> None:
+def remove_all_but(names: Collection[str], folder: Path) -> None:
     """What a run that failed at its start has made, so that it can be started again.
 
     The lock stays, since removing it would let two in; it is hidden and in nobody's way.

@@ -1,7 +1,6 @@
 """What a word for weights is: a name of the catalogue, a file of weights, or an exported file.
 
-The one place that tells: a command asks once, and what it calls is given the answer.
-Imports neither Keras nor a backend.
+The one place that tells. Imports neither Keras nor a backend.
 """
 
 from __future__ import annotations
@@ -22,9 +21,9 @@ class Address:
     """What a word for weights means, told by the word and by what is there of that name.
 
     Args:
-        kind: "name": for the catalogue, which may not have it. "weights": a file or folder of
-            weights, there or not. "exported": an exported file, there or not. "other": no word,
-            such as True or a model in memory.
+        kind: "name": to be looked up in the catalogue, which may not have it. "weights": a file
+            or folder of weights, there or not. "exported": an exported file, there or not.
+            "other": no word, such as True or a model in memory.
         given: The word, or what else was given.
         format: Of an exported file: "onnx", "openvino", "litert" or "saved_model" (a folder with
             a `saved_model.pb`).
@@ -41,7 +40,7 @@ class Address:
 
     @property
     def path(self) -> str:
-        """Of a file or folder: without a slash at its end, which changes nothing."""
+        """The file or folder as text, without a slash at its end."""
         return _path(self.given)
 
     def record(self, configuration: str | None = None, argument: str = "weights") -> Weights:

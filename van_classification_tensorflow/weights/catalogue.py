@@ -128,7 +128,6 @@ def _published() -> Iterator[Weights]:
             dataset="ImageNet-22k" if is_22k else "ImageNet-1k",
             num_classes=classes,
             sources=tuple(sources),
-            source=sources[0].url,
             preprocessing=_IMAGENET if is_22k else Preprocessing(),
             labels=("imagenet22k" if is_22k else "imagenet1k") if classes else None,
             top1=top1,

@@ -12,12 +12,12 @@ _NAME = "as in `van weights list`; van_b0 means van_b0.in1k"
 
 @dataclass(frozen=True)
 class ListRequest:
-    """Nothing is asked."""
+    """The options of `van weights list`: none."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class DownloadRequest:
-    """Which weights, and whether those that are cached are downloaded again."""
+    """The options of `van weights download`."""
 
     names: tuple[str, ...] = option(_NAME, flag="name")
     force: bool = option("download again what is cached, damaged or not", False)
@@ -25,7 +25,7 @@ class DownloadRequest:
 
 @dataclass(frozen=True, kw_only=True)
 class VerifyRequest:
-    """Which weights; none: all that are cached."""
+    """The options of `van weights verify`; no names: all that are cached."""
 
     names: tuple[str, ...] = option(
         f"{_NAME}; by default all that are cached", (), flag="name", nargs="*"
@@ -34,7 +34,7 @@ class VerifyRequest:
 
 @dataclass(frozen=True, kw_only=True)
 class PathRequest:
-    """Which weights."""
+    """The options of `van weights path`."""
 
     name: str = option(_NAME, flag="name")
 

@@ -114,7 +114,7 @@ def open_pretrained(
 
 
 def open_local(pretrained: Any, configuration: str | None = None) -> Pretrained | None:
-    """As `open_pretrained` where a file is named; of the catalogue only the name is looked at."""
+    """As `open_pretrained`, but only for files: of the catalogue the name is checked, no more."""
     address = address_of(pretrained)
     if address.is_path:
         return open_pretrained(pretrained, configuration)
@@ -176,8 +176,13 @@ def of_weights(name: str, weights: ModelWeights) -> Pretrained:
 
 
 def _labels(said: Mapping[str, Any], classes: int, notes: list[str]) -> Any:
-    """As of a `Card`, checked."""
-    labels = said.get("labels")
+    """The labels that a file names, checked, as a `Card` has them.
+
+    None where it names none, or where OpenMMLab's are of another number of classes.
+    """
+    labels = said.get("labels") or None
+    if isinstance(labels, (list, tuple)):
+        labels = [str(label) for label in labels]
     if labels and said.get("origin") == OPENMMLAB:
         count = 1000 if labels == "imagenet1k" else len(labels)
         if not right_number(count, classes):

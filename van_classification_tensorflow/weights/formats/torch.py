@@ -640,7 +640,7 @@ def write_torch(
     kinds = {dtype: kind.encode() for kind, dtype in _DTYPES.items()}
     out = bytearray(b"\x80\x02}")
     if wrapper:
-        out += b"(" + b"".join(_text(key) + _plain(value) for key, value in beside.items())
+        out += b"(" + b"".join(_text(key) + pickled_plain(value) for key, value in beside.items())
         out += _text(wrapper) + b"}"
     out += b"("
     for key, (name, array) in enumerate(tensors.items()):
@@ -660,13 +660,14 @@ def write_torch(
         archive.writestr("archive/version", b"3\n")
 
 
-def _plain(value: Any) -> bytes:
+def pickled_plain(value: Any) -> bytes:
+    """Texts, lists and dictionaries of these, as instructions of a pickle."""
     if isinstance(value, str):
         return _text(value)
     if isinstance(value, dict):
-        items = b"".join(_text(key) + _plain(one) for key, one in value.items())
+        items = b"".join(_text(key) + pickled_plain(one) for key, one in value.items())
         return b"}(" + items + b"u"
-    return b"](" + b"".join(map(_plain, value)) + b"e"
+    return b"](" + b"".join(map(pickled_plain, value)) + b"e"
 
 
 def _text(text: str) -> bytes:
