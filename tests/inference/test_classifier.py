@@ -314,9 +314,12 @@ def test_an_exported_file_for_any_batch_and_size(tmp_path, monkeypatch):
     classifier = Classifier(path, test_size=48, batch_size=3)
     assert classifier.preprocessing.input_size == 48
     seen, run = [], Runtime.__call__
-    monkeypatch.setattr(
-        Runtime, "__call__", lambda self, x: (seen.append(x.shape), run(self, x))[1]
-    )
+
+    def watched(self, images, *others):
+        seen.append(images.shape)
+        return run(self, images, *others)
+
+    monkeypatch.setattr(Runtime, "__call__", watched)
     assert len(classifier(photographs(5))) == 5
     assert seen == [(3, 48, 48, 3), (2, 48, 48, 3)]
     assert classifier([]) == []

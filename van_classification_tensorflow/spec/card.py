@@ -99,8 +99,6 @@ def read_labels(said: Any, num_classes: int | None) -> str | tuple[str, ...] | N
         return said
     if not isinstance(said, list) or not all(isinstance(one, str) for one in said):
         raise ValueError("its metadata: `labels` is no list of texts")
-    if not right_number(len(said), num_classes):
-        raise ValueError(f"it names {len(said):,} labels for {num_classes or 0:,} classes")
     labels_of(said, num_classes or 0)
     return tuple(said)
 
@@ -199,6 +197,9 @@ class About(Card):
         labels = record.get("labels")
         if isinstance(labels, str):
             raise ValueError("its metadata: `labels` is no list of texts")
+        classes = architecture.num_classes
+        if isinstance(labels, list) and not right_number(len(labels), classes):
+            raise ValueError(f"it names {len(labels):,} labels for {classes or 0:,} classes")
         assumed = record.get("assumed", [])  # not in files of versions before it
         if not isinstance(assumed, list):
             raise ValueError("its metadata: `assumed` is no list")

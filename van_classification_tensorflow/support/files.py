@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from importlib.resources import files
 from importlib.resources.abc import Traversable
 from pathlib import Path
@@ -147,11 +148,14 @@ def sync(path: Path) -> None:
     Not every system can wait for a folder, and not every folder that can be written to can be
     read: what is in it is there all the same.
     """
-    if path.is_dir():
-        with suppress(OSError):
-            _sync(path)
-    else:
+    try:
         _sync(path)
+    except OSError as error:
+        if not (path.is_dir() and error.errno in _NO_WAITING):
+            raise
+
+
+_NO_WAITING = (errno.EACCES, errno.EPERM, errno.EINVAL, errno.ENOTSUP)
 
 
 def _sync(path: Path) -> None:
