@@ -762,3 +762,11 @@ def test_modules_start_without_keras():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_a_damaged_file_is_named_once(tmp_path):
+    path = tmp_path / "bad.keras"
+    path.write_text("xx")
+    with pytest.raises(ValueError, match="is no .keras file") as caught:
+        module.launch(str(path), path, "keras", None)
+    assert str(caught.value).count("bad.keras") == 1

@@ -388,7 +388,7 @@ def launch(
     """One process of `benchmark.worker`, which only looks at the model without `measure`.
 
     Raises:
-        ValueError: The worker refuses the file; `name` stands before its words.
+        ValueError: The worker refuses the file, which `name` names once.
         ModuleNotFoundError: A runtime is not installed.
         ChildProcessError: It crashed.
     """
@@ -421,7 +421,8 @@ def launch(
     result = json.loads(done.stdout)
     if "error" in result:
         kind = ModuleNotFoundError if result["missing"] else ValueError
-        raise kind(f"{printable(name)}: {result['error']}")
+        shown, why = printable(name), result["error"]
+        raise kind(why if why.startswith(shown) else f"{shown}: {why}")
     return result
 
 
