@@ -7,7 +7,8 @@ from safetensors.numpy import load_file
 
 from tests.parity import GOLDEN, MICRO
 from van_classification_tensorflow import VAN, Preprocessing, load_checkpoint
-from van_classification_tensorflow.engines.onnx_graph import OPSET, onnx_model
+from van_classification_tensorflow.engines.onnx_graph import onnx_model
+from van_classification_tensorflow.engines.onnx_nodes import OPSET
 from van_classification_tensorflow.spec.architecture import architecture_of
 from van_classification_tensorflow.weights.fold import fold
 

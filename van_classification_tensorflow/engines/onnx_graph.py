@@ -8,7 +8,7 @@ and nothing is transposed but the input. `benchmarks/deployment.py` measures it.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -16,13 +16,10 @@ from ..spec.architecture import Architecture
 from ..spec.config import stage_kernel_stride
 from ..spec.preprocessing import Preprocessing
 from ..spec.scores import SIGMOID, SOFTMAX
+from .onnx_nodes import Nodes
 
 if TYPE_CHECKING:
     import onnx
-
-# One of 2023, which all runtimes know: the first with Gelu, and with axes as an input of all
-# reductions.
-OPSET = 20
 
 
 def onnx_model(
@@ -49,7 +46,7 @@ def onnx_model(
         activation: Ends in probabilities, by "softmax" or "sigmoid"; None: in logits.
         pooling: "avg" or "max"; without classes only.
     """
-    from onnx import TensorProto, helper
+    from onnx import TensorProto
 
     graph = _Graph(folded)
     x = graph.channels_first("images", normalisation)
@@ -63,81 +60,26 @@ def onnx_model(
     )
     kind = TensorProto.FLOAT if normalisation is None else TensorProto.UINT8
     outputs = sizes.embed_dims[-1] if sizes.num_classes is None else sizes.num_classes
-    model = helper.make_model(
-        helper.make_graph(
-            graph.nodes,
-            name,
-            [helper.make_tensor_value_info("images", kind, [batch, height, width, sizes.in_chans])],
-            [helper.make_tensor_value_info(output, TensorProto.FLOAT, [batch, outputs])],
-            graph.constants,
-        ),
-        opset_imports=[helper.make_opsetid("", OPSET)],
-        producer_name="van_classification_tensorflow",
-    )
-    model.ir_version = 9  # of the same year as the opset
-    return model
+    shape = [batch, height, width, sizes.in_chans]
+    return graph.model(name, ("images", kind, shape), {output: [batch, outputs]})
 
 
-class _Graph:
-    """Nodes and constants; each method adds some and gives the name of what it computes."""
+class _Graph(Nodes):
+    """The nodes of a whole VAN."""
 
-    def __init__(self, folded: Mapping[str, np.ndarray]):
-        self.folded = folded
-        self.nodes: list[onnx.NodeProto] = []
-        self.constants: list[onnx.TensorProto] = []
+    def __init__(self, tensors: Mapping[str, np.ndarray]):
+        super().__init__(tensors)
         self.channels = self.constant(np.array([1], np.int64), "channels")
         self.epsilon = self.constant(1e-6, "epsilon")
 
-    def constant(self, values: np.ndarray | float, name: str) -> str:
-        from onnx import numpy_helper
-
-        array: np.ndarray = np.array(values, order="C")
-        if array.dtype != np.int64:
-            array = array.astype(np.float32)
-        self.constants.append(numpy_helper.from_array(array, name))
-        return name
-
-    def op(self, kind: str, *inputs: str, name: str, **attributes: Any) -> str:
-        from onnx import helper
-
-        self.nodes.append(helper.make_node(kind, list(inputs), [name], name=name, **attributes))
-        return name
-
-    def conv(self, name: str, x: str, stride: int = 1, dilation: int = 1) -> str:
-        weight = self.folded[f"{name}.weight"]
-        side, groups = weight.shape[2], 1
-        if weight.shape[1] == 1 and side > 1 and not name.startswith("patch_embed"):
-            groups = weight.shape[0]  # depthwise
-        return self.op(
-            "Conv",
-            x,
-            self.constant(weight, f"{name}.weight"),
-            self.constant(self.folded[f"{name}.bias"], f"{name}.bias"),
-            name=name,
-            kernel_shape=[side, side],
-            strides=[stride, stride],
-            dilations=[dilation, dilation],
-            pads=[side // 2 * dilation] * 4,
-            group=groups,
-        )
-
-    def gelu(self, x: str) -> str:
-        # One operator: between the parts of its definition quantisers would put their steps.
-        return self.op("Gelu", x, name=f"{x}.gelu")
-
     def layer_norm(self, name: str, x: str) -> str:
-        """Over the channels, written out: an operator for it would want them last."""
-        op, weight = self.op, self.folded[f"{name}.weight"]
-        mean = op("ReduceMean", x, self.channels, name=f"{name}.mean", keepdims=1)
-        centred = op("Sub", x, mean, name=f"{name}.centred")
-        square = op("Mul", centred, centred, name=f"{name}.square")
-        variance = op("ReduceMean", square, self.channels, name=f"{name}.variance", keepdims=1)
-        shifted = op("Add", variance, self.epsilon, name=f"{name}.shifted")
-        deviation = op("Sqrt", shifted, name=f"{name}.deviation")
-        x = op("Div", centred, deviation, name=f"{name}.normalised")
-        scale = self.constant(weight[:, None, None], f"{name}.weight")
-        bias = self.constant(self.folded[f"{name}.bias"][:, None, None], f"{name}.bias")
-        return op("Add", op("Mul", x, scale, name=f"{name}.scaled"), bias, name=name)
+        """Over the channels."""
+        x = self.normalised(name, x, self.channels, self.epsilon)
+        weight, bias = (
+            self.tensors[f"{name}.{leaf}"][:, None, None] for leaf in ("weight", "bias")
+        )
+        scaled = self.op("Mul", x, self.constant(weight, f"{name}.weight"), name=f"{name}.scaled")
+        return self.op("Add", scaled, self.constant(bias, f"{name}.bias"), name=name)
 
     def channels_first(self, x: str, normalisation: Preprocessing | None) -> str:
         """The input as the network takes it."""
@@ -162,20 +104,6 @@ class _Graph:
             x = self.block(f"block{i}.{j}", x)
         return self.layer_norm(f"norm{i}", x)
 
-    def block(self, name: str, x: str) -> str:
-        op, conv = self.op, self.conv
-        attn, mlp = f"{name}.attn", f"{name}.mlp"
-        gating = f"{attn}.spatial_gating_unit"
-        u = self.gelu(conv(f"{attn}.proj_1", x))
-        attention = conv(f"{gating}.conv_spatial", conv(f"{gating}.conv0", u), dilation=3)
-        u = op("Mul", conv(f"{gating}.conv1", attention), u, name=gating)
-        shortcut = self.folded[f"{attn}.shortcut"][:, None, None]
-        factor = self.constant(shortcut, f"{attn}.shortcut")
-        kept = op("Mul", x, factor, name=f"{attn}.shortcut.product")
-        x = op("Add", kept, conv(f"{attn}.proj_2", u), name=attn)
-        hidden = self.gelu(conv(f"{mlp}.dwconv.dwconv", conv(f"{mlp}.fc1", x)))
-        return op("Add", x, conv(f"{mlp}.fc2", hidden), name=mlp)
-
     def head(self, x: str, has_head: bool, activation: str | None, pooling: str) -> str:
         """The output: scores, or pooled features."""
         positions = self.constant(np.array([2, 3], np.int64), "positions")
@@ -184,8 +112,8 @@ class _Graph:
         x = self.op(reduce, x, positions, name=pooled, keepdims=0)
         if not has_head:
             return x
-        weight = self.constant(self.folded["head.weight"], "head.weight")
-        bias = self.constant(self.folded["head.bias"], "head.bias")
+        weight = self.constant(self.tensors["head.weight"], "head.weight")
+        bias = self.constant(self.tensors["head.bias"], "head.bias")
         x = self.op("Gemm", x, weight, bias, name="head" if activation else "logits", transB=1)
         if activation == SOFTMAX:
             x = self.op("Softmax", x, name="probabilities", axis=-1)
