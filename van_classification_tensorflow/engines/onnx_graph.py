@@ -32,6 +32,7 @@ def onnx_model(
     normalisation: Preprocessing | None = None,
     activation: str | None = None,
     pooling: str = "avg",
+    also_features: bool = False,
 ) -> onnx.ModelProto:
     """The graph: `images` (B, H, W, C) -> `logits`, `probabilities` or `features` (B, K).
 
@@ -45,6 +46,7 @@ def onnx_model(
             they are float32, normalised.
         activation: Ends in probabilities, by "softmax" or "sigmoid"; None: in logits.
         pooling: "avg" or "max"; without classes only.
+        also_features: With classes: give pooled `features` (B, C) as a second output.
     """
     from onnx import TensorProto
 
@@ -52,16 +54,21 @@ def onnx_model(
     x = graph.channels_first("images", normalisation)
     for i, depth in enumerate(sizes.depths, start=1):
         x = graph.stage(i, depth, x)
-    output = graph.head(x, sizes.num_classes is not None, activation, pooling)
+    has_head = sizes.num_classes is not None
+    also_features &= has_head
+    output = graph.head(x, has_head, activation, pooling, "features" if also_features else "pool")
     batch: int | str = "batch" if batch_size is None else batch_size
     height, width = (
         axis if size is None else size
         for size, axis in zip(image_size, ("height", "width"), strict=True)
     )
     kind = TensorProto.FLOAT if normalisation is None else TensorProto.UINT8
-    outputs = sizes.embed_dims[-1] if sizes.num_classes is None else sizes.num_classes
+    lengths = {output: sizes.embed_dims[-1] if sizes.num_classes is None else sizes.num_classes}
+    if also_features:
+        lengths["features"] = sizes.embed_dims[-1]
     shape = [batch, height, width, sizes.in_chans]
-    return graph.model(name, ("images", kind, shape), {output: [batch, outputs]})
+    outputs = {made: [batch, length] for made, length in lengths.items()}
+    return graph.model(name, ("images", kind, shape), outputs)
 
 
 class _Graph(Nodes):
@@ -104,12 +111,13 @@ class _Graph(Nodes):
             x = self.block(f"block{i}.{j}", x)
         return self.layer_norm(f"norm{i}", x)
 
-    def head(self, x: str, has_head: bool, activation: str | None, pooling: str) -> str:
-        """The output: scores, or pooled features."""
+    def head(
+        self, x: str, has_head: bool, activation: str | None, pooling: str, pooled: str
+    ) -> str:
+        """The output: scores of the features that are called `pooled`, or these themselves."""
         positions = self.constant(np.array([2, 3], np.int64), "positions")
         reduce = "ReduceMean" if has_head or pooling == "avg" else "ReduceMax"
-        pooled = "pool" if has_head else "features"
-        x = self.op(reduce, x, positions, name=pooled, keepdims=0)
+        x = self.op(reduce, x, positions, name=pooled if has_head else "features", keepdims=0)
         if not has_head:
             return x
         weight = self.constant(self.tensors["head.weight"], "head.weight")

@@ -22,7 +22,7 @@ from ..spec.card import (
 )
 from ..support.checks import is_whole
 from ..support.files import open_regular
-from ..support.text import printable
+from ..support.text import one_line, printable
 from ..weights.address import address_of
 from . import litert, onnx, openvino, saved_model
 from .protocol import Loaded
@@ -94,7 +94,9 @@ class Runtime:
                 with self._lock:  # what a runtime gives may be its own memory
                     given = np.array(self._run(np.ascontiguousarray(batch)))
             except Exception as error:  # each runtime has its own kinds
-                raise ValueError(f"{printable(self.path)} does not run: {_line(error)}") from error
+                raise ValueError(
+                    f"{printable(self.path)} does not run: {one_line(error)}"
+                ) from error
             if given.shape != (len(batch), self.outputs):
                 raise ValueError(
                     f"{printable(self.path)} gave {given.shape} for {len(batch)} images; it "
@@ -144,7 +146,7 @@ def open_runtime(path: str | os.PathLike, threads: int | None = None) -> Runtime
     except ModuleNotFoundError:
         raise
     except Exception as error:  # each runtime has its own kinds, and a file may cause any
-        raise ValueError(f"{printable(path)} was refused: {_line(error)}") from error
+        raise ValueError(f"{printable(path)} was refused: {one_line(error)}") from error
     return Runtime(
         path=Path(path),
         format=kind,
@@ -156,12 +158,6 @@ def open_runtime(path: str | os.PathLike, threads: int | None = None) -> Runtime
         outputs=outputs,
         _run=loaded.run,
     )
-
-
-def _line(error: Exception) -> str:
-    """An error of others in one line of sensible length."""
-    text = printable(" ".join(str(error).split()) or type(error).__name__)
-    return text if len(text) <= 300 else f"{text[:300]}..."
 
 
 def _tensors(loaded: Loaded) -> tuple[int | None, tuple[int, int] | None, int, str, int]:

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from ..support.cores import cores
 from ..support.text import printable
 from .decode import ImageError
 
@@ -30,9 +31,6 @@ def decoded(
         workers: Threads; by default one for each core.
         ahead: How many may be decoded and not yet taken.
     """
-    if workers is None:
-        cores = hasattr(os, "sched_getaffinity") and len(os.sched_getaffinity(0))
-        workers = cores or os.cpu_count() or 1
     waiting: deque[tuple[Any, Future]] = deque()
 
     def outcome(source: Any, future: Future) -> tuple[Any, Any]:
@@ -45,7 +43,7 @@ def decoded(
             named = isinstance(source, (str, os.PathLike))
             return source, ImageError(f"{printable(source)}: {why}" if named else why)
 
-    pool = ThreadPoolExecutor(workers, thread_name_prefix="decode")
+    pool = ThreadPoolExecutor(workers or cores(), thread_name_prefix="decode")
     try:
         for source in sources:
             waiting.append((source, pool.submit(decode, source)))

@@ -49,3 +49,9 @@ def first_few(names: Sequence[str]) -> str:
     """The first three names, as they may be printed, and how many more there are."""
     shown = ", ".join(printable(name) for name in names[:3])
     return f"{shown} and {len(names) - 3:,} more" if len(names) > 3 else shown
+
+
+def one_line(error: BaseException) -> str:
+    """An error of others in one line of sensible length."""
+    text = printable(" ".join(str(error).split()) or type(error).__name__)
+    return text if len(text) <= 300 else f"{text[:300]}..."

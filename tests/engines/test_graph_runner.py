@@ -1,0 +1,190 @@
+"""Graphs made in memory: every runtime the same numbers, whatever the size, number and threads."""
+
+import gc
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+
+from tests.parity import SMALL, seeded_images, seeded_tensor
+from van_classification_tensorflow.engines import graph_runner
+from van_classification_tensorflow.engines.graph_runner import GraphRunner, Program
+from van_classification_tensorflow.engines.numpy_forward import forward
+from van_classification_tensorflow.engines.onnx_graph import onnx_model
+from van_classification_tensorflow.spec.architecture import Architecture
+from van_classification_tensorflow.weights.fold import fold
+
+RUNTIMES = ("onnxruntime", "openvino")
+
+
+def small(in_chans=3, num_classes=10):
+    """(tensors, sizes) of a tiny VAN."""
+    dims, depths = tuple(SMALL["embed_dims"]), tuple(SMALL["depths"])
+    sizes = Architecture(dims, (32, 32), depths, in_chans, num_classes)
+    return {n: seeded_tensor(n, s.shape) for n, s in sizes.tensors().items()}, sizes
+
+
+def graph_of(tensors, sizes):
+    folded = fold(tensors)
+
+    def graph(size):
+        model = onnx_model(folded, sizes, image_size=size, also_features=True)
+        return model.SerializeToString()
+
+    return graph
+
+
+@pytest.fixture(scope="module")
+def model():
+    return small()
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+@pytest.mark.parametrize("in_chans", [1, 3, 5])
+def test_equal_to_numpy(runtime, in_chans):
+    """Logits and features, of one size after the other, single and together."""
+    pytest.importorskip(runtime)
+    tensors, sizes = small(in_chans)
+    runner = GraphRunner(graph_of(tensors, sizes), runtime, threads=2)
+    for shape in ((1, 33, 47, in_chans), (5, 33, 47, in_chans), (2, 16, 64, in_chans)):
+        images = seeded_images(1, shape)
+        features, logits = forward(tensors, sizes, images)
+        found = runner(images)
+        assert [one.shape for one in found] == [logits.shape, features.shape]
+        assert all(one.dtype == np.float32 for one in found)
+        np.testing.assert_allclose(found[0], logits, atol=1e-6 * abs(logits).max())
+        np.testing.assert_allclose(found[1], features, atol=1e-6 * abs(features).max())
+
+
+def test_without_a_head():
+    tensors, sizes = small(num_classes=None)
+    images = seeded_images(1, (2, 32, 32, 3))
+    (found,) = GraphRunner(graph_of(tensors, sizes))(images)
+    np.testing.assert_allclose(found, forward(tensors, sizes, images)[0], atol=1e-5)
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_no_pictures(model, runtime):
+    pytest.importorskip(runtime)
+    found = GraphRunner(graph_of(*model), runtime)(np.zeros((0, 32, 32, 3), np.float32))
+    assert [one.shape for one in found] == [(0, 10), (0, 16)]
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+@pytest.mark.parametrize("threads", [1, 3])
+def test_order_whatever_the_number(model, runtime, threads):
+    pytest.importorskip(runtime)
+    runner = GraphRunner(graph_of(*model), runtime, threads=threads)
+    images = seeded_images(2, (9, 32, 32, 3))
+    expected = forward(*model, images)[1]
+    for count in (1, 2, 3, 4, 9):
+        np.testing.assert_allclose(runner(images[:count])[0], expected[:count], atol=1e-5)
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_threads_of_the_caller(model, runtime):
+    """Eight at once get what one alone gets; and none of its threads stays."""
+    pytest.importorskip(runtime)
+    runner = GraphRunner(graph_of(*model), runtime, threads=2)
+
+    def ask(some, runner=runner):
+        return runner(some)[0], runner(some[:1])[0]
+
+    images = seeded_images(3, (8, 3, 32, 32, 3))
+    expected = [ask(some) for some in images]
+    with ThreadPoolExecutor(8) as pool:
+        for _ in range(3):
+            for ours, theirs in zip(pool.map(ask, images), expected, strict=True):
+                np.testing.assert_array_equal(ours[0], theirs[0])
+                np.testing.assert_array_equal(ours[1], theirs[1])
+    names = [one for one in threading.enumerate() if one.name.startswith("infer")]
+    assert len(names) == 2
+    del runner, ask, ours, theirs
+    gc.collect()
+    for one in names:
+        one.join(5)
+        assert not one.is_alive()
+
+
+def test_answers_are_the_callers_own(model):
+    runner = GraphRunner(graph_of(*model))
+    images = seeded_images(4, (1, 32, 32, 3))
+    first = runner(images)[0]
+    before = first.copy()
+    runner(images + 1)
+    np.testing.assert_array_equal(first, before)
+    first[:] = 0
+
+
+def test_a_graph_is_made_once_for_a_size_and_old_ones_are_let_go(model, monkeypatch):
+    made, graph = [], graph_of(*model)
+
+    def watched(size):
+        made.append(size)
+        return graph(size)
+
+    monkeypatch.setattr(graph_runner, "_KEPT", 2)
+    runner = GraphRunner(watched, threads=1)
+    for side in (16, 32, 16, 48, 16, 32):
+        runner(np.zeros((1, side, side, 3), np.float32))
+    assert made == [(16, 16), (32, 32), (48, 48), (32, 32)]
+
+
+def test_bfloat16_is_near(model):
+    openvino = pytest.importorskip("openvino")
+    if "BF16" not in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+        with pytest.raises(ValueError, match="no bfloat16 on this processor"):
+            GraphRunner(graph_of(*model), "openvino", "bfloat16")
+        return
+    images = seeded_images(5, (2, 32, 32, 3))
+    expected = forward(*model, images)[1]
+    found = GraphRunner(graph_of(*model), "openvino", "bfloat16")(images)[0]
+    difference = abs(found - expected).max() / abs(expected).max()
+    assert 1e-5 < difference < 0.05  # it is not float32 by another name
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ({"runtime": "tvm"}, "`runtime` must be one of onnxruntime, openvino. Received"),
+        ({"precision": "int4"}, "`precision` must be one of float32, bfloat16. Received"),
+        ({"precision": "bfloat16"}, "ONNX Runtime has no bfloat16"),
+        ({"threads": 0}, "`threads` must be an integer >= 1"),
+    ],
+)
+def test_wrong_arguments(arguments, says):
+    with pytest.raises(ValueError, match=says):
+        GraphRunner(lambda size: b"", **arguments)
+
+
+def test_what_fails_is_one_line(model):
+    with pytest.raises(ValueError, match=r"ONNX Runtime refuses the model: .") as caught:
+        GraphRunner(lambda size: b"no graph")(np.zeros((1, 32, 32, 3), np.float32))
+    assert "\n" not in str(caught.value)
+    runner = GraphRunner(graph_of(*model))
+    with pytest.raises(ValueError, match=r"ONNX Runtime does not run the model: ."):
+        runner(np.zeros((1, 32, 32, 4), np.float32))
+    with pytest.raises(ValueError, match=r"`images` must be \(N, H, W, C\)"):
+        runner(np.zeros((32, 32, 3), np.float32))
+
+
+def test_a_runtime_that_gives_another_shape(model, monkeypatch):
+    program = Program(((1, 10),), lambda image: [np.zeros((1, 9), np.float32)])
+    monkeypatch.setattr(graph_runner, "_OnnxRuntime", lambda precision: lambda *_: program)
+    runner = GraphRunner(graph_of(*model), threads=2)
+    for count in (1, 3):
+        with pytest.raises(ValueError, match=r"it gave \(1, 9\); it promised \(1, 10\)"):
+            runner(np.zeros((count, 32, 32, 3), np.float32))
+
+
+@pytest.mark.parametrize(("runtime", "extra"), [("onnxruntime", "onnx"), ("openvino", "openvino")])
+def test_a_runtime_that_is_not_installed(monkeypatch, runtime, extra):
+    monkeypatch.setitem(__import__("sys").modules, runtime, None)
+    with pytest.raises(ModuleNotFoundError, match=rf"needs {runtime}: pip install .*\[{extra}\]"):
+        GraphRunner(lambda size: b"", runtime)
+
+
+def test_threads_by_default_are_the_cores_of_the_process(monkeypatch):
+    monkeypatch.setattr(graph_runner, "cores", lambda: 7)
+    assert GraphRunner(lambda size: b"").threads == 7

@@ -1,0 +1,216 @@
+"""The first engine of several that proves itself: it is there, runs, and gives the right answer.
+
+Runtimes are programs of others, on processors of all kinds. So none is taken at its word: it
+answers one picture, and what it says is compared with an answer that is known.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from importlib import metadata
+from typing import Any
+
+import numpy as np
+
+from ..support.extras import is_installed
+from ..support.text import one_line
+
+# Largest |difference| allowed, in parts of the largest |logit|. Of bfloat16 as much as the
+# benchmark of deployed files allows it; of int8 what is right depends on the pictures, so that it
+# is only told.
+TOLERANCES = {"float32": 1e-4, "bfloat16": 0.05, "int8": np.inf}
+
+# {name: what users know it by, the module that is imported, its distribution}
+_KNOWN = {
+    "numpy": ("NumPy", "numpy", "numpy"),
+    "keras": ("Keras", "keras", "keras"),
+    "onnxruntime": ("ONNX Runtime", "onnxruntime", "onnxruntime"),
+    "openvino": ("OpenVINO", "openvino", "openvino"),
+    "litert": ("LiteRT", "ai_edge_litert", "ai-edge-litert"),
+}
+ENGINES = tuple(_KNOWN)
+
+Answer = Callable[[np.ndarray], Any]  # pictures (N, H, W, C) -> an array (N, ...), or several
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """An engine that may be chosen.
+
+    Args:
+        name: One of `ENGINES`.
+        make: Makes it: what answers pictures. May raise anything.
+    """
+
+    name: str
+    make: Callable[[], Answer]
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """An engine that was chosen, and why.
+
+    Args:
+        engine: What `Candidate.make` gave.
+        name: One of `ENGINES`.
+        version: Of its package.
+        precision: Of its arithmetic.
+        threads: That it runs on; None: its own choice.
+        reason: Why it is this one.
+        difference: Largest |difference| from the reference, in parts of the reference's largest
+            |number|; None where nothing was compared.
+        rejected: What was tried before it, and why it is not that.
+    """
+
+    engine: Any
+    name: str
+    version: str
+    precision: str = "float32"
+    threads: int | None = None
+    reason: str = ""
+    difference: float | None = None
+    rejected: tuple[str, ...] = ()
+
+    def describe(self) -> str:
+        """A line for the user."""
+        threads = "" if self.threads is None else f" on {_count(self.threads, 'thread')}"
+        text = f"Engine: {title(self.name, self.version)}{threads}, {self.precision}"
+        if self.reason:
+            text += f": {self.reason}"
+        if self.difference is not None:
+            text += (
+                f"; differs from NumPy's reference by {self.difference:.0e} of the largest logit"
+            )
+        failed = [one for one in self.rejected if not one.endswith(NOT_INSTALLED)]
+        return text + "".join(f"; not {one}" for one in failed)
+
+
+NOT_INSTALLED = "not installed"
+
+
+class NoEngineError(ValueError):
+    """No candidate proved itself; says why of each.
+
+    Args:
+        rejected: As of `Chosen`.
+    """
+
+    def __init__(self, rejected: Sequence[str]):
+        super().__init__("; ".join(rejected) or "there is no engine to choose from")
+        self.rejected = tuple(rejected)
+
+
+def choose(
+    candidates: Iterable[Candidate],
+    reference: Any,
+    picture: np.ndarray,
+    *,
+    precision: str = "float32",
+    tolerance: float | None = None,
+    reason: str = "",
+) -> Chosen:
+    """The first candidate that proves itself.
+
+    Args:
+        candidates: The one that is wanted most first.
+        reference: The right answer for each picture: arrays of one picture each, or one array.
+        picture: (N, H, W, C): what the candidates are asked, the same picture N times. One that
+            runs several pictures by other means than a single one is asked what it will be.
+        precision: Of the arithmetic.
+        tolerance: Largest difference, as of `Chosen`; by default `TOLERANCES`.
+        reason: Of `Chosen`.
+
+    Raises:
+        NoEngineError: None did.
+    """
+    if tolerance is None:
+        tolerance = TOLERANCES[precision]
+    expected, rejected = _arrays(reference), []
+    for candidate in candidates:
+        try:
+            engine = candidate.make()
+            difference = largest_difference(_arrays(engine(picture)), expected, len(picture))
+        except Exception as error:  # an engine of others may fail in any way
+            _, module, _ = _KNOWN[candidate.name]
+            gone = isinstance(error, ImportError) and not is_installed(module)
+            why = NOT_INSTALLED if gone else one_line(error)
+            rejected.append(f"{title(candidate.name, version(candidate.name))}: {why}")
+            continue
+        found = version(candidate.name)
+        if difference <= tolerance:  # not where it is no number
+            return Chosen(
+                engine,
+                candidate.name,
+                found,
+                precision,
+                getattr(engine, "threads", None),
+                reason,
+                difference,
+                tuple(rejected),
+            )
+        rejected.append(
+            f"{title(candidate.name, found)}: differs by {difference:.0e} of the largest logit"
+        )
+    raise NoEngineError(rejected)
+
+
+def largest_difference(
+    found: Sequence[np.ndarray], expected: Sequence[np.ndarray], count: int = 1
+) -> float:
+    """Largest |difference| in parts of the largest |number| expected, the worst of all outputs.
+
+    Where something is expected to be no finite number, no finite number will do.
+
+    Args:
+        found: Of each output (`count`, ...); as many outputs as it has, of those expected.
+        expected: Of each output (1, ...).
+        count: How often the same picture was asked.
+
+    Returns:
+        NaN where something else is no finite number, or nothing is one.
+
+    Raises:
+        ValueError: The outputs have other shapes.
+    """
+    worst = 0.0
+    if not 0 < len(found) <= len(expected):
+        raise ValueError(f"gives {len(found)} outputs; expected {len(expected)}")
+    for one, right in zip(found, expected, strict=False):
+        if one.shape != (count, *right.shape[1:]):
+            raise ValueError(f"gives {one.shape}; expected {(count, *right.shape[1:])}")
+        finite = np.isfinite(right)
+        if not (np.isfinite(one) == finite).all() or not finite.any():
+            return np.nan
+        there = np.where(finite, right, 0)
+        difference = np.abs(np.where(finite, one, 0) - there).max()
+        scale = np.abs(there).max()
+        worst = max(worst, float(difference / scale) if scale else float(difference))
+    return worst
+
+
+def title(name: str, version: str = "") -> str:
+    """What users know an engine by, with its version."""
+    return f"{_KNOWN[name][0]} {version}".strip()
+
+
+def version(name: str) -> str:
+    """Version of an engine's package, "" where it is not known; imports nothing."""
+    _, module, distribution = _KNOWN[name]
+    found = getattr(sys.modules.get(module), "__version__", None)
+    if not isinstance(found, str):
+        try:
+            found = metadata.version(distribution)
+        except metadata.PackageNotFoundError:
+            return ""
+    return found.split("-")[0]  # OpenVINO's goes on with where it was built
+
+
+def _arrays(answer: Any) -> list[np.ndarray]:
+    several = isinstance(answer, (list, tuple))
+    return [np.asarray(one) for one in (answer if several else [answer])]
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
