@@ -28,8 +28,8 @@ def small(in_chans=3, num_classes=10):
 def graph_of(tensors, sizes):
     folded = fold(tensors)
 
-    def graph(size):
-        model = onnx_model(folded, sizes, image_size=size, also_features=True)
+    def graph(shape):
+        model = onnx_model(folded, sizes, image_size=shape[:2], also_features=True)
         return model.SerializeToString()
 
     return graph
@@ -120,15 +120,15 @@ def test_answers_are_the_callers_own(model):
 def test_a_graph_is_made_once_for_a_size_and_old_ones_are_let_go(model, monkeypatch):
     made, graph = [], graph_of(*model)
 
-    def watched(size):
-        made.append(size)
-        return graph(size)
+    def watched(shape):
+        made.append(shape)
+        return graph(shape)
 
     monkeypatch.setattr(graph_runner, "_KEPT", 2)
     runner = GraphRunner(watched, threads=1)
     for side in (16, 32, 16, 48, 16, 32):
         runner(np.zeros((1, side, side, 3), np.float32))
-    assert made == [(16, 16), (32, 32), (48, 48), (32, 32)]
+    assert made == [(side, side, 3) for side in (16, 32, 48, 32)]
 
 
 def test_bfloat16_is_near(model):
@@ -155,12 +155,12 @@ def test_bfloat16_is_near(model):
 )
 def test_wrong_arguments(arguments, says):
     with pytest.raises(ValueError, match=says):
-        GraphRunner(lambda size: b"", **arguments)
+        GraphRunner(lambda shape: b"", **arguments)
 
 
 def test_what_fails_is_one_line(model):
     with pytest.raises(ValueError, match=r"ONNX Runtime refuses the model: .") as caught:
-        GraphRunner(lambda size: b"no graph")(np.zeros((1, 32, 32, 3), np.float32))
+        GraphRunner(lambda shape: b"no graph")(np.zeros((1, 32, 32, 3), np.float32))
     assert "\n" not in str(caught.value)
     runner = GraphRunner(graph_of(*model))
     with pytest.raises(ValueError, match=r"ONNX Runtime does not run the model: ."):
@@ -182,9 +182,9 @@ def test_a_runtime_that_gives_another_shape(model, monkeypatch):
 def test_a_runtime_that_is_not_installed(monkeypatch, runtime, extra):
     monkeypatch.setitem(__import__("sys").modules, runtime, None)
     with pytest.raises(ModuleNotFoundError, match=rf"needs {runtime}: pip install .*\[{extra}\]"):
-        GraphRunner(lambda size: b"", runtime)
+        GraphRunner(lambda shape: b"", runtime)
 
 
 def test_threads_by_default_are_the_cores_of_the_process(monkeypatch):
     monkeypatch.setattr(graph_runner, "cores", lambda: 7)
-    assert GraphRunner(lambda size: b"").threads == 7
+    assert GraphRunner(lambda shape: b"").threads == 7

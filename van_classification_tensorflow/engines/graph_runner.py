@@ -30,7 +30,7 @@ RUNTIMES = {"onnxruntime": "ONNX Runtime", "openvino": "OpenVINO"}
 PRECISIONS = ("float32", "bfloat16")
 _KEPT = 4  # programs; each holds a copy of the weights
 
-Graph = Callable[[tuple[int, int]], bytes]
+Graph = Callable[[tuple[int, ...]], bytes]
 
 
 @dataclass(frozen=True)
@@ -50,8 +50,9 @@ class GraphRunner:
     """Runs a graph on pictures of any number and size; threads may call it at once.
 
     Args:
-        graph: (height, width) -> a serialized ONNX model of one input, `images` (1, height, width,
-            C), float32, and outputs (1, ...). Called again for each size.
+        graph: The shape of one picture, (height, width, channels), or what else the graph takes
+            -> a serialized ONNX model of one input, `images` (1, *shape), float32, and outputs
+            (1, ...). Called again for each shape.
         runtime: "onnxruntime" or "openvino".
         precision: Of the arithmetic: "float32", or "bfloat16" (OpenVINO on processors that have
             it).
@@ -82,7 +83,7 @@ class GraphRunner:
         self.graph, self.runtime, self.precision = graph, runtime, precision
         self.threads = at_least_or_none("threads", threads, 1) or cores()
         self._compile = (_OnnxRuntime if runtime == "onnxruntime" else _OpenVINO)(precision)
-        self._programs: OrderedDict[tuple[int, int, bool], Program] = OrderedDict()
+        self._programs: OrderedDict[tuple[tuple[int, ...], bool], Program] = OrderedDict()
         self._lock = threading.Lock()
         self._pool: ThreadPoolExecutor | None = None  # its threads end when this object does
 
@@ -103,7 +104,7 @@ class GraphRunner:
         if images.ndim != 4:
             raise ValueError(f"`images` must be (N, H, W, C). Received: {images.shape}")
         together = self.threads > 1 and len(images) > 1
-        program = self._program((images.shape[1], images.shape[2]), together)
+        program = self._program(images.shape[1:], together)
         found: list[np.ndarray] = [
             np.empty((len(images), *shape[1:]), np.float32) for shape in program.shapes
         ]
@@ -127,12 +128,12 @@ class GraphRunner:
             ) from error
         return found
 
-    def _program(self, size: tuple[int, int], together: bool) -> Program:
-        """The program of a size: for several pictures together, a thread each, or one on all."""
-        key = (*size, together)
+    def _program(self, shape: tuple[int, ...], together: bool) -> Program:
+        """The program of a shape: for several pictures together, a thread each, or one on all."""
+        key = shape, together
         with self._lock:
             if key not in self._programs:
-                graph = self.graph(size)
+                graph = self.graph(shape)
                 try:
                     made = self._compile(graph, self.threads, together)
                 except Exception as error:  # each runtime has its own kinds
