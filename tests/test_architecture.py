@@ -27,6 +27,9 @@ FLOORS = [
 # The only ones that import Keras when they are imported: modules, or whole packages.
 NEED_KERAS = {
     "model",
+    "engines.keras_graph",
+    "engines.keras_layers",
+    "inference.accelerate",
     "inference.in_memory",
     "train.callbacks",
     "train.demo",

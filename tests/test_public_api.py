@@ -26,6 +26,7 @@ NAMES = {
     "VANB5",
     "VANB6",
     "__version__",
+    "accelerate",
     "decode_predictions",
     "fuse",
     "load_checkpoint",

@@ -25,6 +25,7 @@ _HOME = {
     "VANB4": "model.applications",
     "VANB5": "model.applications",
     "VANB6": "model.applications",
+    "accelerate": "inference.accelerate",
     "decode_predictions": "model.applications",
     "fuse": "model.fused",
     "load_checkpoint": "model.load",
@@ -36,6 +37,7 @@ __all__ = [*_HOME, "__version__"]
 _register()
 
 if TYPE_CHECKING:  # `as`: for others to import from here
+    from .inference.accelerate import accelerate as accelerate
     from .inference.classifier import Classifier as Classifier
     from .model.applications import VANB0 as VANB0
     from .model.applications import VANB1 as VANB1
