@@ -31,16 +31,18 @@ MIN_ITERATIONS = 10
 WARMUP_STEPS = 3  # beside the two that make the check
 
 _TORCH = ("torch", "transformers", "numpy")
-# Contender -> the libraries whose versions decide its speed. The first is this package.
+# Contender -> the libraries whose versions decide its speed. The first two are this package.
 LIBRARIES: dict[str, tuple[str, ...]] = {
     "keras": ("keras", "tensorflow", "numpy"),
+    "accelerated": ("keras", "tensorflow", "onnxruntime", "openvino", "numpy"),
     "torch_eager": _TORCH,
     "torch_channels_last": _TORCH,
     "torch_compile": _TORCH,
     "onnxruntime": ("onnxruntime", "onnx", *_TORCH),  # the exporter shapes the graph
 }
 CONTENDERS = tuple(LIBRARIES)
-INFERENCE_ONLY = ("onnxruntime",)
+INFERENCE_ONLY = ("accelerated", "onnxruntime")
+OURS = ("keras", "accelerated")  # run in the environment of this package
 _EXPORT = "export_onnx"  # not a contender: the child process of one
 
 # One call is one timed step. Inference: logits (B, classes). Training: the loss before the step.
@@ -89,6 +91,10 @@ def keras_step(job: Job) -> Step:
 
     model = keras_model(job.model)
     images, labels = fixed_images(job.batch), fixed_labels(job.batch)
+    if job.name == "accelerated":
+        from van_classification_tensorflow import accelerate
+
+        model = accelerate(model, threads=job.threads)
     if job.mode == "inference":
         return lambda: model.predict_on_batch(images)
     model.compile(
@@ -242,7 +248,7 @@ def measure(job: Job, seconds: float, iterations: int | None) -> dict[str, Any]:
     The check is what contenders must agree on: in inference the first four logits of each
     image; in training the loss of the first two steps (the second sees the first's update).
     """
-    if job.name == "keras":
+    if job.name in OURS:
         step = keras_step(job)
     elif job.name == "onnxruntime":
         step = onnxruntime_step(job)

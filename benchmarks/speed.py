@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from contender import CONTENDERS, INFERENCE_ONLY, MODELS, MODES, ONNX_DIR
+from contender import OURS as OUR_CONTENDERS
 from floors import gemm_floor_ms
 
 HERE = Path(__file__).resolve().parent
@@ -87,7 +88,7 @@ def worker_command(
 
 
 def launch(args: argparse.Namespace, name: str, setting: Setting) -> dict[str, Any]:
-    python = args.python_ours if name == OURS else args.python_peers
+    python = args.python_ours if name in OUR_CONTENDERS else args.python_peers
     return run_worker(worker_command(python, "contender.py", name, setting, args))
 
 

@@ -109,7 +109,7 @@ HEADS = {
     "merged": lambda x: layers.Average()(
         [layers.Add()([x, x, x]), layers.Subtract()([x, layers.Maximum()([x, -x])]), x]
     ),
-    "norms": lambda x: layers.LayerNormalization(axis=(1, 2))(
+    "norms": lambda x: layers.LayerNormalization(axis=(2, 3))(
         layers.BatchNormalization(scale=False)(BatchNorm()(x))
     ),
     "norm of features": lambda x: layers.LayerNormalization(center=False)(

@@ -21,8 +21,7 @@ _RUNTIMES = ("openvino", "onnxruntime")  # the faster one first
 ENGINES = ("auto", *_RUNTIMES, "keras")
 _SIDE = 224  # pixels of the picture that is asked, where the model takes any
 _BATCH = 32  # as of Keras's `predict`
-# Nearer to 0 or 1 a probability in float32 says too little of its logit.
-_CLEAR = {SIGMOID: 1e-3, "softmax": 1e-12}
+_UNSURE = 1e-3  # nearer to 1 the sigmoid of a logit, in float32, says too little of it
 
 
 def accelerate(
@@ -61,12 +60,12 @@ def accelerate(
             f"policy says. Received: precision={precision!r}"
         )
     if engine == "keras":
-        return Accelerated(model, reason="asked for")
+        return Accelerated(model, "asked for")
     try:
         return _proven(model, _RUNTIMES if engine == "auto" else (engine,), precision, threads)
     except (Untranslatable, NoEngineError) as error:
         if engine == "auto" and precision == "float32":
-            return Accelerated(model, reason=str(error))
+            return Accelerated(model, str(error))
         raise ValueError(
             f"`engine` cannot run {model.name!r}: {error}. "
             f"Received: engine={engine!r}, precision={precision!r}"
@@ -89,14 +88,15 @@ class Accelerated:
     def __init__(
         self,
         model: keras.Model,
+        reason: str,
         engine: str = "keras",
-        reason: str = "",
         difference: float | None = None,
         run: Callable[[np.ndarray], list[np.ndarray]] | None = None,
+        structure: Any = None,
     ):
         self.model, self.engine = model, engine
         self.reason, self.difference = reason, difference
-        self._run = run
+        self._run, self._structure = run, structure  # of the outputs; what is in it counts nothing
         self._turns = threading.Lock()  # of Keras, whose models are for one thread
 
     def __repr__(self) -> str:
@@ -131,7 +131,7 @@ class Accelerated:
             with self._turns:
                 outputs = self.model.predict_on_batch(x)
             return keras.tree.map_structure(keras.ops.convert_to_numpy, outputs)
-        return keras.tree.pack_sequence_as(self.model.output, found)
+        return keras.tree.pack_sequence_as(self._structure, found)
 
     def predict(self, x: Any, batch_size: int | None = None, verbose: int = 0) -> Any:
         """The outputs of any number of pictures.
@@ -154,12 +154,14 @@ class Accelerated:
             if bar is not None:
                 bar.update(i, finalize=i == count)
         joined = [np.concatenate(one) for one in zip(*found, strict=True)]
-        return keras.tree.pack_sequence_as(self.model.output, joined)
+        return keras.tree.pack_sequence_as(self._structure, joined)
 
     def _images(self, x: Any) -> np.ndarray | None:
         """`x` as the graph takes it; None where the model has to say what it thinks of it."""
         if self._run is None or (x := _only(x)) is None:
             return None
+        if isinstance(x, keras.KerasTensor):
+            raise ValueError("an accelerated model takes arrays: build models of `model` itself")
         images = keras.ops.convert_to_numpy(x)
         (wanted,) = self.model.inputs
         fits = images.ndim == 4 and all(
@@ -220,7 +222,7 @@ def _proven(
     written = graph(picture.shape[1:])
     models = {picture.shape[1:]: written.model}  # until both programs of each engine are made
     try:
-        expected = _answer_of_keras(model, picture)
+        answer = _answer_of_keras(model, picture)
     except Exception as error:  # whatever the model does with such a picture
         raise NoEngineError(
             [f"Keras itself does not answer a picture: {one_line(error)}"]
@@ -236,14 +238,15 @@ def _proven(
         return _Asked(GraphRunner(graph_of, name, precision, threads), written.scores)
 
     candidates = [Candidate(name, partial(make, name)) for name in names]
-    right = _with_logits(expected, written.scores) * 3
+    right = _with_logits(keras.tree.flatten(answer), written.scores) * 3
     chosen = choose(candidates, right, picture.astype(np.float32), precision=precision)
     models.clear()
     runner: GraphRunner = chosen.engine.runner
+    structure = keras.tree.map_structure(lambda one: 0, answer)
     said = f"{title(chosen.name, chosen.version)} on {runner.threads} threads, {precision}: "
     said += f"differs from Keras by {chosen.difference:.0e} of the largest number"
     said += "".join(f"; not {one}" for one in chosen.rejected)
-    return Accelerated(model, chosen.name, said, chosen.difference, runner)
+    return Accelerated(model, said, chosen.name, chosen.difference, runner, structure)
 
 
 class _Asked:
@@ -273,18 +276,19 @@ def _picture(model: keras.Model) -> np.ndarray:
     return rng.standard_normal((1, *shape), np.float32)
 
 
-def _answer_of_keras(model: keras.Model, picture: np.ndarray) -> list[np.ndarray]:
+def _answer_of_keras(model: keras.Model, picture: np.ndarray) -> Any:
     # JAX compiles each operation by itself unless it is given all; TensorFlow need not compile.
     together = keras.backend.backend() == "jax"
     outputs = model.predict_on_batch(picture) if together else model(picture, training=False)
-    return [keras.ops.convert_to_numpy(one) for one in keras.tree.flatten(outputs)]
+    return keras.tree.map_structure(keras.ops.convert_to_numpy, outputs)
 
 
 def _with_logits(outputs: list[np.ndarray], scores: tuple[str | None, ...]) -> list[np.ndarray]:
     """`outputs`, and the logits of those that are probabilities, which hide differences."""
     found = list(outputs)
     for output, of in zip(outputs, scores, strict=True):
+        if of == SIGMOID:
+            output = np.clip(output, _UNSURE, 1 - _UNSURE)
         if of is not None:
-            least = _CLEAR[of]
-            found.append(logits_of(np.clip(output, least, 1 - least), of))
+            found.append(logits_of(output, of))
     return found
