@@ -9,6 +9,7 @@ import sys
 from collections import deque
 from dataclasses import replace
 
+import keras
 import numpy as np
 import pytest
 from PIL import Image
@@ -26,6 +27,7 @@ from van_classification_tensorflow.datasets.labelled import (
     open_dataset,
     subset_indices,
 )
+from van_classification_tensorflow.engines.choice import Chosen
 from van_classification_tensorflow.engines.keras import KerasEngine
 from van_classification_tensorflow.evaluate import evaluate as module
 from van_classification_tensorflow.evaluate import files
@@ -34,9 +36,10 @@ from van_classification_tensorflow.evaluate.evaluate import evaluate, report, ru
 from van_classification_tensorflow.evaluate.measure import measure
 from van_classification_tensorflow.evaluate.metrics import calibration_error, score, wilson_interval
 from van_classification_tensorflow.evaluate.original import Comparison, Original
-from van_classification_tensorflow.evaluate.request import EvaluatedOptions, EvaluateRequest
+from van_classification_tensorflow.evaluate.request import EvaluateRequest
 from van_classification_tensorflow.images.decode import open_image
 from van_classification_tensorflow.inference.classifier import Classifier, Result
+from van_classification_tensorflow.inference.request import ClassifierOptions
 from van_classification_tensorflow.model.load import to_official
 from van_classification_tensorflow.spec.labels import Label, imagenet_classes
 from van_classification_tensorflow.spec.preprocessing import Preprocessing
@@ -48,7 +51,7 @@ WNIDS = [c.wnid for c in imagenet_classes()]
 
 
 def asked(data, weights=MICRO_FILE, **options):
-    classifier = EvaluatedOptions(weights=weights, **SMALL)
+    classifier = ClassifierOptions(weights=weights, **SMALL)
     return EvaluateRequest(data=data, classifier=classifier, **options)
 
 
@@ -178,7 +181,7 @@ def test_wilson_interval_as_published():
 class Given:
     """In a classifier's place: the "picture" of an example is its logits, or its error."""
 
-    name, notes, crops, flip, engine = "given", "a remark", 1, False, "keras"
+    name, notes, crops, flip = "given", "a remark", 1, False
     activation, max_pixels = "softmax", 10**6
     runtime = None
     preprocessing = Preprocessing()
@@ -186,8 +189,12 @@ class Given:
     def __init__(self, names):
         self.labels = self.classes = tuple(Label(name) for name in names)
         self.model = VAN(**MICRO)
+        self.parameters = sum(math.prod(v.shape) for v in self.model.trainable_variables)
 
-    def stream(self, sources, watch=None):
+    def choose_engine(self, pictures):
+        return Chosen(None, "keras", "3", reason="it is given", difference=1e-7)
+
+    def stream(self, sources, watch=None, count=None):
         assert watch is None
         for source in sources:
             if isinstance(source, str):
@@ -695,7 +702,7 @@ class Shifted:
 def test_a_difference_is_said(ten, tmp_path):
     data, paths, _ = ten
     paths[3].with_name("bad.png").write_bytes(b"bad")  # must not shift the pairs
-    classifier = Classifier(MICRO_FILE, **SMALL)
+    classifier = Classifier(MICRO_FILE, engine="keras", **SMALL)
     dataset = open_dataset(data, classifier.labels)
     for shift, agrees, difference in (
         (np.zeros(10), True, 0),
@@ -923,3 +930,26 @@ def test_the_pictures_of_the_gallery(tmp_path, monkeypatch, micro):
             assert caption == f"{true}\n→ {predicted} ({one.probability:.0%})"
             assert colour == ("black" if one.right else "crimson")
     assert "Mistakes" in drawn_sheets["mistakes.png"][1]["title"]
+
+
+# --- Engines ---
+
+
+def test_every_engine_measures_the_same(ten):
+    data, _, _ = ten
+    names = ("numpy", "keras", "onnxruntime", "openvino")
+    found = {name: evaluate(data, MICRO_FILE, engine=name, **SMALL) for name in names}
+    for name, one in found.items():
+        assert one.backend == (keras.backend.backend() if name == "keras" else name)
+        assert (one.top1, one.top5, one.confusion) == (
+            found["numpy"].top1,
+            found["numpy"].top5,
+            found["numpy"].confusion,
+        )
+        assert one.loss == pytest.approx(found["numpy"].loss, abs=1e-6)
+        assert "as asked" in one.engine
+        record = one.to_dict()
+        assert record["engine"] == one.engine
+        assert (record["engine_difference"] is None) == (name == "numpy")
+    assert found["onnxruntime"].parameters == found["keras"].parameters
+    assert "ONNX Runtime" in text_of(report, found["onnxruntime"])

@@ -1,18 +1,26 @@
 """Pictures in, ranked labels out: the same answer however a picture is given."""
 
 import io
+import re
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from tests.parity import GOLDEN
+from tests.parity import GOLDEN, seeded_tensor
 from tests.tiny_artefacts import FORMATS, about, build, expected, random_weights
 from van_classification_tensorflow import VAN, Classifier, Preprocessing
 from van_classification_tensorflow.datasets.digits import load_digits
+from van_classification_tensorflow.engines import graph_runner, of_weights
 from van_classification_tensorflow.engines.runtimes import Runtime
 from van_classification_tensorflow.export.convert import convert
 from van_classification_tensorflow.images.decode import ImageError
+from van_classification_tensorflow.model import build as of_keras
+from van_classification_tensorflow.spec.architecture import Architecture
+from van_classification_tensorflow.spec.config import CONFIGURATIONS
 
 
 @pytest.fixture(scope="module")
@@ -81,20 +89,227 @@ def test_every_batch_gives_the_same(classifier, scans, count):
         np.testing.assert_allclose(result.output, expected[i], atol=1e-4)
 
 
-def test_engines_give_the_same_and_auto_chooses(classifier, scans):
-    expected = [r.output for r in classifier.stream(scans[0][:5])]
-    fast = Classifier("digits", engine="numpy")
-    np.testing.assert_allclose([r.output for r in fast.stream(scans[0][:5])], expected, atol=1e-5)
-    assert "model" not in fast.__dict__
+# --- Engines ---
+
+
+def weights_of(tmp_path, in_chans=3, num_classes=10):
+    """(a file of random weights, pictures for it)."""
+    from safetensors.numpy import save_file
+
+    sizes = Architecture((8, 16), (32, 32), (1, 1), in_chans, num_classes)
+    tensors = {n: seeded_tensor(n, s.shape) for n, s in sizes.tensors().items()}
+    save_file(tensors, tmp_path / "m.safetensors")
+    return tmp_path / "m.safetensors", photographs(5)
+
+
+@pytest.mark.parametrize("engine", ["onnxruntime", "openvino", "keras"])
+@pytest.mark.parametrize(
+    ("in_chans", "num_classes", "options"),
+    [
+        (1, 10, {}),
+        (3, 10, {"crops": 5, "flip": True}),
+        (3, 1, {"test_size": 37}),
+        (3, None, {}),
+    ],
+)
+def test_every_engine_is_numpy(tmp_path, engine, in_chans, num_classes, options):
+    """Grey input, odd sizes, views, sigmoid, no head: logits and features."""
+    pytest.importorskip(engine)
+    path, sources = weights_of(tmp_path, in_chans, num_classes)
+    mean = (0.4,) * in_chans
+    options = {"preprocessing": Preprocessing(32, 0.9, mean=mean, std=mean), **options}
+    for features in (True, False) if num_classes else (True,):
+        right, found = (
+            [
+                one.output
+                for one in Classifier(path, engine=name, **options).stream(
+                    sources, features=features
+                )
+            ]
+            for name in ("numpy", engine)
+        )
+        assert len(found) == len(sources)
+        for ours, theirs in zip(found, right, strict=True):
+            assert ours.dtype == np.float32
+            np.testing.assert_allclose(ours, theirs, atol=2e-6 * max(1, abs(theirs).max()))
+
+
+@pytest.mark.parametrize("engine", ["onnxruntime", "openvino"])
+@pytest.mark.parametrize("count", [0, 1, 2, 3, 40])
+def test_results_keep_their_order_on_any_number_of_threads(scans, engine, count):
+    """Whatever is given, a list or what has no length, and however many decode."""
+    pytest.importorskip(engine)
+    right = [r.output for r in Classifier("digits", engine="numpy").stream(scans[0][:count])]
+    classifier = Classifier("digits", engine=engine, workers=3)
+    for sources in (list(scans[0][:count]), iter(scans[0][:count])):
+        found = list(classifier.stream(sources))
+        assert len(found) == count
+        for i, result in enumerate(found):
+            np.testing.assert_array_equal(result.source, scans[0][i])
+            np.testing.assert_allclose(result.output, right[i], atol=1e-5)
+
+
+def test_a_bad_picture_in_the_flow(scans, tmp_path):
+    good = list(scans[0][:6])
+    sources = [tmp_path / "a.png", *good[:2], tmp_path / "b.png", *good[2:], tmp_path / "c.png"]
+    classifier = Classifier("digits", engine="onnxruntime")
+    found = list(classifier.stream(sources))
+    assert [one.error is None for one in found] == [False, *[True] * 2, False, *[True] * 4, False]
+    with pytest.raises(FileNotFoundError):
+        classifier(sources)
+    assert [r[0].index for r in classifier(good)] == scans[1][:6].tolist()
+
+
+def test_threads_of_the_caller(scans):
+    """Eight ask one classifier at once, each for several and for one: all get the same."""
+    classifier = Classifier("digits", engine="onnxruntime")
+
+    def ask(i):
+        some = list(scans[0][i : i + 5])
+        found = [r.output for r in classifier.stream(some)]
+        return np.stack([*found, *(r.output for r in classifier.stream(some[:1]))])
+
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(ask, range(24)))
+    for i, one in enumerate(found):
+        np.testing.assert_array_equal(one, ask(i))
+
+
+def test_auto_takes_numpy_for_few_and_then_a_runtime(scans):
     auto = Classifier("digits")
+    assert auto.engine_used is None
     auto.numpy_limit = 3
-    auto(list(scans[0][:3]))
-    assert "model" not in auto.__dict__
-    auto(list(scans[0][:4]))
-    assert "model" in auto.__dict__
+    auto(list(scans[0][:2]))
+    assert auto.engine_used.name == "numpy"
+    assert "so few pictures" in auto.engine_used.describe()
+    auto(scans[0][0])
+    assert auto.engine_used.name == "numpy"
+    auto(scans[0][0])  # one after the other they have become many
+    used = auto.engine_used
+    assert used.name in ("onnxruntime", "openvino")
+    assert used.difference < 1e-5
+    assert auto.choose_engine(1) is auto.choose_engine() is used
+    auto(list(scans[0][:2]))
+    assert auto.engine_used is used
     many = Classifier("digits")
     many(iter(scans[0][:2]))  # how many come is not known
-    assert "model" in many.__dict__
+    assert many.engine_used.name == "onnxruntime"
+    assert Classifier("digits").choose_engine(10**7).name == "openvino"
+
+
+def lying(answer):
+    """ONNX Runtime, which tells something else."""
+
+    class Lying(graph_runner._OnnxRuntime):
+        def __call__(self, *arguments):
+            program = super().__call__(*arguments)
+            return replace(program, run=lambda image: answer(program.run(image)))
+
+    return Lying
+
+
+@pytest.mark.parametrize(
+    ("answer", "says"),
+    [
+        (lambda outputs: [outputs[0] + 1, outputs[1]], r"differs by \S+ of the largest logit"),
+        (lambda outputs: [outputs[0], outputs[1] * 1.01], r"differs by 1e-02 of the largest"),
+        (lambda outputs: [one * np.nan for one in outputs], "differs by nan of"),
+        (lambda outputs: [one[:, :-1] for one in outputs], r"gave \(1, 9\); it promised \(1, 10\)"),
+        (lambda outputs: outputs[:1], "does not run the model: "),
+        (lambda outputs: 1 / 0, "does not run the model: division by zero"),
+    ],
+)
+def test_an_engine_that_lies_is_passed_over_and_said(scans, monkeypatch, answer, says):
+    monkeypatch.setattr(graph_runner, "_OnnxRuntime", lying(answer))
+    with pytest.raises(ValueError, match=f"`engine`='onnxruntime' does not prove itself: .*{says}"):
+        Classifier("digits", engine="onnxruntime").choose_engine(100)
+    monkeypatch.setattr(of_weights, "AUTOMATIC", ("onnxruntime", "openvino"))
+    classifier = Classifier("digits")
+    classifier.numpy_limit = 0
+    expected = Classifier("digits", engine="numpy")(list(scans[0][:3]))
+    found = classifier(list(scans[0][:3]))
+    used = classifier.engine_used
+    assert used.name == "openvino"
+    assert re.search(f"; not ONNX Runtime .*{says}", used.describe())
+    assert [r[0].index for r in found] == [r[0].index for r in expected]
+
+
+def test_numpy_where_nothing_else_proves_itself(scans, monkeypatch):
+    def broken(precision):
+        raise ImportError("libx.so: cannot open shared object file")
+
+    monkeypatch.setattr(graph_runner, "_OnnxRuntime", broken)
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    monkeypatch.setattr(of_keras, "van_of", broken)
+    classifier = Classifier("digits")
+    used = classifier.choose_engine(10**6)
+    assert used.name == "numpy"
+    assert len(used.rejected) == 3
+    assert "slow, but no other proves itself; not ONNX Runtime" in used.describe()
+    assert "libx.so: cannot open shared object file" in used.describe()
+    assert classifier(scans[0][0])[0].index == scans[1][0]
+
+
+@pytest.mark.parametrize("engine", ["onnxruntime", "openvino"])
+def test_an_engine_that_is_not_installed(monkeypatch, engine):
+    monkeypatch.setitem(sys.modules, engine, None)
+    with pytest.raises(ModuleNotFoundError, match=f"engine {engine} needs {engine}: pip install"):
+        Classifier("digits", engine=engine)
+    other = Classifier("digits").choose_engine(10**6)
+    assert other.name == {"openvino": "onnxruntime", "onnxruntime": "openvino"}[engine]
+
+
+def test_large_models_prove_themselves_on_a_small_picture():
+    def sizes(name):
+        one = CONFIGURATIONS[name]
+        return Architecture(one.embed_dims, one.hidden_dims, one.depths, 3, 1000)
+
+    assert of_weights.proof_side(sizes("van_b0"), 224) == 224
+    assert of_weights.proof_side(sizes("van_b1"), 224) in (192, 224)
+    assert of_weights.proof_side(sizes("van_b3"), 224) in (96, 128)
+    assert of_weights.proof_side(sizes("van_b6"), 224) == 64
+    assert of_weights.proof_side(sizes("van_b6"), 48) == 48
+
+
+def test_a_small_proof_leaves_no_program_behind(scans, monkeypatch):
+    monkeypatch.setattr(of_weights, "_PROOF_SECONDS", 0)
+    monkeypatch.setattr(of_weights, "proof_side", lambda sizes, side: 16)
+    classifier = Classifier("digits", engine="onnxruntime")
+    runner = classifier.choose_engine(3).engine.runner
+    assert not runner._programs
+    assert [r[0].index for r in classifier(scans[0][:3])] == scans[1][:3].tolist()
+
+
+@pytest.mark.parametrize("engine", ["openvino", "keras"])
+def test_bfloat16(scans, engine):
+    if engine == "openvino":
+        openvino = pytest.importorskip("openvino")
+        if "BF16" not in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+            pytest.skip("this processor has none")
+    classifier = Classifier("digits", engine=engine, precision="bfloat16")
+    found = classifier(list(scans[0][:20]))
+    assert [r[0].index for r in found] == scans[1][:20].tolist()
+    used = classifier.engine_used
+    assert (used.name, used.precision) == (engine, "bfloat16")
+    assert 1e-4 < used.difference < 0.05
+
+
+def test_a_model_in_memory_says_why_keras_runs_it(scans, classifier):
+    in_memory = Classifier(classifier.model)
+    in_memory(scans[0][:2])
+    assert in_memory.engine_used.name == "keras"
+    assert in_memory.engine_used.describe().endswith(": a model in memory, which Keras runs itself")
+    for options, says in (
+        ({"engine": "onnxruntime"}, "`engine` must be 'keras' or 'auto'"),
+        ({"precision": "bfloat16"}, "`precision` is for weights; a model in memory"),
+    ):
+        with pytest.raises(ValueError, match=says):
+            Classifier(classifier.model, **options)
+
+
+def test_parameters(classifier, tmp_path):
+    expected = sum(int(np.prod(v.shape)) for v in classifier.model.trainable_variables)
+    assert classifier.parameters == Classifier(classifier.model).parameters == expected
 
 
 def test_features(classifier, scans):
@@ -163,7 +378,12 @@ def test_a_file_that_says_nothing(tmp_path):
         ({"weights": None}, "`weights` must be a name or a path"),
         ({"weights": "digits", "labels": ["a"]}, "name each of 10 classes"),
         ({"weights": "digits", "batch_size": 0}, "`batch_size` must be an integer >= 1"),
-        ({"weights": "digits", "engine": "tf"}, "`engine` must be one of auto, keras, numpy"),
+        ({"weights": "digits", "engine": "tf"}, "`engine` must be one of auto, numpy, keras, onnx"),
+        ({"weights": "digits", "precision": "int4"}, "`precision` must be one of float32, bfloat"),
+        (
+            {"weights": "digits", "precision": "bfloat16", "engine": "onnxruntime"},
+            "`engine` must be one of auto, keras, openvino for bfloat16",
+        ),
         ({"weights": "digits", "crops": 3}, "`crops` must be 1 or 5"),
         ({"weights": "digits", "crops": np.array([1, 5])}, "`crops` must be 1 or 5"),
         ({"weights": "digits", "flip": "no"}, "`flip` must be True or False"),
@@ -393,6 +613,7 @@ def test_what_was_assumed_when_it_was_exported_is_said(tmp_path):
         ({"preprocessing": Preprocessing(32, mean=(0,), std=(1,))}, "makes 1 channels"),
         ({"engine": "keras"}, "`engine` is for weights; .* exported file"),
         ({"engine": "numpy"}, "`engine` is for weights"),
+        ({"precision": "bfloat16"}, "`precision` is for weights; .* exported file"),
         ({"labels": ["a"]}, "name each of 10 classes"),
     ],
 )
@@ -413,4 +634,4 @@ def test_no_keras_model_is_made_for_pictures_that_cannot_be_read(tmp_path):
     with pytest.raises(OSError, match="missing"):
         classifier(tmp_path / "missing.png")
     assert [result.output for result in classifier.stream([tmp_path / "missing.png"])] == [None]
-    assert "model" not in vars(classifier)
+    assert classifier.engine_used is None

@@ -41,7 +41,8 @@ def folder(tmp_path_factory):
 def asked(paths, weights, **options):
     """A request; options of the classifier go to where they belong."""
     theirs = {"weights": str(weights)}
-    theirs |= {name: options.pop(name) for name in ("batch_size", "test_size") if name in options}
+    known = ("batch_size", "test_size", "engine", "precision")
+    theirs |= {name: options.pop(name) for name in known if name in options}
     classifier = ClassifierOptions(**theirs)
     return PredictRequest(paths=tuple(map(str, paths)), classifier=classifier, **options)
 
@@ -592,3 +593,70 @@ def test_the_command_line_with_exported_files(folder, tmp_path):
             assert done.stderr.startswith("van: error: ")
             assert says in done.stderr
             assert done.stderr.count("\n") == 1
+
+
+# --- Engines ---
+
+
+@pytest.mark.parametrize("engine", ["numpy", "keras", "onnxruntime", "openvino"])
+def test_the_engine_is_said(folder, tmp_path, engine):
+    pytest.importorskip(engine)
+    _, said = predict([folder], output=tmp_path / "x.csv", engine=engine)
+    named = {"numpy": "NumPy", "keras": "Keras", "onnxruntime": "ONNX Runtime"}
+    assert f"Engine: {named.get(engine, 'OpenVINO')} " in said
+    assert "float32: as asked" in said
+    assert ("differs from NumPy's reference by" in said) == (engine != "numpy")
+    with (tmp_path / "x.csv").open(newline="") as file:
+        rows = [row for row in csv.DictReader(file) if not row["error"]]
+    right = expected_indices([row["path"] for row in rows])
+    assert {row["path"]: int(row["index_1"]) for row in rows} == right
+
+
+def test_the_engine_of_an_exported_file_is_said(folder, tmp_path):
+    weights = build(tmp_path, "onnx", random_weights(32 * 32 * 3, 10) / np.float32(40), about())
+    console = Console(file=io.StringIO(), width=200)
+    run(asked([folder / "0"], weights, output=tmp_path / "x.csv"), console=console)
+    assert "Engine: ONNX Runtime " in console.file.getvalue()
+    assert ", float32: of its format" in console.file.getvalue()
+
+
+@pytest.mark.parametrize("command", ["predict", "evaluate"])
+@pytest.mark.parametrize("engine", ["auto", "onnxruntime"])
+def test_neither_keras_nor_a_framework_is_imported(folder, command, engine):
+    arguments = {
+        "predict": ["predict", str(folder / "0"), "--weights", "digits"],
+        "evaluate": ["evaluate", "--data", "digits", "--weights", "digits"],
+    }[command]
+    code = (
+        "import sys; from van_classification_tensorflow.cli import main; "
+        f"main({[*arguments, '--engine', engine]!r}); "
+        "print(sorted({'keras', 'tensorflow', 'jax', 'torch'} & set(sys.modules)))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True
+    )
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_a_journal_is_of_one_precision_whatever_the_engine(folder, tmp_path, monkeypatch):
+    """Engines differ by rounding; journals from before there were several say no precision."""
+    kept = {}
+
+    def keep(journal, *arguments):
+        kept["lines"] = journal.path.read_bytes().splitlines(keepends=True)
+
+    monkeypatch.setattr("van_classification_tensorflow.inference.predict.Journal.finish", keep)
+    predict([folder], output=tmp_path / "x.csv")
+    monkeypatch.undo()
+    about = json.loads(kept["lines"][0])
+    assert about.pop("precision") == "float32"
+    journal = tmp_path / "x.csv.partial"
+    journal.write_bytes(b"".join([json.dumps(about).encode() + b"\n", *kept["lines"][1:5]]))
+    with pytest.raises(ValueError, match=r"precision='float32' \(now 'bfloat16'\)"):
+        predict(
+            [folder], output=tmp_path / "x.csv", resume=True, engine="keras", precision="bfloat16"
+        )
+    _, said = predict([folder], output=tmp_path / "x.csv", resume=True, engine="onnxruntime")
+    assert "4 of 14 were there; going on" in said
+    with (tmp_path / "x.csv").open(newline="") as file:
+        assert len(list(csv.DictReader(file))) == 14

@@ -157,30 +157,23 @@ def _backend(threads: int | None) -> str:
     """The backend of Keras, and "gpu" where it has one; held to `threads` before it starts."""
     import keras
 
+    from ..engines.keras import on_accelerator
+
     backend = keras.backend.backend()
-    accelerated = False
-    if backend == "tensorflow":
+    if threads is not None and backend == "tensorflow":
         import tensorflow as tf
 
-        if threads is not None:
-            tf.config.threading.set_intra_op_parallelism_threads(threads)
-            tf.config.threading.set_inter_op_parallelism_threads(threads)
-        accelerated = bool(tf.config.list_physical_devices("GPU"))
-    elif backend in ("jax", "openvino"):
-        # Keras has no such option for them: they take as many threads as the process has cores.
-        if threads is not None and hasattr(os, "sched_setaffinity"):
-            os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:threads])
-        if backend == "jax":
-            import jax
-
-            accelerated = jax.default_backend() != "cpu"
-    elif backend == "torch":
+        tf.config.threading.set_intra_op_parallelism_threads(threads)
+        tf.config.threading.set_inter_op_parallelism_threads(threads)
+    elif threads is not None and backend == "torch":
         import torch
 
-        if threads is not None:
-            torch.set_num_threads(threads)
-        accelerated = torch.cuda.is_available()
-    return f"{backend} gpu" if accelerated else backend
+        torch.set_num_threads(threads)
+    elif threads is not None and hasattr(os, "sched_setaffinity"):
+        # Keras has no such option for JAX and OpenVINO: they take as many threads as the process
+        # has cores.
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:threads])
+    return f"{backend} gpu" if on_accelerator() else backend
 
 
 def _openvino_precision() -> str:

@@ -29,8 +29,8 @@ _KNOWN = {
     "onnxruntime": ("ONNX Runtime", "onnxruntime", "onnxruntime"),
     "openvino": ("OpenVINO", "openvino", "openvino"),
     "litert": ("LiteRT", "ai_edge_litert", "ai-edge-litert"),
+    "tensorflow": ("TensorFlow", "tensorflow", "tensorflow"),
 }
-ENGINES = tuple(_KNOWN)
 
 Answer = Callable[[np.ndarray], Any]  # pictures (N, H, W, C) -> an array (N, ...), or several
 
@@ -40,12 +40,15 @@ class Candidate:
     """An engine that may be chosen.
 
     Args:
-        name: One of `ENGINES`.
+        name: "numpy", "keras", "onnxruntime", "openvino" or "litert".
         make: Makes it: what answers pictures. May raise anything.
+        tolerance: Gives the largest difference, where it is not that of the others, once the
+            engine is made.
     """
 
     name: str
     make: Callable[[], Answer]
+    tolerance: Callable[[], float | None] = lambda: None
 
 
 @dataclass(frozen=True)
@@ -54,7 +57,7 @@ class Chosen:
 
     Args:
         engine: What `Candidate.make` gave.
-        name: One of `ENGINES`.
+        name: As of `Candidate`.
         version: Of its package.
         precision: Of its arithmetic.
         threads: That it runs on; None: its own choice.
@@ -115,7 +118,8 @@ def choose(
 
     Args:
         candidates: The one that is wanted most first.
-        reference: The right answer for each picture: arrays of one picture each, or one array.
+        reference: The right answer to the picture, arrays (1, ...) or one; or a function that
+            gives it, called once the first candidate has answered.
         picture: (N, H, W, C): what the candidates are asked, the same picture N times. One that
             runs several pictures by other means than a single one is asked what it will be.
         precision: Of the arithmetic.
@@ -127,19 +131,25 @@ def choose(
     """
     if tolerance is None:
         tolerance = TOLERANCES[precision]
-    expected, rejected = _arrays(reference), []
+    expected: list[np.ndarray] = []
+    rejected: list[str] = []
     for candidate in candidates:
         try:
             engine = candidate.make()
-            difference = largest_difference(_arrays(engine(picture)), expected, len(picture))
+            answer = _arrays(engine(picture))
         except Exception as error:  # an engine of others may fail in any way
-            _, module, _ = _KNOWN[candidate.name]
-            gone = isinstance(error, ImportError) and not is_installed(module)
-            why = NOT_INSTALLED if gone else one_line(error)
-            rejected.append(f"{title(candidate.name, version(candidate.name))}: {why}")
+            rejected.append(_failure(candidate.name, error))
+            continue
+        if not expected:
+            expected = _arrays(reference() if callable(reference) else reference)
+        try:
+            difference = largest_difference(answer, expected, len(picture))
+            own = candidate.tolerance()
+        except Exception as error:
+            rejected.append(_failure(candidate.name, error))
             continue
         found = version(candidate.name)
-        if difference <= tolerance:  # not where it is no number
+        if difference <= (tolerance if own is None else own):  # not where it is no number
             return Chosen(
                 engine,
                 candidate.name,
@@ -154,6 +164,11 @@ def choose(
             f"{title(candidate.name, found)}: differs by {difference:.0e} of the largest logit"
         )
     raise NoEngineError(rejected)
+
+
+def _failure(name: str, error: Exception) -> str:
+    gone = isinstance(error, ImportError) and not is_installed(_KNOWN[name][1])
+    return f"{title(name, version(name))}: {NOT_INSTALLED if gone else one_line(error)}"
 
 
 def largest_difference(

@@ -14,7 +14,7 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from queue import Empty, SimpleQueue
 from typing import Any
@@ -44,6 +44,10 @@ class Program:
 
     shapes: tuple[tuple[int, ...], ...]
     run: Callable[[np.ndarray], Sequence[np.ndarray]]
+
+    def outputs(self, count: int) -> list[np.ndarray]:
+        """Room for the answers to so many pictures."""
+        return [np.empty((count, *shape[1:]), np.float32) for shape in self.shapes]
 
 
 class GraphRunner:
@@ -100,28 +104,47 @@ class GraphRunner:
             ValueError: The images have another number of axes or channels than the graph, or the
                 runtime cannot make a program of it, or not run it.
         """
-        images = np.asarray(images, np.float32, order="C")
-        if images.ndim != 4:
-            raise ValueError(f"`images` must be (N, H, W, C). Received: {images.shape}")
-        together = self.threads > 1 and len(images) > 1
+        images, together = _checked(images), self.threads > 1 and len(images) > 1
         program = self._program(images.shape[1:], together)
-        found: list[np.ndarray] = [
-            np.empty((len(images), *shape[1:]), np.float32) for shape in program.shapes
-        ]
+        if not together:
+            return self._run(program, images)
+        whole = program.outputs(len(images))
 
         def run(i: int) -> None:
-            outputs = program.run(images[i : i + 1])
-            for whole, output, shape in zip(found, outputs, program.shapes, strict=True):
-                if np.shape(output) != shape:
-                    raise ValueError(f"it gave {np.shape(output)}; it promised {shape}")
-                whole[i] = output[0]
+            self._run(program, images[i : i + 1], [output[i : i + 1] for output in whole])
 
+        list(self._threads().map(run, range(len(images))))
+        return whole
+
+    def submit(self, images: np.ndarray, output: int = 0) -> Future[np.ndarray]:
+        """One output, computed in one of its threads, for who has more to do meanwhile.
+
+        Args:
+            images: (N, H, W, C), float32, which go through it one after the other.
+            output: Which one.
+        """
+        images = _checked(images)
+        program = self._program(images.shape[1:], True)
+        return self._threads().submit(lambda: self._run(program, images)[output])
+
+    def forget(self) -> None:
+        """Lets all programs go, and makes them again when they are needed."""
+        with self._lock:
+            self._programs.clear()
+
+    def _run(
+        self, program: Program, images: np.ndarray, into: list[np.ndarray] | None = None
+    ) -> list[np.ndarray]:
+        """Picture after picture, in this thread."""
+        found = program.outputs(len(images)) if into is None else into
         try:
-            if together:
-                list(self._threads().map(run, range(len(images))))
-            else:
-                for i in range(len(images)):
-                    run(i)
+            for i in range(len(images)):
+                outputs = program.run(images[i : i + 1])
+                for whole, output in zip(found, outputs, strict=True):
+                    if np.shape(output) != (1, *whole.shape[1:]):
+                        promised = (1, *whole.shape[1:])
+                        raise ValueError(f"it gave {np.shape(output)}; it promised {promised}")
+                    whole[i] = output[0]
         except Exception as error:  # each runtime has its own kinds
             raise ValueError(
                 f"{RUNTIMES[self.runtime]} does not run the model: {one_line(error)}"
@@ -153,6 +176,13 @@ class GraphRunner:
             if self._pool is None:
                 self._pool = ThreadPoolExecutor(self.threads, thread_name_prefix="infer")
             return self._pool
+
+
+def _checked(images: np.ndarray) -> np.ndarray:
+    images = np.asarray(images, np.float32, order="C")
+    if images.ndim != 4:
+        raise ValueError(f"`images` must be (N, H, W, C). Received: {images.shape}")
+    return images
 
 
 class _OnnxRuntime:

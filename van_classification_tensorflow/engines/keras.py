@@ -31,7 +31,8 @@ class KerasEngine:
 
     def __call__(self, images: np.ndarray, features: bool = False) -> np.ndarray:
         model = self._features if features else self.model
-        return np.asarray(model.predict_on_batch(filled(images, self.batch_size)))[: len(images)]
+        found = np.asarray(model.predict_on_batch(filled(images, self.batch_size)))[: len(images)]
+        return found.astype(np.float32, copy=False)
 
     @cached_property
     def _features(self) -> keras.Model:
@@ -46,3 +47,23 @@ def filled(images: np.ndarray, batch_size: int) -> np.ndarray:
         return images
     padding = np.zeros((batch_size - len(images), *images.shape[1:]), images.dtype)
     return np.concatenate([images, padding])
+
+
+def on_accelerator() -> bool:
+    """Whether Keras, which has started, computes on something else than the CPU."""
+    import keras
+
+    backend = keras.backend.backend()
+    if backend == "tensorflow":
+        import tensorflow as tf
+
+        return bool(tf.config.list_physical_devices("GPU"))
+    if backend == "jax":
+        import jax
+
+        return jax.default_backend() != "cpu"
+    if backend == "torch":
+        import torch
+
+        return torch.cuda.is_available()
+    return False

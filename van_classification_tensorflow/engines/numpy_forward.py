@@ -53,7 +53,17 @@ def forward(
         Pooled features (N, C) and logits (N, classes), float32; None for the logits of a
         model without a head.
     """
+    from threadpoolctl import threadpool_limits
 
+    # NumPy's threads wait for each other by spinning: where other work has the cores, a product
+    # takes up to twenty times as long on two threads as on one, and elsewhere as long.
+    with threadpool_limits(1, user_api="blas"):
+        return _forward(tensors, sizes, images)
+
+
+def _forward(
+    tensors: Mapping[str, np.ndarray], sizes: Architecture, images: np.ndarray
+) -> tuple[np.ndarray, np.ndarray | None]:
     def linear(name: str, x: np.ndarray) -> np.ndarray:
         weight = tensors[f"{name}.weight"]
         return x @ weight.reshape(weight.shape[0], -1).T + tensors[f"{name}.bias"]

@@ -13,12 +13,13 @@ from rich.text import Text
 
 from ..datasets.labelled import open_dataset
 from ..inference.classifier import Classifier
+from ..inference.request import ClassifierOptions
 from ..support.console import messages, pictures_bar, results, say, say_failures
 from .files import FILES, write
 from .measure import measure
 from .metrics import BINS
 from .original import Original, require_original
-from .request import EvaluatedOptions, EvaluateRequest
+from .request import EvaluateRequest
 from .result import Evaluation
 
 
@@ -64,7 +65,7 @@ def evaluate(
     """
     request = EvaluateRequest(
         data=data,
-        classifier=EvaluatedOptions(weights=weights, **options),
+        classifier=ClassifierOptions(weights=weights, **options),
         split=split,
         subset=subset,
         class_map=class_map,
@@ -111,6 +112,7 @@ def _evaluate(request: EvaluateRequest, console: Console) -> Evaluation:
     original = None
     if request.against_original:
         original = Original(request.classifier.weights, classifier.name)
+    say(console, classifier.choose_engine(dataset.count).describe())
     with pictures_bar(console) as bar:
         task = bar.add_task(classifier.name, total=dataset.count, rate="")
 
@@ -150,6 +152,7 @@ def _lines(found: Evaluation) -> Iterator[tuple[str, str]]:
     k = min(5, found.classes)
     size = "" if found.parameters is None else f" ({found.parameters / 1e6:.2f} M parameters)"
     yield "Weights", f"{found.model}{size}"
+    yield "Engine", found.engine.removeprefix("Engine: ")
     yield "Preprocessing", f"{found.preprocessing}{views}{', mirrored as well' if flip else ''}"
     yield "Data", found.dataset
     left_out = f", {found.left_out:,} without a class left out" if found.left_out else ""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import math
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -14,6 +13,7 @@ import numpy as np
 
 from .. import __version__
 from ..datasets.labelled import Dataset, Example, is_validation_picture
+from ..engines.choice import Chosen
 from ..images.decode import open_image
 from ..inference.classifier import Classifier, Result
 from ..spec.labels import Label
@@ -46,17 +46,17 @@ def measure(
         ValueError: No picture could be measured, or one is not of the classes predicted among.
     """
     going = _Measurement(classifier, dataset, original)
-    parameters, backend = _parameters_and_backend(classifier)
+    chosen = classifier.choose_engine(dataset.count)  # and made, before the clock runs
     with contextlib.nullcontext() if original is None else full_float32():
         before = 0.0 if original is None else original.seconds
         started = time.perf_counter()
         seen = None if original is None else original.see
-        for result in classifier.stream(going.sources(advance), watch=seen):
+        for result in classifier.stream(going.sources(advance), watch=seen, count=dataset.count):
             going.take(result)
             advance()
         spent = 0.0 if original is None else original.seconds - before
         seconds = time.perf_counter() - started - spent
-    return going.evaluation(seconds, parameters, backend)
+    return going.evaluation(seconds, chosen)
 
 
 class _Measurement:
@@ -105,7 +105,7 @@ class _Measurement:
         if not shown.right:
             self.mistakes.offer(shown, -shown.probability)
 
-    def evaluation(self, seconds: float, parameters: int | None, backend: str) -> Evaluation:
+    def evaluation(self, seconds: float, chosen: Chosen) -> Evaluation:
         """All figures, once every picture has been taken."""
         ours, classifier, failed = self.ours, self.classifier, len(self.failed)
         count = len(ours.scores)
@@ -147,16 +147,18 @@ class _Measurement:
             least_certain=self.least_certain.best(),
             preprocessing=classifier.preprocessing,
             views=(classifier.crops, classifier.flip),
-            parameters=parameters,
+            parameters=classifier.parameters,
             seconds=seconds,
-            backend=backend,
+            backend=_backend(classifier, chosen),
+            engine=chosen.describe(),
+            engine_difference=chosen.difference,
             version=__version__,
             published=published,
-            original=self._comparison(parameters),
+            original=self._comparison(),
             notes=self._notes(bool(decisions)),
         )
 
-    def _comparison(self, parameters: int | None) -> Comparison | None:
+    def _comparison(self) -> Comparison | None:
         if self.original is None:
             return None
         ours, theirs = self.ours, self.theirs
@@ -167,7 +169,7 @@ class _Measurement:
             top1_ported=ours.count("top1") / len(ours.scores),
             top5_original=theirs.count("top5") / len(theirs.scores),
             top5_ported=ours.count("top5") / len(ours.scores),
-            parameters=parameters or 0,  # of weights they are always known
+            parameters=self.classifier.parameters or 0,  # of weights they are always known
             # Python's `max` passes over what is not a number; NumPy's does not.
             largest_logit_difference=float(np.max(self.differences)),
             pictures=len(self.differences),
@@ -188,18 +190,13 @@ class _Measurement:
         return notes
 
 
-def _parameters_and_backend(classifier: Classifier) -> tuple[int | None, str]:
-    """As in `Evaluation`; makes the Keras model, before the clock runs."""
-    if (runtime := classifier.runtime) is not None:
-        if runtime.about is None:
-            return None, runtime.format
-        tensors = runtime.about.architecture.tensors().items()
-        count = sum(math.prod(one.shape) for name, one in tensors if ".running_" not in name)
-        return count, runtime.format
+def _backend(classifier: Classifier, chosen: Chosen) -> str:
+    """As in `Evaluation`."""
+    if chosen.name != "keras":
+        return chosen.name if classifier.runtime is None else classifier.runtime.format
     import keras
 
-    parameters = sum(math.prod(v.shape) for v in classifier.model.trainable_variables)
-    return parameters, "numpy" if classifier.engine == "numpy" else keras.backend.backend()
+    return keras.backend.backend()
 
 
 class _Gallery:

@@ -13,27 +13,6 @@ from ..support.text import printable
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluatedOptions(ClassifierOptions):
-    """The arguments of `Classifier`; the engine of weights is Keras unless another is named."""
-
-    engine: Any = None
-
-    def __post_init__(self) -> None:
-        if self.engine is None:
-            # The model itself, also for a few pictures, for which "auto" would take NumPy.
-            engine = "auto" if self.is_exported else "keras"
-            object.__setattr__(self, "engine", engine)
-        super().__post_init__()
-
-    @property
-    def is_exported(self) -> bool:
-        """Whether an exported file is evaluated, there or not."""
-        from ..weights.address import address_of  # takes NumPy, which `--help` does without
-
-        return address_of(self.weights).kind == "exported"
-
-
-@dataclass(frozen=True, kw_only=True)
 class EvaluateRequest:
     """The arguments of `evaluate`, which says what they are, and the options of `van evaluate`.
 
@@ -46,7 +25,7 @@ class EvaluateRequest:
     data: str | os.PathLike = option(
         "a folder with a folder for each class, tfds:NAME, or digits (bundled)"
     )
-    classifier: EvaluatedOptions = part(EvaluatedOptions)
+    classifier: ClassifierOptions = part(ClassifierOptions)
     split: str | None = option("of a TFDS data set, such as validation", None)
     subset: str | None = option(
         "imagenet-a or imagenet-r: predict among the 200 classes of these", None
@@ -63,12 +42,13 @@ class EvaluateRequest:
     )
 
     def __post_init__(self) -> None:
-        from ..datasets.labelled import check_asked
+        from ..datasets.labelled import check_asked  # take NumPy, which `--help` does without
+        from ..weights.address import address_of
         from .files import check_output
 
         check_output(self.output, self.overwrite)
         check_asked(self.data, **self.how)
-        if self.against_original and self.classifier.is_exported:
+        if self.against_original and address_of(self.classifier.weights).kind == "exported":
             weights = printable(self.classifier.weights)
             raise ValueError(f"`against_original` needs the weights; {weights} is an exported file")
 

@@ -5,15 +5,14 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Iterator, Sized
 from dataclasses import dataclass
-from functools import cached_property
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image
 
-from ..engines.keras import KerasEngine
-from ..engines.numpy_forward import NumpyEngine
-from ..engines.protocol import Engine
+from ..engines.choice import Chosen
+from ..engines.of_weights import GraphEngine
 from ..images.decode import MAX_PIXELS, open_image
 from ..images.parallel import decoded, reason
 from ..spec.labels import Label, texts_of
@@ -25,18 +24,14 @@ from ..spec.scores import (
     probabilities,
 )
 from ..support.checks import at_least
+from ..support.cores import cores
+from .engines import Engines
+from .flow import Result, flowing, in_batches, raising
 from .opening import Wanted, open_any
 from .request import ClassifierOptions
 
 if TYPE_CHECKING:
     import keras
-
-    from .in_memory import InMemory
-
-# Measured on two cores (`benchmarks/cold_start.py`): NumPy needs this many seconds for 10^9
-# multiply-accumulates, and this many pass before the Keras model has answered for the first time.
-_NUMPY_SECONDS_PER_GMAC = 0.17
-_KERAS_START_SECONDS = 4.0
 
 
 @dataclass(frozen=True)
@@ -54,23 +49,6 @@ class Prediction:
     wnid: str | None
     index: int
     probability: float
-
-
-@dataclass(frozen=True)
-class Result:
-    """What became of one input: logits (or features), or the reason why not.
-
-    Args:
-        source: What was given.
-        output: Logits (outputs,), or features (C,), float32, averaged over the views; None where
-            there was an error. Of an exported file that gives probabilities: logits of the same
-            probabilities.
-        error: Why there is no output.
-    """
-
-    source: Any
-    output: np.ndarray | None
-    error: str | None = None
 
 
 class Classifier:
@@ -101,20 +79,23 @@ class Classifier:
             of its own keeps to that.
         workers: Threads that decode; by default one for each core.
         max_pixels: Largest height x width of a picture.
-        engine: "keras": the Keras model. "numpy": NumPy alone, which has answered before a
-            framework could start, and equals the Keras model to about 1e-6. "auto": NumPy
-            for as few pictures as it is done sooner with. An exported file is run by the
-            runtime of its format, whatever the number of pictures.
+        engine: What runs weights. "auto": NumPy for as few pictures as it is done first with,
+            else the first to be done of "openvino", "onnxruntime" and "keras" that is installed
+            and proves itself: it answers one picture as NumPy does, to 1e-4 of the largest logit.
+            One by name must prove itself. An exported file is run by the runtime of its format,
+            a model in memory by Keras.
+        precision: Of the arithmetic of weights: "float32"; "bfloat16" of OpenVINO, where the
+            processor has it, and of Keras.
 
     Attributes:
         activation: What makes probabilities of its logits: "softmax" or "sigmoid" (`scores`).
         runtime: Of an exported file; None for weights.
-        numpy_limit: For at most so many pictures "auto" takes NumPy.
+        parameters: How many numbers are trained; None of an exported file that does not say.
 
     Raises:
         ValueError: There are no such weights, or an argument is not allowed.
         OSError: The weights cannot be downloaded, verified or opened.
-        ModuleNotFoundError: The runtime of an exported file is not installed.
+        ModuleNotFoundError: The engine, or the runtime of an exported file, is not installed.
     """
 
     def __init__(
@@ -130,6 +111,7 @@ class Classifier:
         workers: int | None = None,
         max_pixels: int = MAX_PIXELS,
         engine: str = "auto",
+        precision: str = "float32",
     ):
         ClassifierOptions(
             weights=weights,
@@ -142,35 +124,39 @@ class Classifier:
             workers=workers,
             max_pixels=max_pixels,
             engine=engine,
+            precision=precision,
         )  # which checks them
         wanted = Wanted(
-            texts_of(labels), Preprocessing.of(preprocessing), test_size, engine, batch_size
+            texts_of(labels),
+            Preprocessing.of(preprocessing),
+            test_size,
+            engine,
+            precision,
+            batch_size,
         )
         opened = open_any(weights, wanted)
-        self._opened, self.engine = opened, engine
+        self._opened, self.engine, self.precision = opened, engine, precision
         self.name, self.notes = opened.name, opened.notes
         self.labels, self.activation = opened.labels, opened.activation
+        self.parameters = opened.parameters
         self.preprocessing, self.runtime = opened.preprocessing, opened.runtime
         self.crops, self.flip = int(crops), bool(flip)
         self.batch_size = opened.batch_size or batch_size
         self.workers, self.max_pixels = workers, max_pixels
-        self.numpy_limit = self._sooner_by_numpy()
-        if opened.in_memory is not None:
-            self.__dict__["model"] = opened.in_memory.model
-
-    def _sooner_by_numpy(self) -> int:
-        """For how many pictures NumPy is done sooner than the Keras model has started."""
-        if self._opened.weights is None:
-            return 0
-        side = self.preprocessing.input_size
-        gmacs = self._opened.weights.weights.architecture.macs(side, side) * self._views / 1e9
-        return int(_KERAS_START_SECONDS / (_NUMPY_SECONDS_PER_GMAC * gmacs))
+        self._engines = Engines(
+            opened,
+            engine,
+            precision,
+            self.preprocessing,
+            self._views,
+            self.batch_size,
+        )
 
     @property
     def _views(self) -> int:
         return self.crops * (2 if self.flip else 1)
 
-    @cached_property
+    @property
     def model(self) -> keras.Model:
         """The Keras model, logits out; made when it is first needed.
 
@@ -179,34 +165,32 @@ class Classifier:
         """
         if self.runtime is not None:
             raise ValueError(f"{self.name} is an exported file: it holds no Keras model")
-        from ..model.build import van_of
+        return self._engines.model
 
-        assert self._opened.weights is not None  # noqa: S101 - a model in memory is its own
-        return van_of(self._opened.weights)
+    @property
+    def numpy_limit(self) -> int:
+        """For at most so many pictures "auto" takes NumPy; may be set."""
+        return self._engines.numpy_limit
 
-    @cached_property
-    def _keras_engine(self) -> KerasEngine | InMemory:
-        return self._opened.in_memory or KerasEngine(self.model, self.batch_size)
+    @numpy_limit.setter
+    def numpy_limit(self, pictures: int) -> None:
+        self._engines.numpy_limit = pictures
 
-    def _by_numpy(self, pictures: Any) -> bool:
-        """Whether NumPy runs the model: for as few pictures as it is done sooner with."""
-        if self._opened.weights is None:
-            return False
-        few = isinstance(pictures, Sized) and len(pictures) <= self.numpy_limit
-        by_itself = self.engine == "auto" and few and "model" not in self.__dict__
-        return self.engine == "numpy" or by_itself
+    @property
+    def engine_used(self) -> Chosen | None:
+        """What ran the model last, why, and how far it was from the reference; None before."""
+        return self._engines.used
 
-    def _engine(self, by_numpy: bool) -> Engine:
-        """What runs the model; only now is a Keras model made."""
-        opened = self._opened
-        if opened.runtime is not None:
-            return opened.runtime
-        if by_numpy and opened.weights is not None:
-            weights = opened.weights.weights
-            return NumpyEngine(weights.tensors, weights.architecture)
-        engine = self._keras_engine
-        engine.batch_size = self.batch_size  # which may have been set meanwhile
-        return engine
+    def choose_engine(self, pictures: int | None = None) -> Chosen:
+        """Chooses what will run the model, and makes it; `stream` does it by itself.
+
+        Args:
+            pictures: How many will come; None where nobody knows.
+
+        Raises:
+            ValueError: The engine that was asked for does not prove itself; says why.
+        """
+        return self._engines.choose(pictures)
 
     def __call__(self, images: Any, top: int = 5) -> list:
         """Classifies one picture or several.
@@ -251,6 +235,7 @@ class Classifier:
         features: bool = False,
         reraise: bool = False,
         watch: Callable[[np.ndarray, int], None] | None = None,
+        count: int | None = None,
     ) -> Iterator[Result]:
         """Exactly one `Result` for each picture, in order; decodes ahead in parallel.
 
@@ -260,20 +245,29 @@ class Classifier:
             reraise: Raise what goes wrong with a picture, instead of noting it.
             watch: Called with each batch before the model is: its inputs (N, H, W, C), and how
                 many pictures they are, of which each has as many views.
+            count: How many there are, where `images` does not say.
         """
         if features:
             self.check_features()
-        by_numpy = self._by_numpy(images)
-        size = 1 if by_numpy else max(self.batch_size // self._views, 1)
-        batch: list[tuple[Any, np.ndarray | Exception]] = []
-        for pair in decoded(images, self._prepared, self.workers, ahead=2 * max(size, 8)):
-            if reraise and isinstance(pair[1], Exception):
-                raise pair[1]
-            batch.append(pair)
-            if len(batch) == size:
-                yield from self._run(batch, features, by_numpy, watch)
-                batch = []
-        yield from self._run(batch, features, by_numpy, watch)
+        if count is None and isinstance(images, Sized):
+            count = len(images)
+        size, few = max(self.batch_size // self._views, 1), max(8, cores())
+        batched = self.engine == "keras" or self._opened.weights is None
+        ahead = 2 * max(size if batched else few, few)
+        made = decoded(images, self._prepared, self.workers, ahead)
+        pairs = raising(made) if reraise else made
+        for source, views in pairs:
+            if isinstance(views, Exception):
+                yield Result(source, None, reason(views))
+                continue
+            # Only now, when there is a picture for it, and while others are decoded.
+            engine = self._engines.take(count, self.batch_size)
+            every = chain([(source, views)], pairs)
+            if isinstance(engine, GraphEngine) and count != 1 and watch is None:
+                yield from flowing(engine, every, features)
+            else:
+                size = 1 if engine.format == "numpy" and watch is None else size
+                yield from in_batches(engine, every, size, features, self._finished, watch)
 
     def ranked(self, logits: np.ndarray, top: int = 5) -> list[Prediction]:
         """The `top` classes of (outputs,) logits, best first."""
@@ -316,35 +310,17 @@ class Classifier:
                 "--features`, or give the weights themselves"
             )
 
+    def _finished(self, outputs: np.ndarray) -> np.ndarray:
+        """Logits or features of what an engine gives."""
+        about = None if self.runtime is None else self.runtime.about
+        is_probabilities = about is not None and about.output == "probabilities"
+        return logits_of(outputs, self.activation) if is_probabilities else outputs
+
     def _prepared(self, source: Any) -> np.ndarray:
         image, prepare = open_image(source, self.max_pixels), self.preprocessing.views
         if self.runtime is not None and self.runtime.dtype == np.uint8:
             prepare = self.preprocessing.pixel_views
         return prepare(image, self.crops, self.flip)
-
-    def _run(
-        self,
-        batch: list[tuple[Any, np.ndarray | Exception]],
-        features: bool,
-        by_numpy: bool,
-        watch: Callable[[np.ndarray, int], None] | None,
-    ) -> Iterator[Result]:
-        good = [views for _, views in batch if isinstance(views, np.ndarray)]
-        outputs: Iterator[np.ndarray] = iter(())
-        if good:
-            inputs = np.concatenate(good)
-            if watch is not None:
-                watch(inputs, len(good))
-            flat = self._engine(by_numpy)(inputs, features)
-            about = None if self.runtime is None else self.runtime.about
-            if about is not None and about.output == "probabilities":
-                flat = logits_of(flat, self.activation)
-            outputs = iter(flat.reshape(len(good), -1, flat.shape[-1]).mean(axis=1))
-        for source, views in batch:
-            if isinstance(views, Exception):
-                yield Result(source, None, reason(views))
-            else:
-                yield Result(source, next(outputs))
 
 
 def _is_one(images: Any) -> bool:

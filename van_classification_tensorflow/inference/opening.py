@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from math import prod
 from typing import TYPE_CHECKING, Any
 
 from ..engines.runtimes import Runtime, open_runtime
@@ -53,6 +54,20 @@ class Opened:
     runtime: Runtime | None = None
     in_memory: InMemory | None = None
 
+    @property
+    def parameters(self) -> int | None:
+        """How many numbers are trained; None of an exported file that does not say."""
+        if self.in_memory is not None:
+            return sum(prod(v.shape) for v in self.in_memory.model.trainable_variables)
+        if self.weights is not None:
+            sizes = self.weights.weights.architecture
+        elif self.runtime is not None and self.runtime.about is not None:
+            sizes = self.runtime.about.architecture
+        else:
+            return None
+        tensors = sizes.tensors().items()
+        return sum(prod(one.shape) for name, one in tensors if ".running_" not in name)
+
 
 @dataclass(frozen=True)
 class Wanted:
@@ -62,6 +77,7 @@ class Wanted:
     preprocessing: Preprocessing | None
     test_size: int | None
     engine: str
+    precision: str
     batch_size: int
 
     def prepare(self, preprocessing: Preprocessing, channels: int) -> Preprocessing:
@@ -123,8 +139,13 @@ def _open_weights(weights: Any, wanted: Wanted) -> Opened:
 def _open_model(model: keras.Model, wanted: Wanted) -> Opened:
     from .in_memory import look_at
 
-    if wanted.engine == "numpy":
+    if wanted.engine not in ("auto", "keras"):
         raise ValueError("`engine` must be 'keras' or 'auto' for a model in memory")
+    if wanted.precision != "float32":
+        raise ValueError(
+            "`precision` is for weights; a model in memory computes in its own dtype: leave it "
+            f"out. Received: precision={wanted.precision!r}"
+        )
     opened = look_at(model, wanted.batch_size)
     notes = [opened.notes]
     if wanted.labels is None:
@@ -166,11 +187,15 @@ def _open_model(model: keras.Model, wanted: Wanted) -> Opened:
 
 def _open_exported(path: str | os.PathLike, wanted: Wanted) -> Opened:
     shown = printable(path)
-    if wanted.engine != "auto":
-        raise ValueError(
-            f"`engine` is for weights; {shown} is an exported file, which its own runtime runs: "
-            f"leave it out. Received: engine={wanted.engine!r}"
-        )
+    for argument, value, default in (
+        ("engine", wanted.engine, "auto"),
+        ("precision", wanted.precision, "float32"),
+    ):
+        if value != default:
+            raise ValueError(
+                f"`{argument}` is for weights; {shown} is an exported file, which its own runtime "
+                f"runs in its own precision: leave it out. Received: {argument}={value!r}"
+            )
     runtime = open_runtime(path)
     about = runtime.about
     name = shown if about is None else f"{about.name} ({about.precision}, {shown})"

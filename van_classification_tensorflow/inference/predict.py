@@ -152,12 +152,14 @@ def _run(
     say(console, f"{classifier.name}: {classifier.preprocessing}")
     if classifier.notes:
         say(console, classifier.notes)
+    say(console, classifier.choose_engine(len(inputs)).describe())
     about = {
         "weights": [classifier.name, *state_of_weights(request.classifier.weights)],
         "preprocessing": classifier.preprocessing.to_dict(),
         "views": [classifier.crops, classifier.flip],
         "features": features,
         "top": None if features else top,
+        "precision": classifier.precision,
     }
     to_do = inputs if journal is None else journal.begin(about, inputs)
     done = len(inputs) - len(to_do)
@@ -342,6 +344,7 @@ class Journal:
 
     def _check_same(self, before: Any, now: dict[str, Any]) -> None:
         before = before if isinstance(before, dict) else {}
+        before = {"precision": "float32", **before}  # journals did not always say it
         changed = [key for key in now if before.get(key) != now[key]]
         if changed:
             raise ValueError(

@@ -10,7 +10,19 @@ from ..support.checks import at_least, at_least_or_none, check_flag, is_number
 from ..support.extras import is_installed, missing
 from ..support.options import option, part
 
-ENGINES = ("auto", "keras", "numpy")
+# {what runs the model: the package it needs, and what installs that}
+ENGINES = {
+    "auto": (),
+    "numpy": (),
+    "keras": (("keras", "keras"),),
+    "onnxruntime": (("onnx", "onnx"), ("onnxruntime", "onnx")),
+    "openvino": (("onnx", "onnx"), ("openvino", "openvino")),
+}
+# {arithmetic: the engines that have it}
+PRECISIONS = {
+    "float32": tuple(ENGINES),
+    "bfloat16": ("auto", "keras", "openvino"),
+}
 FORMATS = (".csv", ".jsonl", ".parquet")
 FEATURE_FORMATS = (".parquet", ".npy")
 
@@ -38,7 +50,18 @@ class ClassifierOptions:
     crops: int = option("1, or 5: average over centre and corners", 1)
     flip: bool = option("average with the mirrored picture", False)
     max_pixels: int = option("largest picture (default: {default}, at most 178956970)", 50_000_000)
-    engine: str = "auto"
+    engine: str = option(
+        "what runs weights: auto (the first to be done of those that are installed and prove "
+        "themselves on a picture), or one of them, which must prove itself (default: {default})",
+        "auto",
+        choices=tuple(ENGINES),
+    )
+    precision: str = option(
+        "of the arithmetic of weights: float32, or bfloat16 of openvino and keras "
+        "(default: {default})",
+        "float32",
+        choices=tuple(PRECISIONS),
+    )
 
     def __post_init__(self) -> None:
         at_least_or_none("test_size", self.test_size, 1)
@@ -48,10 +71,26 @@ class ClassifierOptions:
         if not is_number(self.crops) or self.crops not in (1, 5):
             raise ValueError(f"`crops` must be 1 or 5. Received: crops={self.crops!r}")
         check_flag("flip", self.flip)
-        if not isinstance(self.engine, str) or self.engine not in ENGINES:
+        self._check_engine()
+
+    def _check_engine(self) -> None:
+        for name, value, known in (
+            ("engine", self.engine, ENGINES),
+            ("precision", self.precision, PRECISIONS),
+        ):
+            if not isinstance(value, str) or value not in known:
+                raise ValueError(
+                    f"`{name}` must be one of {', '.join(known)}. Received: {name}={value!r}"
+                )
+        able = PRECISIONS[self.precision]
+        if self.engine not in able:
             raise ValueError(
-                f"`engine` must be one of {', '.join(ENGINES)}. Received: engine={self.engine!r}"
+                f"`engine` must be one of {', '.join(able)} for {self.precision}. Received: "
+                f"engine={self.engine!r}"
             )
+        for package, extra in ENGINES[self.engine]:
+            if not is_installed(package):
+                raise missing(f"engine {self.engine}", package, extra)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -49,8 +49,8 @@ def build_van(
     return load_checkpoint(model, tensors, allow_nonfinite=allow_nonfinite)
 
 
-def van_of(opened: Pretrained) -> VAN:
-    """The VAN of weights that have been opened: logits, float32, their labels and preprocessing."""
+def van_of(opened: Pretrained, dtype: str = "float32") -> VAN:
+    """The VAN of weights that have been opened: logits, their labels and preprocessing."""
     sizes = opened.weights.architecture
     return VAN(
         sizes.configuration,
@@ -58,5 +58,5 @@ def van_of(opened: Pretrained) -> VAN:
         pretrained=opened,
         classifier_activation=None,
         data_format="channels_last",
-        dtype="float32",
+        dtype=dtype,
     )

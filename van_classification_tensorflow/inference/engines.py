@@ -1,0 +1,122 @@
+"""What runs the model of a `Classifier`, chosen when it is known how many pictures come."""
+
+from __future__ import annotations
+
+import threading
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+from ..engines.choice import Chosen, version
+from ..engines.keras import KerasEngine
+from ..engines.of_weights import Model, choose_engine
+from ..engines.protocol import Engine
+from ..spec.preprocessing import Preprocessing
+from .opening import Opened
+
+if TYPE_CHECKING:
+    import keras
+
+# What runs an exported file of each format.
+RUNTIME_OF = {
+    "onnx": "onnxruntime",
+    "openvino": "openvino",
+    "litert": "litert",
+    "saved_model": "tensorflow",
+}
+
+
+class Engines:
+    """The engines of what was opened, each made once; threads may ask for one at the same time.
+
+    Args:
+        opened: What there is to run.
+        engine: As of `Classifier`.
+        precision: As of `Classifier`.
+        preprocessing: Of the pictures.
+        views: Of each picture.
+        batch_size: Of Keras.
+
+    Attributes:
+        used: The last one that was asked for; None before the first.
+        numpy_limit: For at most so many pictures "auto" takes NumPy.
+    """
+
+    def __init__(
+        self,
+        opened: Opened,
+        engine: str,
+        precision: str,
+        preprocessing: Preprocessing,
+        views: int,
+        batch_size: int,
+    ):
+        self.opened, self.engine, self.precision = opened, engine, precision
+        self.batch_size = batch_size
+        self.used: Chosen | None = None
+        self.numpy_limit = 0
+        self._fast: Chosen | None = None
+        self._by_numpy = 0
+        self._lock = threading.Lock()
+        self._model: Model | None = None
+        if opened.weights is not None:
+            weights = opened.weights.weights
+            side = preprocessing.input_size
+            self._model = Model(weights.tensors, weights.architecture, side, views)
+            self.numpy_limit = self._model.numpy_limit
+
+    @cached_property
+    def model(self) -> keras.Model:
+        """The Keras model of weights or in memory; made when it is first needed."""
+        if self.opened.in_memory is not None:
+            return self.opened.in_memory.model
+        from ..model.build import van_of
+
+        assert self.opened.weights is not None  # noqa: S101 - an exported file has none
+        dtype = "mixed_bfloat16" if self.precision == "bfloat16" else "float32"
+        return van_of(self.opened.weights, dtype)
+
+    def choose(self, pictures: int | None) -> Chosen:
+        """The engine for so many pictures; None: nobody knows how many.
+
+        Raises:
+            ValueError: The engine that was asked for does not prove itself.
+        """
+        with self._lock:
+            self.used = self._choose(pictures)
+            return self.used
+
+    def take(self, pictures: int | None, batch_size: int) -> Engine:
+        """The engine for so many pictures, which come now, in batches of that size."""
+        chosen = self.choose(pictures)
+        if chosen.name == "numpy":  # of one picture after the other it gets only the first few
+            self._by_numpy += pictures or 0
+        elif chosen.name == "keras":
+            chosen.engine.batch_size = batch_size  # which may have been set meanwhile
+        return chosen.engine
+
+    def _choose(self, pictures: int | None) -> Chosen:
+        opened = self.opened
+        if opened.runtime is not None:
+            name = RUNTIME_OF[opened.runtime.format]
+            about = opened.runtime.about
+            precision = "precision not known" if about is None else about.precision
+            return Chosen(opened.runtime, name, version(name), precision, reason="of its format")
+        if opened.in_memory is not None:
+            dtype = str(opened.in_memory.model.compute_dtype)
+            reason = "a model in memory, which Keras runs itself"
+            return Chosen(opened.in_memory, "keras", version("keras"), dtype, reason=reason)
+        assert self._model is not None  # noqa: S101 - it is one of the three
+        if self._fast is not None:
+            return self._fast
+        automatic = (self.engine, self.precision) == ("auto", "float32")
+        few = pictures is not None and self._by_numpy + pictures <= self.numpy_limit
+        if automatic and few:
+            return self._model.numpy("the first to be done with so few pictures")
+        self._fast = choose_engine(
+            self._model,
+            lambda: KerasEngine(self.model, self.batch_size),
+            self.engine,
+            self.precision,
+            pictures,
+        )
+        return self._fast
