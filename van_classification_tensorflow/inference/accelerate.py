@@ -127,11 +127,14 @@ class Accelerated:
         """
         images = self._images(x)
         found = None if images is None else self._by_engine(images)
-        if found is None:
-            with self._turns:
+        if found is not None:
+            return keras.tree.pack_sequence_as(self._structure, found)
+        with self._turns:
+            if self._run is None:
                 outputs = self.model.predict_on_batch(x)
-            return keras.tree.map_structure(keras.ops.convert_to_numpy, outputs)
-        return keras.tree.pack_sequence_as(self._structure, found)
+            else:  # the model refuses it, most likely: a call checks more than `predict`
+                outputs = self.model(x, training=False)
+        return keras.tree.map_structure(keras.ops.convert_to_numpy, outputs)
 
     def predict(self, x: Any, batch_size: int | None = None, verbose: int = 0) -> Any:
         """The outputs of any number of pictures.
@@ -143,7 +146,8 @@ class Accelerated:
             verbose: 1 for a progress bar.
         """
         at_least_or_none("batch_size", batch_size, 1)
-        if self._run is None or (_only(x) is not None and self._images(_only(x)) is None):
+        several = isinstance(x, (list, tuple, dict)) and _only(x) is None
+        if self._run is None or several:  # which the model refuses
             with self._turns:
                 return self.model.predict(x, batch_size=batch_size, verbose=verbose)
         found = []
