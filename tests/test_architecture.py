@@ -30,6 +30,7 @@ NEED_KERAS = {
     "engines.keras_graph",
     "engines.keras_layers",
     "inference.accelerate",
+    "inference.followed",
     "inference.in_memory",
     "train.callbacks",
     "train.demo",

@@ -65,6 +65,7 @@ class Chosen:
         difference: Largest |difference| from the reference, in parts of the reference's largest
             |number|; None where nothing was compared.
         rejected: What was tried before it, and why it is not that.
+        reference: What `difference` is from.
     """
 
     engine: Any
@@ -75,6 +76,7 @@ class Chosen:
     reason: str = ""
     difference: float | None = None
     rejected: tuple[str, ...] = ()
+    reference: str = "NumPy's reference"
 
     def describe(self) -> str:
         """A line for the user."""
@@ -83,9 +85,7 @@ class Chosen:
         if self.reason:
             text += f": {self.reason}"
         if self.difference is not None:
-            text += (
-                f"; differs from NumPy's reference by {self.difference:.0e} of the largest logit"
-            )
+            text += f"; differs from {self.reference} by {self.difference:.0e} of the largest logit"
         failed = [one for one in self.rejected if not one.endswith(NOT_INSTALLED)]
         return text + "".join(f"; not {one}" for one in failed)
 

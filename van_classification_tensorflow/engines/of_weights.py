@@ -33,7 +33,7 @@ _COSTS = {
 AUTOMATIC = ("openvino", "onnxruntime", "keras")
 _IN_BFLOAT16 = ("openvino", "keras")
 _PROOF_SECONDS = 0.4
-_ON_GPUS = 1e-2  # there frameworks multiply in TensorFloat-32, of 10 bits, unless told otherwise
+ON_GPUS = 1e-2  # there frameworks multiply in TensorFloat-32, of 10 bits, unless told otherwise
 _MANY = 64  # pictures, where nobody knows how many come: who answers first matters more than speed
 
 
@@ -165,7 +165,7 @@ def _reason(pictures: int | None) -> str:
 
 def _candidate(name: str, model: Model, keras: Callable[[], Engine], precision: str) -> Candidate:
     if name == "keras":
-        return Candidate(name, keras, lambda: _ON_GPUS if on_accelerator() else None)
+        return Candidate(name, keras, lambda: ON_GPUS if on_accelerator() else None)
     folded: dict[str, np.ndarray] = {}
 
     def graph(shape: tuple[int, ...]) -> bytes:

@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import keras
 import numpy as np
 
-from ..engines.choice import Candidate, NoEngineError, choose, title
-from ..engines.graph_runner import PRECISIONS, GraphRunner
+from ..engines.choice import TOLERANCES, Candidate, Chosen, NoEngineError, choose, version
+from ..engines.graph_runner import PRECISIONS, RUNTIMES, GraphRunner
+from ..engines.keras import on_accelerator
 from ..engines.keras_graph import KerasGraph, Untranslatable
+from ..engines.of_weights import AUTOMATIC, ON_GPUS
 from ..spec.scores import SIGMOID, logits_of
 from ..support.checks import at_least_or_none, check_choice
 from ..support.text import one_line
 
-_RUNTIMES = ("openvino", "onnxruntime")  # the faster one first
-ENGINES = ("auto", *_RUNTIMES, "keras")
-_SIDE = 224  # pixels of the picture that is asked, where the model takes any
+ENGINES = ("auto", *RUNTIMES, "keras")
+SIDE = 224  # pixels of the picture that is asked, where the model takes any
 _BATCH = 32  # as of Keras's `predict`
 _UNSURE = 1e-3  # nearer to 1 the sigmoid of a logit, in float32, says too little of it
 
@@ -59,17 +61,40 @@ def accelerate(
             "`precision` must be 'float32' for engine='keras', which computes as the model's dtype "
             f"policy says. Received: precision={precision!r}"
         )
+    return accelerated(model, engine, precision, threads)
+
+
+def accelerated(
+    model: keras.Model,
+    engine: str,
+    precision: str = "float32",
+    threads: int | None = None,
+    side: int = SIDE,
+) -> Accelerated:
+    """`accelerate`, its arguments checked; `side` is that of the picture which is asked."""
+    automatic = (engine, precision) == ("auto", "float32")
     if engine == "keras":
-        return Accelerated(model, "asked for")
+        return Accelerated(model, by_keras(model, "as asked"))
+    if automatic and on_accelerator():
+        return Accelerated(model, by_keras(model, "it computes on an accelerator"))
+    names, reason = [engine], "as asked"
+    if engine == "auto":
+        names = [one for one in AUTOMATIC if one in RUNTIMES]
+        reason = "the fastest that is installed"
     try:
-        return _proven(model, _RUNTIMES if engine == "auto" else (engine,), precision, threads)
+        return _proven(model, names, precision, threads, side, reason)
     except (Untranslatable, NoEngineError) as error:
-        if engine == "auto" and precision == "float32":
-            return Accelerated(model, str(error))
+        if automatic:
+            return Accelerated(model, by_keras(model, str(error)))
         raise ValueError(
             f"`engine` cannot run {model.name!r}: {error}. "
             f"Received: engine={engine!r}, precision={precision!r}"
         ) from error
+
+
+def by_keras(model: keras.Model, reason: str) -> Chosen:
+    """Keras itself, and why."""
+    return Chosen(None, "keras", version("keras"), str(model.compute_dtype), reason=reason)
 
 
 class Accelerated:
@@ -80,23 +105,18 @@ class Accelerated:
     Attributes:
         model: The Keras model. Pictures of a shape that the graph cannot be made for go to it.
         engine: What runs it: "openvino", "onnxruntime" or "keras".
-        reason: Why it is that one, in words.
+        reason: What that is, and why it is that one, in words.
         difference: How far its answer was from Keras's, in parts of the largest number; None of
             Keras itself.
+        chosen: All of that.
     """
 
-    def __init__(
-        self,
-        model: keras.Model,
-        reason: str,
-        engine: str = "keras",
-        difference: float | None = None,
-        run: Callable[[np.ndarray], list[np.ndarray]] | None = None,
-        structure: Any = None,
-    ):
-        self.model, self.engine = model, engine
-        self.reason, self.difference = reason, difference
-        self._run, self._structure = run, structure  # of the outputs; what is in it counts nothing
+    def __init__(self, model: keras.Model, chosen: Chosen, structure: Any = None):
+        self.model, self.chosen = model, chosen
+        self.engine, self.difference = chosen.name, chosen.difference
+        self.reason = chosen.describe().removeprefix("Engine: ")
+        self._run: GraphRunner | None = chosen.engine
+        self._structure = structure  # of the outputs; what is in it counts nothing
         self._turns = threading.Lock()  # of Keras, whose models are for one thread
 
     def __repr__(self) -> str:
@@ -213,7 +233,12 @@ def _batches(x: Any, batch_size: int) -> tuple[Iterable[Any], int | None]:
 
 
 def _proven(
-    model: keras.Model, names: Iterable[str], precision: str, threads: int | None
+    model: keras.Model,
+    names: Iterable[str],
+    precision: str,
+    threads: int | None,
+    side: int,
+    reason: str,
 ) -> Accelerated:
     """`model` on the first engine that agrees with Keras on one picture.
 
@@ -222,7 +247,7 @@ def _proven(
         NoEngineError: No engine agrees.
     """
     graph = KerasGraph(model)
-    picture = _picture(model)
+    picture = _picture(model, side)
     written = graph(picture.shape[1:])
     models = {picture.shape[1:]: written.model}  # until both programs of each engine are made
     try:
@@ -241,16 +266,14 @@ def _proven(
     def make(name: str) -> _Asked:
         return _Asked(GraphRunner(graph_of, name, precision, threads), written.scores)
 
-    candidates = [Candidate(name, partial(make, name)) for name in names]
+    allowed = max(ON_GPUS, TOLERANCES[precision]) if on_accelerator() else None
+    candidates = [Candidate(name, partial(make, name), lambda: allowed) for name in names]
     right = _with_logits(keras.tree.flatten(answer), written.scores) * 3
-    chosen = choose(candidates, right, picture.astype(np.float32), precision=precision)
+    picture = picture.astype(np.float32)
+    chosen = choose(candidates, right, picture, precision=precision, reason=reason)
     models.clear()
-    runner: GraphRunner = chosen.engine.runner
-    structure = keras.tree.map_structure(lambda one: 0, answer)
-    said = f"{title(chosen.name, chosen.version)} on {runner.threads} threads, {precision}: "
-    said += f"differs from Keras by {chosen.difference:.0e} of the largest number"
-    said += "".join(f"; not {one}" for one in chosen.rejected)
-    return Accelerated(model, said, chosen.name, chosen.difference, runner, structure)
+    chosen = replace(chosen, engine=chosen.engine.runner, reference="Keras")
+    return Accelerated(model, chosen, keras.tree.map_structure(lambda one: 0, answer))
 
 
 class _Asked:
@@ -262,7 +285,7 @@ class _Asked:
     """
 
     def __init__(self, runner: GraphRunner, scores: tuple[str | None, ...]):
-        self.runner, self.scores = runner, scores
+        self.runner, self.scores, self.threads = runner, scores, runner.threads
 
     def __call__(self, picture: np.ndarray) -> list[np.ndarray]:
         both = self.runner(np.concatenate([picture, picture]))
@@ -270,10 +293,10 @@ class _Asked:
         return [one for answer in answers for one in _with_logits(answer, self.scores)]
 
 
-def _picture(model: keras.Model) -> np.ndarray:
+def _picture(model: keras.Model, side: int) -> np.ndarray:
     """A picture of noise, (1, ...), of a size that the model takes."""
     (wanted,) = model.inputs
-    shape = tuple(_SIDE if size is None else size for size in wanted.shape[1:])
+    shape = tuple(side if size is None else size for size in wanted.shape[1:])
     rng = np.random.default_rng(0)
     if wanted.dtype != "float32":
         return rng.integers(0, 256, (1, *shape)).astype(wanted.dtype)

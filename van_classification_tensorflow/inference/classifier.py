@@ -82,8 +82,9 @@ class Classifier:
         engine: What runs weights. "auto": NumPy for as few pictures as it is done first with,
             else the first to be done of "openvino", "onnxruntime" and "keras" that is installed
             and proves itself: it answers one picture as NumPy does, to 1e-4 of the largest logit.
-            One by name must prove itself. An exported file is run by the runtime of its format,
-            a model in memory by Keras.
+            One by name must prove itself. An exported file is run by the runtime of its format.
+            A model in memory is run by Keras, or, 64 pictures or more, as by `accelerate`: by a
+            graph that is made anew when its weights have changed.
         precision: Of the arithmetic of weights: "float32"; "bfloat16" of OpenVINO, where the
             processor has it, and of Keras.
 

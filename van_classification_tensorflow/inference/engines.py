@@ -16,6 +16,8 @@ from .opening import Opened
 if TYPE_CHECKING:
     import keras
 
+    from .followed import Followed
+
 # What runs an exported file of each format.
 RUNTIME_OF = {
     "onnx": "onnxruntime",
@@ -58,6 +60,7 @@ class Engines:
         self._by_numpy = 0
         self._lock = threading.Lock()
         self._model: Model | None = None
+        self._side, self._views = preprocessing.input_size, views
         if opened.weights is not None:
             weights = opened.weights.weights
             side = preprocessing.input_size
@@ -74,6 +77,13 @@ class Engines:
         assert self.opened.weights is not None  # noqa: S101 - an exported file has none
         dtype = "mixed_bfloat16" if self.precision == "bfloat16" else "float32"
         return van_of(self.opened.weights, dtype)
+
+    @cached_property
+    def _followed(self) -> Followed:
+        from .followed import Followed
+
+        assert self.opened.in_memory is not None  # noqa: S101 - it is asked for of such only
+        return Followed(self.opened.in_memory, self.engine, self._side, self._views)
 
     def choose(self, pictures: int | None) -> Chosen:
         """The engine for so many pictures; None: nobody knows how many.
@@ -102,9 +112,7 @@ class Engines:
             precision = "precision not known" if about is None else about.precision
             return Chosen(opened.runtime, name, version(name), precision, reason="of its format")
         if opened.in_memory is not None:
-            dtype = str(opened.in_memory.model.compute_dtype)
-            reason = "a model in memory, which Keras runs itself"
-            return Chosen(opened.in_memory, "keras", version("keras"), dtype, reason=reason)
+            return self._followed.choose(pictures)
         assert self._model is not None  # noqa: S101 - it is one of the three
         if self._fast is not None:
             return self._fast

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -71,11 +71,19 @@ class InMemory:
 
     def __call__(self, images: np.ndarray, features: bool = False) -> np.ndarray:
         count, images = len(images), filled(images, self.batch_size)
+        return self.answer(self.of(features).predict_on_batch, images, features)[:count]
+
+    def of(self, features: bool) -> keras.Model:
+        """The model of the features, or of the scores."""
+        return self.features if features and self.features is not None else self.model
+
+    def answer(
+        self, predict: Callable[[np.ndarray], Any], images: np.ndarray, features: bool
+    ) -> np.ndarray:
+        """As a call, by `predict`, which computes what `of` does."""
         if self.channels_first:
             images = images.transpose(0, 3, 1, 2)
-        model = self.features if features and self.features is not None else self.model
-        found = keras.ops.convert_to_numpy(model.predict_on_batch(images))[:count]
-        found = found.astype(np.float32)
+        found = keras.ops.convert_to_numpy(predict(images)).astype(np.float32)
         as_logits = self.is_probabilities and not features
         return logits_of(found, str(self.activation)) if as_logits else found
 

@@ -139,8 +139,11 @@ def _open_weights(weights: Any, wanted: Wanted) -> Opened:
 def _open_model(model: keras.Model, wanted: Wanted) -> Opened:
     from .in_memory import look_at
 
-    if wanted.engine not in ("auto", "keras"):
-        raise ValueError("`engine` must be 'keras' or 'auto' for a model in memory")
+    if wanted.engine == "numpy":
+        raise ValueError(
+            "`engine` must be 'auto', 'keras', 'onnxruntime' or 'openvino' for a model in memory. "
+            "Received: engine='numpy'"
+        )
     if wanted.precision != "float32":
         raise ValueError(
             "`precision` is for weights; a model in memory computes in its own dtype: leave it "
