@@ -166,6 +166,21 @@ def test_a_model_is_run_as_asked(tmp_path, engine):
     np.testing.assert_allclose(opened.step(images), model.predict_on_batch(images), atol=1e-5)
 
 
+@pytest.mark.parametrize("engine", ["numpy", "onnxruntime", "openvino", "auto"])
+def test_weights_are_run_as_van_predict_runs_them(tmp_path, engine):
+    if engine != "auto":
+        pytest.importorskip(engine)
+    path, model = tmp_path / "m.keras", tiny(in_chans=4)
+    model.save(path)
+    opened = open_job(path, engine, 1)
+    assert opened.engine in ("onnxruntime", "openvino") if engine == "auto" else engine
+    assert (opened.channels, opened.input, opened.precision) == (4, "float32", "float32")
+    images = images_for(opened, 2, (32, 64))
+    logits = keras.Model(model.input, model.get_layer("head").output)
+    assert opened.step(images).shape == (2, logits.output_shape[-1])
+    assert getattr(opened.step, "runner", None) is None or opened.step.runner.threads == 1
+
+
 def test_a_fused_model_is_not_fused_again(tmp_path):
     path = tmp_path / "m.keras"
     fuse(tiny(img_resolution=(32, 64))).save(path)

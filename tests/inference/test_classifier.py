@@ -376,6 +376,8 @@ def test_a_file_that_says_nothing(tmp_path):
         ({"weights": "digits", "batch_size": 0}, "`batch_size` must be an integer >= 1"),
         ({"weights": "digits", "engine": "tf"}, "`engine` must be one of auto, numpy, keras, onnx"),
         ({"weights": "digits", "precision": "int4"}, "`precision` must be one of float32, bfloat"),
+        ({"weights": "digits", "precision": "int8"}, "make one with `van export .* int8 --data"),
+        ({"weights": "digits", "engine": "litert"}, "make one with `van export .*tflite`"),
         (
             {"weights": "digits", "precision": "bfloat16", "engine": "onnxruntime"},
             "`engine` must be one of auto, keras, openvino for bfloat16",

@@ -13,7 +13,7 @@ from ..support.checks import at_least, at_least_or_none
 from ..support.options import option
 from ..support.result_folder import check_folder
 
-ENGINES = ("fused", "keras")
+ENGINES = ("fused", "keras", "auto", "numpy", "onnxruntime", "openvino")
 FILES = ("benchmark.csv", "launches.json", "latency.png", "throughput.png")
 
 
@@ -43,8 +43,10 @@ class BenchmarkRequest:
         False,
     )
     engines: tuple[str, ...] = option(
-        "how models are run: fused for inference (default), keras as they are, or both; on "
-        "the backend that KERAS_BACKEND names",
+        "how weights are run, one way or several: by Keras, fused for inference (fused, the "
+        "default) or as they are (keras), on the backend that KERAS_BACKEND names; or as `van "
+        "predict` runs them: numpy, onnxruntime, openvino, or auto, the fastest of those that are "
+        "installed",
         ("fused",),
         flag="--engine",
         choices=ENGINES,

@@ -2,8 +2,8 @@
 
     python -m van_classification_tensorflow.benchmark.worker JOB
 
-JOB is a JSON object: `path` of a model or exported file; `engine` for models, "fused" or "keras";
-`threads` or null; `started`, the parent's `time.perf_counter()`, which is one clock for all
+JOB is a JSON object: `path` of a model or exported file; `engine` for models, as `van benchmark`
+has it; `threads` or null; `started`, the parent's `time.perf_counter()`, which is one clock for all
 processes; and, unless the model is only to be looked at, `batch_size`, `image_size` (height,
 width) and `seconds`.
 """
@@ -92,7 +92,9 @@ def open_job(path: Path, engine: str, threads: int | None) -> Opened:
         os.environ["OMP_NUM_THREADS"] = str(threads)
     if address_of(path).kind == "exported":
         return _open_exported(path, threads)
-    return _open_model(path, engine, threads)
+    if engine in ("fused", "keras"):
+        return _open_model(path, engine, threads)
+    return _open_weights(path, engine, threads)
 
 
 def _open_exported(path: Path, threads: int | None) -> Opened:
@@ -112,6 +114,34 @@ def _open_exported(path: Path, threads: int | None) -> Opened:
         usual_size=runtime.image_size or (side, side),
         channels=runtime.channels,
         architecture=None if about is None else asdict(about.architecture),
+    )
+
+
+def _open_weights(path: Path, engine: str, threads: int | None) -> Opened:
+    """Weights on an engine that has proved itself, as `van predict` would run many pictures."""
+    from ..engines.of_weights import Model, choose_engine
+    from ..weights.pretrained import open_pretrained
+
+    opened = open_pretrained(path)
+    assert opened is not None  # noqa: S101 - a path is given
+    sizes, preprocessing = opened.weights.architecture, opened.card.preprocessing
+    side = 224 if preprocessing is None else preprocessing.input_size
+
+    def keras() -> Any:
+        raise ModuleNotFoundError("no engine but Keras: --engine fused or keras")
+
+    model = Model(opened.weights.tensors, sizes, side, views=1)
+    chosen = choose_engine(model, keras, engine, pictures=10_000, threads=threads)
+    return Opened(
+        chosen.engine,
+        engine=chosen.name,
+        precision=chosen.precision,
+        input="float32",
+        batch_size=None,
+        image_size=None,
+        usual_size=(side, side),
+        channels=sizes.in_chans,
+        architecture=asdict(sizes),
     )
 
 

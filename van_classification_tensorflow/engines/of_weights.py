@@ -16,7 +16,7 @@ from ..spec.architecture import Architecture
 from ..spec.config import min_image_size
 from ..weights.fold import fold
 from .choice import Candidate, Chosen, NoEngineError, choose, version
-from .graph_runner import GraphRunner
+from .graph_runner import Graph, GraphRunner
 from .keras import on_accelerator
 from .numpy_forward import NumpyEngine, forward
 from .protocol import FLOAT32, Engine
@@ -27,7 +27,7 @@ _COSTS = {
     "numpy": (0.0, 0.17),
     "onnxruntime": (0.2, 0.0100),
     "openvino": (0.6, 0.0093),
-    "keras": (4.0, 0.055),
+    "keras": (4.0, 0.031),
 }
 # LiteRT is not among them: TensorFlow's converter alone takes longer than all of them to start.
 AUTOMATIC = ("openvino", "onnxruntime", "keras")
@@ -112,6 +112,7 @@ def choose_engine(
     engine: str = "auto",
     precision: str = "float32",
     pictures: int | None = None,
+    threads: int | None = None,
 ) -> Chosen:
     """An engine that has proved itself.
 
@@ -121,6 +122,7 @@ def choose_engine(
         engine: "auto", or the only one that will do.
         precision: Of the arithmetic.
         pictures: How many will come; None where nobody knows.
+        threads: Of ONNX Runtime and OpenVINO; by default one for each core of the process.
 
     Raises:
         ValueError: The engine that is asked for does not prove itself; says why.
@@ -132,11 +134,18 @@ def choose_engine(
     several = pictures != 1 or model.views > 1
     side = proof_side(model.sizes, model.side)
     picture = _picture(side, model.sizes.in_chans)
+    graph = _graph(model)
+
+    def candidate(name: str) -> Candidate:
+        if name == "keras":
+            return Candidate(name, keras, lambda: ON_GPUS if on_accelerator() else None)
+        return Candidate(name, lambda: GraphRunner(graph, name, precision, threads))
+
     meanwhile = ThreadPoolExecutor(1, "reference")  # the runtime's start takes about as long
     answer = meanwhile.submit(forward, model.tensors, model.sizes, picture)
     try:
         chosen = choose(
-            [_candidate(name, model, keras, precision) for name in names],
+            map(candidate, names),
             lambda: [one for one in reversed(answer.result()) if one is not None],
             np.repeat(picture, 2, axis=0) if several else picture,
             precision=precision,
@@ -163,9 +172,8 @@ def _reason(pictures: int | None) -> str:
     return f"the first to be done with {what} of those that are installed"
 
 
-def _candidate(name: str, model: Model, keras: Callable[[], Engine], precision: str) -> Candidate:
-    if name == "keras":
-        return Candidate(name, keras, lambda: ON_GPUS if on_accelerator() else None)
+def _graph(model: Model) -> Graph:
+    """What makes the model's graph for a size of pictures: logits and features, or these alone."""
     folded: dict[str, np.ndarray] = {}
 
     def graph(shape: tuple[int, ...]) -> bytes:
@@ -173,10 +181,11 @@ def _candidate(name: str, model: Model, keras: Callable[[], Engine], precision: 
 
         if not folded:
             folded.update(fold(model.tensors))
-        made = onnx_model(folded, model.sizes, image_size=(shape[0], shape[1]), also_features=True)
+        size = shape[0], shape[1]
+        made = onnx_model(folded, model.sizes, image_size=size, also_features=True)
         return made.SerializeToString()
 
-    return Candidate(name, lambda: GraphRunner(graph, name, precision))
+    return graph
 
 
 def _numpy_seconds(sizes: Architecture, side: int) -> float:

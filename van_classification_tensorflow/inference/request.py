@@ -23,6 +23,14 @@ PRECISIONS = {
     "float32": tuple(ENGINES),
     "bfloat16": ("auto", "keras", "openvino"),
 }
+# What only exported files have, as it takes minutes to make: TensorFlow's converter, calibration.
+_EXPORTED = {
+    "litert": ("engine", "van export --weights ... --output model.tflite"),
+    "int8": (
+        "precision",
+        "van export --weights ... --precision int8 --data FOLDER --output x.onnx",
+    ),
+}
 FORMATS = (".csv", ".jsonl", ".parquet")
 FEATURE_FORMATS = (".parquet", ".npy")
 
@@ -52,15 +60,16 @@ class ClassifierOptions:
     max_pixels: int = option("largest picture (default: {default}, at most 178956970)", 50_000_000)
     engine: str = option(
         "what runs weights: auto (the first to be done of those that are installed and prove "
-        "themselves on a picture), or one of them, which must prove itself (default: {default})",
+        "themselves on a picture), or one of them, which must prove itself; litert is for exported "
+        "files (default: {default})",
         "auto",
-        choices=tuple(ENGINES),
+        choices=(*ENGINES, "litert"),
     )
     precision: str = option(
-        "of the arithmetic of weights: float32, or bfloat16 of openvino and keras "
-        "(default: {default})",
+        "of the arithmetic of weights: float32, or bfloat16 of openvino and keras; int8 is for "
+        "exported files (default: {default})",
         "float32",
-        choices=tuple(PRECISIONS),
+        choices=(*PRECISIONS, "int8"),
     )
 
     def __post_init__(self) -> None:
@@ -74,6 +83,13 @@ class ClassifierOptions:
         self._check_engine()
 
     def _check_engine(self) -> None:
+        for asked in (self.engine, self.precision):
+            if isinstance(asked, str) and asked in _EXPORTED:
+                argument, command = _EXPORTED[asked]
+                raise ValueError(
+                    f"`{argument}`={asked!r} is for exported files, which bring it along: make one "
+                    f"with `{command}`, and give that as the weights, without `{argument}`"
+                )
         for name, value, known in (
             ("engine", self.engine, ENGINES),
             ("precision", self.precision, PRECISIONS),
