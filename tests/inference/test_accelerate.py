@@ -1,6 +1,7 @@
 """`accelerate`: what a model gives, from an engine that proved itself; or Keras, and why."""
 
 import threading
+from importlib import import_module
 
 import keras
 import numpy as np
@@ -238,6 +239,20 @@ def test_arguments(model, arguments, message):
 def test_other_things_than_models():
     with pytest.raises(ValueError, match=r"`model` must be a Keras model\. Received: str"):
         accelerate("van_b0")
+
+
+def test_an_accelerator_is_faster_than_a_cpu(monkeypatch, model):
+    """There frameworks multiply less exactly, so that the reference is further away as well."""
+    module = import_module("van_classification_tensorflow.inference.accelerate")
+    monkeypatch.setattr(module, "on_accelerator", lambda: True)
+    fast = accelerate(model)
+    assert fast.engine == "keras"
+    assert fast.reason.endswith("it computes on an accelerator")
+    monkeypatch.setattr(
+        graph_runner.GraphRunner, "__call__", _lie(lambda outputs: [one * 1.005 for one in outputs])
+    )
+    pytest.importorskip("openvino")
+    assert accelerate(model, "openvino").engine == "openvino"
 
 
 def test_keras_by_its_name(model):
