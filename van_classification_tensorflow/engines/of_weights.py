@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -166,22 +167,22 @@ def choose_engine(
 
 
 def _reason(pictures: int | None) -> str:
+    # Whether Keras could use it takes seconds to find out.
+    gpu = " (for CPUs; `keras` may use the GPU)" if Path("/dev/nvidiactl").exists() else ""
     if pictures is None:
-        return "the first to answer of those that are installed"
+        return f"the first to answer of those that are installed{gpu}"
     what = "one picture" if pictures == 1 else f"{pictures:,} pictures"
-    return f"the first to be done with {what} of those that are installed"
+    return f"the first to be done with {what} of those that are installed{gpu}"
 
 
 def _graph(model: Model) -> Graph:
     """What makes the model's graph for a size of pictures: logits and features, or these alone."""
-    folded: dict[str, np.ndarray] = {}
 
     def graph(shape: tuple[int, ...]) -> bytes:
         from .onnx_graph import onnx_model
 
-        if not folded:
-            folded.update(fold(model.tensors))
-        size = shape[0], shape[1]
+        # Folded anew for each of the few sizes: nobody keeps a second copy of the weights.
+        folded, size = fold(model.tensors), (shape[0], shape[1])
         made = onnx_model(folded, model.sizes, image_size=size, also_features=True)
         return made.SerializeToString()
 

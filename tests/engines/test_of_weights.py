@@ -1,0 +1,56 @@
+"""Which engine is tried first, for how many pictures, and that all of them are the same model."""
+
+import numpy as np
+import pytest
+
+from tests.engines.test_graph_runner import small
+from tests.parity import seeded_images
+from van_classification_tensorflow.engines import of_weights
+from van_classification_tensorflow.engines.numpy_forward import forward
+from van_classification_tensorflow.engines.of_weights import Model, choose_engine
+from van_classification_tensorflow.spec.architecture import Architecture
+from van_classification_tensorflow.spec.config import CONFIGURATIONS
+
+
+def no_keras():
+    raise AssertionError("nobody asked for it")
+
+
+def family(name, views=1, side=224):
+    one = CONFIGURATIONS[name]
+    return Model(
+        {}, Architecture(one.embed_dims, one.hidden_dims, one.depths, 3, 1000), side, views
+    )
+
+
+def test_who_is_tried_first():
+    model = family("van_b0")
+    assert model.numpy_limit == 2
+    for few in (None, 3, 500):
+        assert model.order(few, "float32") == ["onnxruntime", "openvino", "keras"]
+    assert model.order(10**5, "float32")[0] == "openvino"
+    assert model.order(500, "bfloat16") == ["openvino", "keras"]
+    assert family("van_b0", side=32).numpy_limit > 60
+    assert family("van_b0", views=10).numpy_limit == 0
+
+
+@pytest.mark.parametrize("engine", ["onnxruntime", "openvino"])
+@pytest.mark.parametrize("pictures", [1, 100])
+def test_five_channels(engine, pictures):
+    pytest.importorskip(engine)
+    tensors, sizes = small(in_chans=5)
+    chosen = choose_engine(Model(tensors, sizes, 37, 1), no_keras, engine, pictures=pictures)
+    images = seeded_images(1, (3, 37, 37, 5))
+    features, logits = forward(tensors, sizes, images)
+    assert chosen.difference < 2e-6
+    assert chosen.engine.format == engine
+    np.testing.assert_allclose(chosen.engine(images), logits, atol=1e-5)
+    np.testing.assert_allclose(chosen.engine(images, features=True), features, atol=1e-5)
+    np.testing.assert_allclose(chosen.engine.submit(images).result(), logits, atol=1e-5)
+
+
+def test_a_gpu_is_mentioned(monkeypatch, tmp_path):
+    tensors, sizes = small()
+    monkeypatch.setattr(of_weights, "Path", lambda _: tmp_path)
+    chosen = choose_engine(Model(tensors, sizes, 32, 1), no_keras, pictures=5)
+    assert "`keras` may use the GPU" in chosen.describe()
