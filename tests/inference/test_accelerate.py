@@ -68,6 +68,49 @@ def test_structures_of_outputs(data_format):
         assert_same(fast.predict(images, batch_size=2), expected)
 
 
+def _in_a_dict():
+    images = keras.Input((32, 32, 3), name="picture")
+    return keras.Model({"picture": images}, {"a": load_seeded(VAN(**SMALL))(images)})
+
+
+def _in_a_list():
+    van = load_seeded(VAN(**SMALL))
+    return keras.Model([van.input], [van.output])
+
+
+def _built_later():
+    model = keras.Sequential([layers.Rescaling(2.0), load_seeded(VAN(**SMALL)), layers.Dense(3)])
+    model.build((None, 32, 32, 3))
+    return model
+
+
+def _inside():
+    van = load_seeded(VAN(**SMALL))
+    return keras.Model(van.input, [van.output, van.get_layer("block1_0").output])
+
+
+MODELS = {
+    "dict": (_in_a_dict, lambda x: {"picture": x}),
+    "list": (_in_a_list, lambda x: [x]),
+    "built later": (_built_later, lambda x: x),
+    "inside": (_inside, lambda x: x),
+    "cloned": (lambda: keras.models.clone_model(_in_a_list()), lambda x: x),
+    "fused": (lambda: fuse(_built_later()), lambda x: x),
+}
+
+
+@pytest.mark.filterwarnings("error::UserWarning")
+@pytest.mark.parametrize("model", MODELS)
+def test_models_of_all_kinds(model):
+    make, given = MODELS[model]
+    made = make()
+    fast = accelerate(made, "onnxruntime")
+    images = given(seeded_images(1, (2, 32, 32, 3)))
+    expected = made.predict_on_batch(images)
+    for found in (fast(images), fast.predict_on_batch(images), fast.predict(images)):
+        assert_same(found, expected)
+
+
 def test_what_predict_takes(model, accelerated):
     images = seeded_images(1, (5, 32, 32, 3))
     expected = model(images, training=False)

@@ -644,6 +644,7 @@ _OPERATIONS: dict[str, Callable[[Any], Write]] = {
     "Transpose": _transpose,
     "Reshape": _reshape_operation,
     "Cast": _cast,
+    "StopGradient": _same,
     "Negative": _made(_node("Neg")),
     "Relu": _made(_node("Relu")),
     "Relu6": _made(_clipped(0, 6)),

@@ -306,7 +306,10 @@ def _picture(model: keras.Model, side: int) -> np.ndarray:
 def _answer_of_keras(model: keras.Model, picture: np.ndarray) -> Any:
     # JAX compiles each operation by itself unless it is given all; TensorFlow need not compile.
     together = keras.backend.backend() == "jax"
-    outputs = model.predict_on_batch(picture) if together else model(picture, training=False)
+    x: Any = picture
+    if not isinstance(model, keras.Sequential):  # which takes it as it is, and may know no `input`
+        x = keras.tree.map_structure(lambda one: picture, model.input)
+    outputs = model.predict_on_batch(x) if together else model(x, training=False)
     return keras.tree.map_structure(keras.ops.convert_to_numpy, outputs)
 
 
