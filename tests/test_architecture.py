@@ -29,6 +29,7 @@ NEED_KERAS = {
     "model",
     "engines.keras_graph",
     "engines.keras_layers",
+    "engines.keras_products",
     "inference.accelerate",
     "inference.followed",
     "inference.in_memory",

@@ -17,7 +17,8 @@ import numpy as np
 
 from ..model.arguments import check_images
 from ..model.van import VAN
-from .keras_layers import Write, takes_whole_numbers, write_of
+from .keras_layers import takes_whole_numbers, write_of
+from .keras_products import Write
 from .keras_values import Untranslatable, Value, Writer
 
 _KNOWN = ("keras", "van_classification_tensorflow")

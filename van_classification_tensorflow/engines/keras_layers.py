@@ -13,21 +13,32 @@ from typing import Any
 
 import keras
 import numpy as np
-from keras import activations, layers
+from keras import layers
 
 from ..model.blocks import LKA, Attention, Block, Mlp, OverlapPatchEmbed
 from ..model.fused import FusedAttention, FusedBlock
-from ..model.layers import BatchNorm, DepthwiseConv, DropPath, LayerScale, PointwiseConv, gelu
+from ..model.layers import BatchNorm, DepthwiseConv, DropPath, LayerScale, PointwiseConv
 from ..model.load import variable
 from ..spec.architecture import Architecture
 from ..spec.scores import SIGMOID, SOFTMAX
 from ..weights.fold import fold
 from ..weights.keras_config import ONLY_IN_TRAINING
+from .keras_products import (
+    Write,
+    activation,
+    array,
+    clipped,
+    conv,
+    convolved,
+    dense,
+    depthwise,
+    node,
+    over_axis,
+    same,
+    silu,
+    zeros_around,
+)
 from .keras_values import Untranslatable, Value, Writer
-
-# (the writer, a name for what is made, the layer's inputs) -> its output. Constants that an
-# operation is called with stand among the inputs.
-Write = Callable[[Writer, str, list[Any]], Value]
 
 _COMPOSITES = (Block, FusedBlock, OverlapPatchEmbed, LKA, Attention, FusedAttention, Mlp)
 _PARTS = (*_COMPOSITES, BatchNorm, DepthwiseConv, DropPath, LayerScale, PointwiseConv)
@@ -77,86 +88,7 @@ def _check(layer: keras.layers.Layer) -> None:
             raise Untranslatable(f"{where}has epsilon={part.epsilon}")
 
 
-def _array(weight: Any) -> Any:
-    """A copy of a weight, which training may change; None of None."""
-    if weight is None:
-        return None
-    return np.array(keras.ops.convert_to_numpy(weight), np.float32)
-
-
-def _same(step: Any) -> Write:
-    return lambda writer, name, inputs: inputs[0]
-
-
 # --- Activations ---
-
-
-def _node(kind: str, scores: str | None = None, **attributes: Any) -> Write:
-    """An operator of ONNX that treats every number by itself."""
-
-    def write(writer: Writer, name: str, inputs: list[Any]) -> Value:
-        x = writer.unary(kind, inputs[0], name, **attributes)
-        return Value(x.name, x.shape, x.channels_first, scores)
-
-    return write
-
-
-def _over_axis(kind: str, axis: int = -1, scores: str | None = None) -> Write:
-    """The same, of numbers of one axis."""
-
-    def write(writer: Writer, name: str, inputs: list[Any]) -> Value:
-        (x,) = inputs
-        if axis % len(x.shape) == 0:
-            raise Untranslatable("combines pictures with each other")
-        last = axis % len(x.shape) == len(x.shape) - 1
-        made = writer.add(kind, [x.name], name, axis=x.axis(axis))
-        return Value(made, x.shape, x.channels_first, scores if last else None)
-
-    return write
-
-
-def _silu(writer: Writer, name: str, inputs: list[Any]) -> Value:
-    (x,) = inputs
-    return writer.binary("Mul", x, writer.unary("Sigmoid", x, f"{name}.sigmoid"), name)
-
-
-def _clipped(low: float, high: float) -> Write:
-    def write(writer: Writer, name: str, inputs: list[Any]) -> Value:
-        (x,) = inputs
-        bounds = [writer.real(one, f"{name}.bound") for one in (low, high)]
-        return Value(writer.add("Clip", [x.name, *bounds], name), x.shape, x.channels_first)
-
-    return write
-
-
-_ACTIVATIONS: dict[Any, Write] = {
-    activations.linear: _same(None),
-    activations.relu: _node("Relu"),
-    activations.relu6: _clipped(0, 6),
-    activations.leaky_relu: _node("LeakyRelu", alpha=0.2),
-    activations.elu: _node("Elu", alpha=1.0),
-    activations.selu: _node("Selu"),
-    activations.gelu: _node("Gelu"),
-    gelu: _node("Gelu"),
-    activations.silu: _silu,
-    activations.mish: _node("Mish"),
-    activations.tanh: _node("Tanh"),
-    activations.exponential: _node("Exp"),
-    activations.softplus: _node("Softplus"),
-    activations.softsign: _node("Softsign"),
-    activations.hard_sigmoid: _node("HardSigmoid", alpha=1 / 6, beta=0.5),
-    activations.hard_silu: _node("HardSwish"),
-    activations.sigmoid: _node("Sigmoid", SIGMOID),
-    activations.softmax: _over_axis("Softmax", scores=SOFTMAX),
-    activations.log_softmax: _over_axis("LogSoftmax"),
-}
-
-
-def _activation(layer: Any) -> Write:
-    found = _ACTIVATIONS.get(getattr(layer, "activation", None) or activations.linear)
-    if found is None:
-        raise Untranslatable(f"has an activation that is not translated: {layer.activation!r}")
-    return found
 
 
 def _relu(layer: Any) -> Write:
@@ -165,112 +97,14 @@ def _relu(layer: Any) -> Write:
     if layer.negative_slope:
         if layer.max_value is not None:
             raise Untranslatable("has both max_value and negative_slope")
-        return _node("LeakyRelu", alpha=float(layer.negative_slope))
-    return _node("Relu") if layer.max_value is None else _clipped(0, float(layer.max_value))
+        return node("LeakyRelu", alpha=float(layer.negative_slope))
+    return node("Relu") if layer.max_value is None else clipped(0, float(layer.max_value))
 
 
 def _softmax(step: Any) -> Write:
     if not isinstance(step.axis, int):
         raise Untranslatable(f"has axis={step.axis}")
-    return _over_axis("Softmax", step.axis, SOFTMAX)
-
-
-# --- Products ---
-
-
-def _dense(layer: Any) -> Write:
-    kernel, bias, activation = _array(layer.kernel), _array(layer.bias), _activation(layer)
-
-    def write(writer: Writer, name: str, inputs: list[Any]) -> Value:
-        (x,) = inputs
-        units = kernel.shape[1]
-        if len(x.shape) == 2:
-            weights = [writer.real(one, name) for one in (kernel, bias) if one is not None]
-            made = Value(writer.add("Gemm", [x.name, *weights], name), (1, units))
-        elif len(x.shape) == 4:
-            made = _convolved(writer, name, x, kernel.T[:, :, None, None], bias, (0, 0, 0, 0))
-        else:
-            product = writer.add("MatMul", [x.name, writer.real(kernel, name)], name)
-            made = writer.affine(Value(product, (*x.shape[:-1], units)), None, bias, name)
-        return activation(writer, name, [made])
-
-    return write
-
-
-def _convolved(
-    writer: Writer,
-    name: str,
-    x: Value,
-    weight: np.ndarray,
-    bias: np.ndarray | None,
-    pads: tuple[int, ...],
-    data_format: str = "channels_last",
-    strides: tuple[int, int] = (1, 1),
-    dilations: tuple[int, int] = (1, 1),
-    groups: int = 1,
-) -> Value:
-    """`weight` (outputs, inputs / groups, k, k); `pads` at the top, left, bottom and right."""
-    given, (_, height, width) = writer.images(x, data_format)
-    kernel = weight.shape[2:]
-    sizes = [
-        (size + pads[i] + pads[i + 2] - (kernel[i] - 1) * dilations[i] - 1) // strides[i] + 1
-        for i, size in enumerate((height, width))
-    ]
-    made = writer.add(
-        "Conv",
-        [given, *(writer.real(one, f"{name}.weight") for one in (weight, bias) if one is not None)],
-        name,
-        kernel_shape=kernel,
-        strides=strides,
-        dilations=dilations,
-        pads=pads,
-        group=groups,
-    )
-    return writer.of_images(made, (len(weight), sizes[0], sizes[1]), data_format)
-
-
-def _pads(layer: Any, kernel: Any, dilations: Any, height: int, width: int) -> tuple[int, ...]:
-    """Zeros at the top, left, bottom and right, as TensorFlow's "same" has them."""
-    if layer.padding == "valid":
-        return (0, 0, 0, 0)
-    if layer.padding != "same":
-        raise Untranslatable(f"has padding={layer.padding!r}")
-    before, after = [], []
-    for size, side, stride, dilation in zip(
-        (height, width), kernel, layer.strides, dilations, strict=True
-    ):
-        reach = (-(-size // stride) - 1) * stride + (side - 1) * dilation + 1
-        total = max(reach - size, 0)
-        before.append(total // 2)
-        after.append(total - total // 2)
-    return (*before, *after)
-
-
-def _conv(layer: Any) -> Write:
-    kernel, bias, activation = _array(layer.kernel), _array(layer.bias), _activation(layer)
-    if isinstance(layer, layers.DepthwiseConv2D):
-        channels, multiplier = kernel.shape[2:]
-        weight = kernel.transpose(2, 3, 0, 1).reshape(channels * multiplier, 1, *kernel.shape[:2])
-        groups = channels
-    else:
-        weight, groups = kernel.transpose(3, 2, 0, 1), layer.groups
-
-    def write(writer: Writer, name: str, inputs: list[Any]) -> Value:
-        (x,) = inputs
-        sides = x.shape[2:] if layer.data_format == "channels_first" else x.shape[1:3]
-        pads = _pads(layer, layer.kernel_size, layer.dilation_rate, *sides)
-        how = layer.data_format, layer.strides, layer.dilation_rate, groups
-        made = _convolved(writer, name, x, weight, bias, pads, *how)
-        return activation(writer, name, [made])
-
-    return write
-
-
-def _depthwise(layer: DepthwiseConv) -> Write:
-    conv = _conv(layer)
-    if not layer.gelu:
-        return conv
-    return lambda writer, name, x: _ACTIVATIONS[gelu](writer, name, [conv(writer, name, x)])
+    return over_axis("Softmax", step.axis, SOFTMAX)
 
 
 # --- Parts of a VAN ---
@@ -285,14 +119,14 @@ def _tensors(layer: Any) -> dict[str, np.ndarray]:
     specs = Architecture((layer.dim,), (hidden,), (1,), 1, None).tensors()
     gone = (".norm.", ".norm1.", ".norm2.", ".layer_scale_") if folded else ()
     tensors = {
-        one: specs[one].from_keras(_array(variable({name: layer}, one)))
+        one: specs[one].from_keras(array(variable({name: layer}, one)))
         for one in specs
         if one.startswith(name.replace("_0", ".0.")) and not any(part in one for part in gone)
     }
     if not folded:
         return fold(tensors)
     if isinstance(layer, FusedBlock):
-        tensors["block1.0.attn.shortcut"] = _array(layer.attn.shortcut)
+        tensors["block1.0.attn.shortcut"] = array(layer.attn.shortcut)
     return tensors
 
 
@@ -314,26 +148,26 @@ def _patch_embed(layer: OverlapPatchEmbed) -> Write:
 
     def write(writer: Writer, name: str, inputs: list[Any]) -> Value:
         how = "channels_last", (layer.stride, layer.stride)
-        return _convolved(writer, name, inputs[0], weight, bias, (pad,) * 4, *how)
+        return convolved(writer, name, inputs[0], weight, bias, (pad,) * 4, *how)
 
     return write
 
 
 def _lka(layer: LKA) -> Write:
-    convs = [_depthwise(layer.conv0), _depthwise(layer.conv_spatial), _dense(layer.conv1)]
+    steps = [depthwise(layer.conv0), depthwise(layer.conv_spatial), dense(layer.conv1)]
 
     def write(writer: Writer, name: str, inputs: list[Any]) -> Value:
         x = inputs[0]
-        for conv in convs:
-            x = conv(writer, name, [x])
+        for step in steps:
+            x = step(writer, name, [x])
         return writer.binary("Mul", x, inputs[0], name)
 
     return write
 
 
 def _attention(layer: Attention) -> Write:
-    steps = [_dense(layer.proj_1), _lka(layer.spatial_gating_unit), _dense(layer.proj_2)]
-    shortcut = _array(getattr(layer, "shortcut", None))  # of a fused one
+    steps = [dense(layer.proj_1), _lka(layer.spatial_gating_unit), dense(layer.proj_2)]
+    shortcut = array(getattr(layer, "shortcut", None))  # of a fused one
 
     def write(writer: Writer, name: str, inputs: list[Any]) -> Value:
         x = inputs[0]
@@ -345,7 +179,7 @@ def _attention(layer: Attention) -> Write:
 
 
 def _mlp(layer: Mlp) -> Write:
-    steps = [_dense(layer.fc1), _depthwise(layer.dwconv), _dense(layer.fc2)]
+    steps = [dense(layer.fc1), depthwise(layer.dwconv), dense(layer.fc2)]
 
     def write(writer: Writer, name: str, inputs: list[Any]) -> Value:
         (x,) = inputs
@@ -357,7 +191,7 @@ def _mlp(layer: Mlp) -> Write:
 
 
 def _layer_scale(layer: LayerScale) -> Write:
-    gamma = _array(layer.gamma)
+    gamma = array(layer.gamma)
     return lambda writer, name, inputs: writer.affine(inputs[0], gamma, None, name)
 
 
@@ -365,8 +199,8 @@ def _layer_scale(layer: LayerScale) -> Write:
 
 
 def _batch_norm(layer: Any) -> Write:
-    mean, variance = _array(layer.moving_mean), _array(layer.moving_variance)
-    gamma, beta = _array(layer.gamma), _array(layer.beta)
+    mean, variance = array(layer.moving_mean), array(layer.moving_variance)
+    gamma, beta = array(layer.gamma), array(layer.beta)
     scale = (1.0 if gamma is None else gamma) / np.sqrt(np.float64(variance) + layer.epsilon)
     shift = (0.0 if beta is None else beta) - scale * mean
     (axis,) = [layer.axis] if isinstance(layer.axis, int) else layer.axis
@@ -383,7 +217,7 @@ def _batch_norm(layer: Any) -> Write:
 def _layer_norm(layer: layers.LayerNormalization) -> Write:
     if layer.rms_scaling:
         raise Untranslatable("has rms_scaling=True")
-    gamma, beta = _array(layer.gamma), _array(layer.beta)
+    gamma, beta = array(layer.gamma), array(layer.beta)
     axes = [layer.axis] if isinstance(layer.axis, int) else list(layer.axis)
 
     def write(writer: Writer, name: str, inputs: list[Any]) -> Value:
@@ -405,7 +239,7 @@ def _layer_norm(layer: layers.LayerNormalization) -> Write:
 def _normalization(layer: layers.Normalization) -> Write:
     if layer.invert or layer.mean is None:
         raise Untranslatable("has invert=True" if layer.invert else "has no mean yet")
-    mean, variance = _array(layer.mean), _array(layer.variance)
+    mean, variance = array(layer.mean), array(layer.variance)
     deviation = np.maximum(np.sqrt(variance), keras.backend.epsilon())
 
     def write(writer: Writer, name: str, inputs: list[Any]) -> Value:
@@ -437,7 +271,7 @@ def _global_pool(kind: str, layer: Any) -> Write:
 def _pool(kind: str, layer: Any) -> Write:
     def write(writer: Writer, name: str, inputs: list[Any]) -> Value:
         given, (channels, *sides) = writer.images(inputs[0], layer.data_format)
-        pads = _pads(layer, layer.pool_size, (1, 1), *sides)
+        pads = zeros_around(layer, layer.pool_size, (1, 1), *sides)
         sizes = [
             (side + pads[i] + pads[i + 2] - layer.pool_size[i]) // layer.strides[i] + 1
             for i, side in enumerate(sides)
@@ -578,7 +412,7 @@ def _reshape_operation(step: Any) -> Write:
 def _cast(step: Any) -> Write:
     if step.dtype != "float32":
         raise Untranslatable(f"casts to {step.dtype}")
-    return _same(step)
+    return same(step)
 
 
 def _made(write: Write) -> Callable[[Any], Write]:
@@ -586,8 +420,8 @@ def _made(write: Write) -> Callable[[Any], Write]:
 
 
 _LAYERS: dict[Any, Callable[[Any], Write]] = {
-    **dict.fromkeys(_SAME, _same),
-    DropPath: _same,
+    **dict.fromkeys(_SAME, same),
+    DropPath: same,
     Block: _block,
     FusedBlock: _block,
     OverlapPatchEmbed: _patch_embed,
@@ -596,20 +430,20 @@ _LAYERS: dict[Any, Callable[[Any], Write]] = {
     FusedAttention: _attention,
     Mlp: _mlp,
     LayerScale: _layer_scale,
-    PointwiseConv: _dense,
-    DepthwiseConv: _depthwise,
+    PointwiseConv: dense,
+    DepthwiseConv: depthwise,
     BatchNorm: _batch_norm,
     layers.BatchNormalization: _batch_norm,
     layers.LayerNormalization: _layer_norm,
     layers.Normalization: _normalization,
     layers.Rescaling: _rescaling,
-    layers.Dense: _dense,
-    layers.Conv2D: _conv,
-    layers.DepthwiseConv2D: _conv,
-    layers.Activation: _activation,
+    layers.Dense: dense,
+    layers.Conv2D: conv,
+    layers.DepthwiseConv2D: conv,
+    layers.Activation: activation,
     layers.ReLU: _relu,
-    layers.LeakyReLU: lambda layer: _node("LeakyRelu", alpha=float(layer.negative_slope)),
-    layers.ELU: lambda layer: _node("Elu", alpha=float(layer.alpha)),
+    layers.LeakyReLU: lambda layer: node("LeakyRelu", alpha=float(layer.negative_slope)),
+    layers.ELU: lambda layer: node("Elu", alpha=float(layer.alpha)),
     layers.Softmax: _softmax,
     layers.GlobalAveragePooling2D: partial(_global_pool, "ReduceMean"),
     layers.GlobalMaxPooling2D: partial(_global_pool, "ReduceMax"),
@@ -644,13 +478,13 @@ _OPERATIONS: dict[str, Callable[[Any], Write]] = {
     "Transpose": _transpose,
     "Reshape": _reshape_operation,
     "Cast": _cast,
-    "StopGradient": _same,
-    "Negative": _made(_node("Neg")),
-    "Relu": _made(_node("Relu")),
-    "Relu6": _made(_clipped(0, 6)),
-    "Sigmoid": _made(_node("Sigmoid", SIGMOID)),
-    "Silu": _made(_silu),
-    "Tanh": _made(_node("Tanh")),
-    "Gelu": lambda step: _node("Gelu", approximate="tanh" if step.approximate else "none"),
+    "StopGradient": same,
+    "Negative": _made(node("Neg")),
+    "Relu": _made(node("Relu")),
+    "Relu6": _made(clipped(0, 6)),
+    "Sigmoid": _made(node("Sigmoid", SIGMOID)),
+    "Silu": _made(silu),
+    "Tanh": _made(node("Tanh")),
+    "Gelu": lambda step: node("Gelu", approximate="tanh" if step.approximate else "none"),
     "Softmax": _softmax,
 }
