@@ -16,12 +16,14 @@ from keras import layers
 from ..spec.config import patches
 from ..spec.labels import texts_of
 from ..spec.preprocessing import Preprocessing
+from . import shifted
 from .layers import (
     BatchNorm,
     DepthwiseConv,
     DropPath,
     FanOutNormal,
     LayerScale,
+    PatchConv,
     PointwiseConv,
     gelu,
     register,
@@ -113,9 +115,14 @@ class Mlp(Part):
         self.built = True
 
     def call(self, x, training=None):
+        if not training and shifted.runs_on("cpu") and shifted.is_known(x):
+            return shifted.in_parts(self._infer, x, x.shape[1] * x.shape[2] * self.hidden_dim)
         x = self.dwconv(self.fc1(x))  # (B, H, W, hidden)
         x = self.drop1(x, training=training)
         return self.drop2(self.fc2(x), training=training)  # (B, H, W, C)
+
+    def _infer(self, x):
+        return self.fc2(self.dwconv(self.fc1(x)))
 
 
 @register
@@ -220,7 +227,7 @@ class OverlapPatchEmbed(Composite):
             layers.ZeroPadding2D, kernel_size // 2, data_format="channels_last", name="pad"
         )
         self.proj = self._part(
-            layers.Conv2D,
+            PatchConv,
             dim,
             kernel_size,
             stride,

@@ -13,6 +13,8 @@ import sys
 import keras
 from keras import ops
 
+from . import shifted
+
 PACKAGE = "van_classification_tensorflow"
 register = keras.saving.register_keras_serializable(package=PACKAGE)
 
@@ -34,6 +36,7 @@ def foreign_tensorflow(x):
 # A compiled kernel costs about 0.2 ms to launch on a CPU; below this many elements TensorFlow's
 # own operations are as fast (benchmarks/LOG.md, step 3).
 _COMPILE_FROM = 2**18
+_FEW_CHANNELS = 8  # of an image
 _SQRT_HALF = math.sqrt(0.5)
 
 
@@ -47,12 +50,16 @@ def gelu(x):
     kernel compiled by XLA where the shape is known and large. `DepthwiseConv`, which has no
     product to fuse behind, compiles the forward pass as well.
     """
-    return keras.activations.gelu(x, approximate=False) if tf is None else tf_gelu(x)
+    if tf is not None:
+        return tf_gelu(x)
+    # JAX's own takes erfc, which XLA computes at more than twice the cost.
+    jax_backend = keras.backend.backend() == "jax"
+    return _erf_gelu(x) if jax_backend else keras.activations.gelu(x, approximate=False)
 
 
 def _erf_gelu(x):
     # Not tf.nn.gelu: its erfc is twice as slow, and ONNX has no Erfc.
-    return 0.5 * x * (1.0 + tf.math.erf(x * _SQRT_HALF))
+    return 0.5 * x * (1.0 + ops.erf(x * _SQRT_HALF))
 
 
 def _erf_gelu_gradient(x, upstream):
@@ -244,6 +251,17 @@ class PointwiseConv(keras.layers.Dense):
         return ops.reshape(x, (*shape[:-1], self.units))
 
 
+class PatchConv(keras.layers.Conv2D):
+    """A strided convolution without padding."""
+
+    def convolution_op(self, inputs, kernel):
+        # Of few channels XLA's own leaves one core idle: 11 ms for 8 images, by blocks 3.
+        few = inputs.shape[-1] <= _FEW_CHANNELS
+        if few and shifted.runs_on("cpu") and shifted.is_known(inputs):
+            return shifted.strided(inputs, ops.convert_to_tensor(kernel), self.strides[0])
+        return super().convolution_op(inputs, kernel)
+
+
 @register
 class DepthwiseConv(keras.layers.DepthwiseConv2D):
     """Stride-1 depthwise convolution, zero-padded to keep H x W: never a grouped one.
@@ -291,14 +309,19 @@ class DepthwiseConv(keras.layers.DepthwiseConv2D):
         kernel = self.kernel[rows, columns]
         # Several backends slow down for a dilation even where there is nothing to dilate.
         dilation = 1 if kernel.shape[:2] == (1, 1) else self.dilation
-        if self.max_taps is None or math.prod(kernel.shape[:2]) <= self.max_taps:
-            x = ops.depthwise_conv(inputs, kernel, 1, "same", "channels_last", dilation)
-        else:
+        # On a GPU XLA has good kernels for those without a dilation; with one 3.1 -> 0.7 ms, and
+        # its gradients 54 -> 1.4 (benchmarks/LOG.md, "On a GPU").
+        platforms = ("cpu", "gpu") if dilation > 1 else ("cpu",)
+        if self.max_taps is not None and math.prod(kernel.shape[:2]) > self.max_taps:
             x = self._in_groups_of_rows(inputs, kernel, dilation)
+        elif shifted.runs_on(*platforms) and shifted.is_known(inputs):
+            x = shifted.depthwise(inputs, kernel, dilation)
+        else:
+            x = ops.depthwise_conv(inputs, kernel, 1, "same", "channels_last", dilation)
         x = ops.add(x, self.bias)
         if not self.gelu:
             return x
-        return gelu(x) if tf is None else tf_compiled_gelu(x)
+        return shifted.fence(gelu(x)) if tf is None else tf_compiled_gelu(x)
 
     def _in_groups_of_rows(self, inputs, kernel, dilation: int):
         height, width = kernel.shape[:2]

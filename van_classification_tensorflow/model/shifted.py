@@ -1,0 +1,221 @@
+"""Convolutions in the form that XLA makes fast loops of on CPUs, for JAX.
+
+XLA has no kernel of its own for a depthwise convolution on CPUs, and takes 10 to 80 times as long
+for one, longest for its gradients, as for the same sum written tap by tap: each tap is a
+multiply-add over a shifted view of the padded input, and all of them become one loop over the
+channels (benchmarks/LOG.md, "Keras on JAX"). Without XLA each would be a pass over memory.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from functools import partial
+
+import keras
+from keras import ops
+
+if keras.backend.backend() == "jax":
+    import jax
+
+    # Outside of a compiled function each tap would be compiled by itself.
+    _compiled = partial(jax.jit, static_argnums=2)
+else:
+
+    def _compiled(function):
+        return function
+
+
+# Images whose products are added up in one loop before their positions are.
+_GROUP = 8
+# Numbers of a tile that goes through all taps of a kernel before the next one does: with more, each
+# tap fetches both tensors from memory again.
+_TILE = 2**20
+# Numbers of one intermediate result: two of them at a time stay below 32 MB.
+_PART = 7 * 2**19
+
+
+@_compiled
+def depthwise(x, kernel, dilation: int):
+    """Stride-1 depthwise convolution, zero-padded to keep H x W.
+
+    Args:
+        x: (B, H, W, C), all sizes known.
+        kernel: (kh, kw, C, 1), odd sides.
+        dilation: Distance between its taps.
+
+    Returns:
+        (B, H, W, C), of the dtype of `x`; half precision is added up in float32.
+    """
+
+    if not runs_on("cpu"):
+        return _sum(x, kernel, dilation)  # other compilers have the gradient as good from this
+
+    @ops.custom_gradient
+    def convolve(x, kernel):
+        def gradient(*args, upstream=None):
+            upstream = args[0] if upstream is None else upstream
+            turned = ops.flip(kernel, (0, 1))
+            by_kernel = _kernel_gradient(x, upstream, kernel.shape, dilation)
+            return _sum(upstream, turned, dilation), ops.cast(by_kernel, kernel.dtype)
+
+        return _sum(x, kernel, dilation), gradient
+
+    return convolve(x, kernel)
+
+
+def _sum(x, kernel, dilation: int):
+    """The convolution, tap by tap."""
+    height, width = x.shape[1:3]
+    taps = ops.cast(kernel[..., 0], _accumulated(x))  # (kh, kw, C)
+    padded = ops.cast(_padded(x, kernel.shape, dilation), taps.dtype)
+    total = None
+    for i, j in _taps(kernel.shape):
+        top, left = i * dilation, j * dilation
+        product = padded[:, top : top + height, left : left + width] * taps[i, j]
+        total = product if total is None else total + product
+    return fence(ops.cast(total, x.dtype))
+
+
+def _kernel_gradient(x, upstream, shape, dilation: int):
+    """Gradient by the kernel: (kh, kw, C, 1), the products of both summed over all positions.
+
+    In a loop over the rows of the kernel, for one tile of both tensors after the other. The loop is
+    also what makes the compiler compute both before, once, not again for each tap.
+    """
+    count, height, width, channels = upstream.shape
+    images = max(n for n in range(1, min(_GROUP, count) + 1) if count % n == 0)
+    most = max(_TILE // (images * width * channels), 1)
+    rows = max(n for n in range(1, min(most, height) + 1) if height % n == 0)
+    tiles, blocks = (count // images) * (height // rows), height // rows
+    dtype = _accumulated(x)
+    padded, upstream = ops.cast(_padded(x, shape, dilation), dtype), ops.cast(upstream, dtype)
+
+    def row_of_taps(_, step):
+        tile, i = step // shape[0], step % shape[0]
+        image, top = tile // blocks * images, tile % blocks * rows
+        ours = ops.slice(upstream, (image, top, 0, 0), (images, rows, width, channels))
+        start = (image, top + i * dilation, 0, 0)
+        seen = ops.slice(padded, start, (images, rows, padded.shape[2], channels))
+        sums = []
+        for left in range(0, shape[1] * dilation, dilation):
+            shifted = seen[:, :, left : left + width]
+            # Images first: so many terms for each number that is written.
+            products = shifted[0] * ours[0]
+            for k in range(1, images):
+                products = products + shifted[k] * ours[k]
+            sums.append(ops.sum(fence(products), (0, 1)))
+        return _, ops.stack(sums)
+
+    _, sums = ops.scan(row_of_taps, 0, ops.arange(tiles * shape[0], dtype="int32"))
+    return ops.reshape(ops.sum(ops.reshape(sums, (tiles, *shape[:3])), 0), shape)
+
+
+def _accumulated(x) -> str:
+    return keras.backend.result_type(x.dtype, "float32")
+
+
+def _padded(x, shape, dilation: int):
+    down, across = (side // 2 * dilation for side in shape[:2])
+    return ops.pad(x, ((0, 0), (down, down), (across, across), (0, 0)))
+
+
+def _taps(shape) -> Iterator[tuple[int, int]]:
+    return ((i, j) for i in range(shape[0]) for j in range(shape[1]))
+
+
+if keras.backend.backend() == "jax":
+
+    @jax.custom_jvp
+    def fence(x):
+        """`x`, where JAX's compiler ends what it fuses.
+
+        Its newest fusions on CPUs (YNNPACK's) grow backwards from a sum over one axis through
+        whatever they support, and write each shifted view of a depthwise convolution to memory on
+        the way: seven times the memory for twice the time. A clamp is not supported.
+        """
+        infinity = jax.numpy.array(math.inf, x.dtype)
+        return jax.lax.clamp(-infinity, x, infinity)
+
+    @fence.defjvp
+    def _fence_jvp(primals, tangents):
+        return fence(*primals), tangents[0]
+
+else:
+
+    def fence(x):
+        """`x`; see JAX's."""
+        return x
+
+
+def runs_on(*platforms: str) -> bool:
+    """Whether JAX computes, on one of these platforms and on a single device.
+
+    A batch that is spread over several devices would be fetched together by what takes a few of
+    its images after the other.
+    """
+    if keras.backend.backend() != "jax" or jax.default_backend() not in platforms:
+        return False
+    return keras.distribution.distribution() is None
+
+
+def is_known(x) -> bool:
+    """Whether all sizes of `x` are numbers; in exports they may be names."""
+    return all(isinstance(size, int) for size in x.shape)
+
+
+def in_parts(function: Callable, x, numbers: int):
+    """`function(x)`, of a few images after the other where their intermediate results are large.
+
+    Memory of more than 32 MB is given back to the system after every run, and got anew page by
+    page: a tenth of the time of 32 images.
+
+    Args:
+        function: (b, H, W, C) -> the same shape, each image for itself.
+        x: (B, H, W, C), all sizes known.
+        numbers: Of the largest intermediate result of one image.
+    """
+    count = x.shape[0]
+    sizes = (n for n in range(count, 0, -1) if count % n == 0)
+    size = next((n for n in sizes if n * numbers <= _PART), 1)
+    if size == count:
+        return function(x)
+    parts = ops.reshape(x, (count // size, size, *x.shape[1:]))
+    return ops.reshape(ops.map(function, parts), x.shape)
+
+
+@_compiled
+def strided(x, kernel, stride: int):
+    """Convolution of few channels, without padding, as matrix products of whole blocks.
+
+    With the stride x stride pixels of a position as its channels, an image has a kernel of
+    ceil(k / stride) taps a side: VAN's first patch embedding is 4 matrix products with 48 channels
+    instead of 49 taps with 3.
+
+    Args:
+        x: (B, H, W, C), all sizes known, at least k.
+        kernel: (k, k, C, outputs).
+        stride: Distance between positions.
+
+    Returns:
+        (B, (H - k) // stride + 1, (W - k) // stride + 1, outputs), of the dtype of `x`.
+    """
+    side, channels = kernel.shape[0], x.shape[-1]
+    reach = -(-side // stride)
+    height, width = ((size - side) // stride + 1 for size in x.shape[1:3])
+    rows, columns = height + reach - 1, width + reach - 1
+    missing = [max(n * stride - m, 0) for n, m in zip((rows, columns), x.shape[1:3], strict=True)]
+    x = ops.pad(x, ((0, 0), (0, missing[0]), (0, missing[1]), (0, 0)))
+    x = x[:, : rows * stride, : columns * stride]
+    x = ops.reshape(x, (-1, rows, stride, columns, stride * channels))
+    x = ops.reshape(ops.transpose(x, (0, 1, 3, 2, 4)), (-1, rows, columns, stride**2 * channels))
+    grown = reach * stride - side
+    kernel = ops.pad(kernel, ((0, grown), (0, grown), (0, 0), (0, 0)))
+    kernel = ops.reshape(kernel, (reach, stride, reach, stride * channels, -1))
+    kernel = ops.transpose(kernel, (0, 2, 1, 3, 4))  # (reach, reach, stride, stride * C, outputs)
+    kernel = ops.reshape(kernel, (reach, reach, stride**2 * channels, -1))
+    total = None
+    for i, j in _taps(kernel.shape):
+        product = ops.matmul(x[:, i : i + height, j : j + width], kernel[i, j])
+        total = product if total is None else total + product
+    return total
