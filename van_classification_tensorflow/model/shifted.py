@@ -1,29 +1,30 @@
-"""Convolutions in the form that XLA makes fast loops of on CPUs, for JAX.
+"""Convolutions in the form that XLA makes fast loops of on CPUs.
 
-XLA has no kernel of its own for a depthwise convolution on CPUs, and takes 10 to 80 times as long
+For JAX, and for inference on TensorFlow with `jit_compile=True`. XLA has no kernel of its own for a depthwise convolution on CPUs, and takes 10 to 80 times as long
 for one, longest for its gradients, as for the same sum written tap by tap: each tap is a
 multiply-add over a shifted view of the padded input, and all of them become one loop over the
-channels (benchmarks/LOG.md, "Keras on JAX"). Without XLA each would be a pass over memory.
+channels (benchmarks/LOG.md, "Keras itself"). Without XLA each would be a pass over memory.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from functools import partial
+from contextlib import contextmanager
+from contextvars import ContextVar
 
 import keras
 from keras import ops
 
 if keras.backend.backend() == "jax":
     import jax
-
-    # Outside of a compiled function each tap would be compiled by itself.
-    _compiled = partial(jax.jit, static_argnums=2)
 else:
+    jax = None
 
-    def _compiled(function):
-        return function
+
+def _compiled(function: Callable) -> Callable:
+    """Outside of what JAX compiles anyway, each tap would be compiled by itself."""
+    return function if jax is None else jax.jit(function, static_argnums=2)
 
 
 # Images whose products are added up in one loop before their positions are.
@@ -47,8 +48,7 @@ def depthwise(x, kernel, dilation: int):
     Returns:
         (B, H, W, C), of the dtype of `x`; half precision is added up in float32.
     """
-
-    if not runs_on("cpu"):
+    if jax is None or not runs_on("cpu"):
         return _sum(x, kernel, dilation)  # other compilers have the gradient as good from this
 
     @ops.custom_gradient
@@ -124,7 +124,7 @@ def _taps(shape) -> Iterator[tuple[int, int]]:
     return ((i, j) for i in range(shape[0]) for j in range(shape[1]))
 
 
-if keras.backend.backend() == "jax":
+if jax is not None:
 
     @jax.custom_jvp
     def fence(x):
@@ -148,13 +148,36 @@ else:
         return x
 
 
+_inference_by_xla: ContextVar[bool] = ContextVar("inference by XLA", default=False)
+
+
+@contextmanager
+def inference_by_xla(is_so: bool | None) -> Iterator[None]:
+    """Inside, the layers of a model are traced for XLA on TensorFlow, and for inference alone.
+
+    Args:
+        is_so: Whether they are; nothing changes elsewhere, nor where there is a GPU.
+    """
+    if is_so and keras.backend.backend() == "tensorflow":
+        import tensorflow as tf
+
+        is_so = not tf.config.list_physical_devices("GPU")
+    token = _inference_by_xla.set(bool(is_so))
+    try:
+        yield
+    finally:
+        _inference_by_xla.reset(token)
+
+
 def runs_on(*platforms: str) -> bool:
-    """Whether JAX computes, on one of these platforms and on a single device.
+    """Whether XLA compiles for one of these platforms, and for a single device.
 
     A batch that is spread over several devices would be fetched together by what takes a few of
     its images after the other.
     """
-    if keras.backend.backend() != "jax" or jax.default_backend() not in platforms:
+    if keras.backend.backend() == "tensorflow":
+        return _inference_by_xla.get() and "cpu" in platforms
+    if jax is None or jax.default_backend() not in platforms:
         return False
     return keras.distribution.distribution() is None
 

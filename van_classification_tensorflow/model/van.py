@@ -19,6 +19,7 @@ from ..spec.preprocessing import Preprocessing
 from ..support.checks import at_least_or_none, check_choice, check_flag
 from ..support.text import printable
 from ..weights.pretrained import Pretrained, open_pretrained
+from . import shifted
 from .arguments import (
     activation_function,
     check_images,
@@ -277,6 +278,16 @@ class VAN(keras.Model):
         if shape is not None and hasattr(self, "in_chans"):  # not yet while Keras builds it
             check_images(shape, "inputs", self.in_chans, self.data_format, self.num_stages)
         return super().__call__(inputs, *args, **kwargs)
+
+    def predict_step(self, *args):
+        """Keras's."""
+        with shifted.inference_by_xla(self.jit_compile):
+            return super().predict_step(*args)
+
+    def test_step(self, *args):
+        """Keras's."""
+        with shifted.inference_by_xla(self.jit_compile):
+            return super().test_step(*args)
 
     def build(self, input_shape):
         """Checks `input_shape`, and makes `summary()` show the shapes it leads to."""
