@@ -31,18 +31,26 @@ MIN_ITERATIONS = 10
 WARMUP_STEPS = 3  # beside the two that make the check
 
 _TORCH = ("torch", "transformers", "numpy")
-# Contender -> the libraries whose versions decide its speed. The first two are this package.
-LIBRARIES: dict[str, tuple[str, ...]] = {
-    "keras": ("keras", "tensorflow", "numpy"),
+_TENSORFLOW = ("keras", "tensorflow", "numpy")
+_JAX = ("keras", "jax", "jaxlib", "numpy")
+# This package: contender -> the libraries whose versions decide its speed.
+_OURS: dict[str, tuple[str, ...]] = {
+    "keras": _TENSORFLOW,
+    "keras_fused": _TENSORFLOW,
     "accelerated": ("keras", "tensorflow", "onnxruntime", "openvino", "numpy"),
+    "keras_jax": _JAX,
+    "keras_jax_fused": _JAX,
+}
+LIBRARIES = {
+    **_OURS,
     "torch_eager": _TORCH,
     "torch_channels_last": _TORCH,
     "torch_compile": _TORCH,
     "onnxruntime": ("onnxruntime", "onnx", *_TORCH),  # the exporter shapes the graph
 }
 CONTENDERS = tuple(LIBRARIES)
-INFERENCE_ONLY = ("accelerated", "onnxruntime")
-OURS = ("keras", "accelerated")  # run in the environment of this package
+INFERENCE_ONLY = ("keras_fused", "accelerated", "keras_jax_fused", "onnxruntime")
+OURS = tuple(_OURS)  # run in the environment of this package
 _EXPORT = "export_onnx"  # not a contender: the child process of one
 
 # One call is one timed step. Inference: logits (B, classes). Training: the loss before the step.
@@ -80,17 +88,29 @@ def keras_model(name: str, **options: Any) -> Any:
     return model
 
 
-def keras_step(job: Job) -> Step:
-    """The package on TensorFlow, called the way a user of Keras calls it."""
-    os.environ["KERAS_BACKEND"] = "tensorflow"
+def use_backend(backend: str, threads: int) -> None:
+    """Takes a backend of Keras, on so many threads; to be called before anything imports it."""
+    os.environ["KERAS_BACKEND"] = backend
+    if backend == "jax":
+        os.environ["NPROC"] = str(threads)  # how many threads its CPU client starts
+        return
     import tensorflow as tf
 
-    tf.config.threading.set_intra_op_parallelism_threads(job.threads)
-    tf.config.threading.set_inter_op_parallelism_threads(job.threads)
+    tf.config.threading.set_intra_op_parallelism_threads(threads)
+    tf.config.threading.set_inter_op_parallelism_threads(threads)
+
+
+def keras_step(job: Job) -> Step:
+    """The package on TensorFlow or JAX, called the way a user of Keras calls it."""
+    use_backend("jax" if "_jax" in job.name else "tensorflow", job.threads)
     import keras
 
     model = keras_model(job.model)
     images, labels = fixed_images(job.batch), fixed_labels(job.batch)
+    if job.name.endswith("_fused"):
+        from van_classification_tensorflow import fuse
+
+        model = fuse(model)
     if job.name == "accelerated":
         from van_classification_tensorflow import accelerate
 

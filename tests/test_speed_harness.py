@@ -85,11 +85,43 @@ def test_report_uses_the_best_launch(speed):
         }
     }
     (line,) = speed.targets_report(launches)
-    assert "0.80 x onnxruntime" in line
+    assert line.startswith("- inference, van_b0, batch 8: keras 0.80 x onnxruntime, asked 0.7 x")
     assert "met" in line
     rows = speed.table(launches, gflops=200.0).splitlines()
     assert "| keras | 100.0 | 80.0 | 1.80 | 1.00 |" in rows[2]
     assert "| onnxruntime | 80.0 | 100.0 | 1.12 | 0.80 |" in rows[3]
+
+
+def test_each_contender_of_ours_has_its_own_target(speed, setting):
+    def asked(mode, batch, **ms):
+        results = {name: [{"median_ms": one}] for name, one in ms.items()}
+        found = speed.targets_report({speed.Setting(mode, "van_b0", batch): results})
+        return [line.split(": ", 1)[1] for line in found]
+
+    inference = {"keras_fused": 10.0, "accelerated": 5.0, "keras_jax": 8.0, "onnxruntime": 5.0}
+    for batch, fused in ((1, 0.6), (8, 0.8)):
+        assert asked("inference", batch, **inference) == [
+            f"keras_fused 0.50 x onnxruntime, asked {fused} x: MISSED",
+            "accelerated 1.00 x onnxruntime, asked 1.0 x: met",
+            "keras_jax 0.62 x onnxruntime, asked 0.6 x: met",
+        ]
+    for batch in (8, 32):
+        assert asked("training", batch, keras=4.0, keras_jax=9.0, torch_channels_last=6.0) == [
+            "keras 1.50 x torch_channels_last, asked 1.5 x: met",
+            "keras_jax 0.67 x torch_channels_last, asked 0.7 x: MISSED",
+        ]
+
+
+def test_one_command_measures_every_target(speed, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["speed.py"])
+    args = speed.parse_args()
+    plan = {setting: speed.contenders_of(setting, args) for setting in args.settings}
+    for target in speed.TARGETS:
+        for model in ("van_b0", "van_b1"):
+            names = plan[speed.Setting(target.mode, model, target.batch)]
+            assert {target.ours, target.peer} <= set(names)
+    monkeypatch.setattr("sys.argv", ["speed.py", "--batches", "2", "--mode", "training"])
+    assert [setting.batch for setting in speed.parse_args().settings] == [2, 2]
 
 
 @pytest.mark.parametrize("rounds", [1, 3])
