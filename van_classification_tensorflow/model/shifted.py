@@ -1,9 +1,10 @@
 """Convolutions in the form that XLA makes fast loops of on CPUs.
 
-For JAX, and for inference on TensorFlow with `jit_compile=True`. XLA has no kernel of its own for a depthwise convolution on CPUs, and takes 10 to 80 times as long
-for one, longest for its gradients, as for the same sum written tap by tap: each tap is a
-multiply-add over a shifted view of the padded input, and all of them become one loop over the
-channels (benchmarks/LOG.md, "Keras itself"). Without XLA each would be a pass over memory.
+For JAX, and for inference on TensorFlow with `jit_compile=True`. XLA has no kernel of its own for a
+depthwise convolution on CPUs, and takes 10 to 80 times as long for one, longest for its gradients,
+as for the same sum written tap by tap: each tap is a multiply-add over a shifted view of the padded
+input, and all of them become one loop over the channels (benchmarks/LOG.md, "Keras itself").
+Without XLA each would be a pass over memory.
 """
 
 from __future__ import annotations
