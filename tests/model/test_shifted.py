@@ -5,7 +5,10 @@ import numpy as np
 import pytest
 from keras import ops
 
+from van_classification_tensorflow import VAN
 from van_classification_tensorflow.model import layers, shifted
+
+from tests.parity import SMALL, load_seeded
 
 pytestmark = pytest.mark.skipif(keras.backend.backend() != "jax", reason="used on JAX alone")
 
@@ -116,3 +119,24 @@ def test_the_layers_of_jax_have_none_of_its_own_depthwise_convolutions():
 
     lowered = jax.jit(jax.grad(loss, (0, 1))).lower(layer.kernel.value, _random(2, 12, 12, 4))
     assert "convolution" not in lowered.as_text()
+
+
+@pytest.mark.slow
+def test_as_many_rows_as_a_compiler_has_miscounted():
+    """JAX 0.10.2 loses rows above the 32,768th of some products that a sum follows (jax#39103).
+
+    A step on 13 x 56 x 56 positions, compiled as a whole and operation by operation.
+    """
+    images = _random(13, 224, 224, 3).astype("f")
+    trained = []
+    for eagerly in (False, True):
+        model = load_seeded(VAN(**SMALL))
+        alone = np.concatenate([model.predict_on_batch(one[None]) for one in images])
+        np.testing.assert_allclose(model.predict_on_batch(images), alone, atol=2e-6)
+        optimizer = keras.optimizers.SGD(0.1)
+        loss = "sparse_categorical_crossentropy"
+        model.compile(optimizer, loss, run_eagerly=eagerly, jit_compile=not eagerly)
+        model.train_on_batch(images, np.arange(13) % 3)
+        trained.append(model.get_weights())
+    for compiled, plain in zip(*trained, strict=True):
+        _close(compiled, plain, 5e-5)  # rounding: 6e-6
