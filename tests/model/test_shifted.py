@@ -5,10 +5,9 @@ import numpy as np
 import pytest
 from keras import ops
 
+from tests.parity import SMALL, load_seeded
 from van_classification_tensorflow import VAN
 from van_classification_tensorflow.model import layers, shifted
-
-from tests.parity import SMALL, load_seeded
 
 pytestmark = pytest.mark.skipif(keras.backend.backend() != "jax", reason="used on JAX alone")
 
