@@ -76,28 +76,35 @@ def launch(command: list[str], **environment: str) -> tuple[float, int]:
     return seconds, usage.ru_maxrss * 1024
 
 
-def prepare(folder: Path) -> str:
-    """Writes the weights for both and the picture; returns the SHA-256 of ours."""
-    import numpy as np
-    from PIL import Image
+def write_weights(model: str, path: Path, peer: Path) -> None:
+    """Writes the seeded weights as they are published, and a folder of transformers with them."""
     from weights import seeded
 
     from van_classification_tensorflow.export.convert import convert
     from van_classification_tensorflow.spec.architecture import Architecture
     from van_classification_tensorflow.spec.config import CONFIGURATIONS
-    from van_classification_tensorflow.weights.catalogue import CATALOGUE
     from van_classification_tensorflow.weights.formats.torch import write_torch
     from van_classification_tensorflow.weights.namings import spell
 
-    config = CONFIGURATIONS["van_b0"]
+    config = CONFIGURATIONS[model]
     sizes = Architecture(config.embed_dims, config.hidden_dims, config.depths, 3, 1000)
     tensors = {n: seeded(n, s.shape) for n, s in sizes.tensors().items()}
+    write_torch(path, spell(tensors, "mmpretrain"))
+    convert(path, peer, naming="huggingface")
+    (peer / "preprocessor_config.json").write_text(json.dumps(PROCESSOR))
+
+
+def prepare(folder: Path) -> str:
+    """Writes the weights for both and the picture; returns the SHA-256 of ours."""
+    import numpy as np
+    from PIL import Image
+
+    from van_classification_tensorflow.weights.catalogue import CATALOGUE
+
     record = CATALOGUE["van_b0.in1k"]
     path = folder / "cache" / record.name / record.sources[0].file
     path.parent.mkdir(parents=True)
-    write_torch(path, spell(tensors, "mmpretrain"))
-    convert(path, folder / "peer", naming="huggingface")
-    (folder / "peer" / "preprocessor_config.json").write_text(json.dumps(PROCESSOR))
+    write_weights("van_b0", path, folder / "peer")
     # Smooth noise, as large as a usual picture of ImageNet.
     rough = np.random.default_rng(0).integers(0, 256, (25, 33, 3), dtype=np.uint8)
     Image.fromarray(rough).resize((500, 375), Image.Resampling.BICUBIC).save(folder / "one.jpg")

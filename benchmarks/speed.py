@@ -70,16 +70,23 @@ class Setting(NamedTuple):
 Launches = dict[Setting, dict[str, list[dict[str, Any]]]]  # contender -> one result a round
 
 
-def run_worker(command: Sequence[str]) -> dict[str, Any]:
-    """Runs a process that prints one JSON line; its error is ours."""
+def run_process(command: Sequence[str], folder: Path | None = None) -> str:
+    """What a process prints, started in a folder; its error is ours."""
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=LAUNCH_TIMEOUT_S)
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=LAUNCH_TIMEOUT_S, cwd=folder
+        )
     except subprocess.TimeoutExpired:
         raise SystemExit(f"no result in {LAUNCH_TIMEOUT_S} s: {' '.join(command)}") from None
     if done.returncode:
         tail = "\n".join(done.stderr.splitlines()[-15:])
         raise SystemExit(f"failed ({done.returncode}): {' '.join(command)}\n{tail}")
-    return json.loads(done.stdout.splitlines()[-1])
+    return done.stdout
+
+
+def run_worker(command: Sequence[str]) -> dict[str, Any]:
+    """Runs a process that prints one JSON line at the end."""
+    return json.loads(run_process(command).splitlines()[-1])
 
 
 def worker_command(
@@ -195,10 +202,10 @@ def table(launches: Launches, gflops: float) -> str:
     return "\n".join(lines)
 
 
-def targets_report(launches: Launches) -> Iterator[str]:
+def targets_report(launches: Launches, targets: Sequence[Target] = TARGETS) -> Iterator[str]:
     """A line for every asked ratio whose two contenders were measured."""
     for setting, results in launches.items():
-        for target in TARGETS:
+        for target in targets:
             asked_here = (target.mode, target.batch) == (setting.mode, setting.batch)
             if not asked_here or not {target.ours, target.peer} <= results.keys():
                 continue
@@ -264,19 +271,25 @@ def positive(text: str) -> int:
     return value
 
 
-def add_shared_arguments(parser: argparse.ArgumentParser) -> None:
+def add_common_arguments(parser: argparse.ArgumentParser) -> None:
     """What every side-by-side benchmark asks."""
     add = parser.add_argument
     add("--models", nargs="+", choices=MODELS, default=MODELS)
     add("--batches", nargs="+", type=positive, default=[1, 8])
     add("--rounds", type=positive, default=5, help="launches of each contender")
     add("--threads", type=positive, default=2)
-    add("--seconds", type=float, default=3.5, help="timed steps per launch, at least ten")
-    add("--iterations", type=positive, help="steps per launch; overrides --seconds")
     add("--python-ours", default=sys.executable, help="interpreter with Keras and TensorFlow")
     add("--python-peers", default=sys.executable, help="interpreter with requirements.txt")
     add("--onnx-dir", type=Path, default=ONNX_DIR, help="cache of exported files")
     add("--output", type=Path, help="JSON file with every launch")
+
+
+def add_shared_arguments(parser: argparse.ArgumentParser) -> None:
+    """What those ask that time single steps."""
+    add_common_arguments(parser)
+    add = parser.add_argument
+    add("--seconds", type=float, default=3.5, help="timed steps per launch, at least ten")
+    add("--iterations", type=positive, help="steps per launch; overrides --seconds")
 
 
 def check_output(parser: argparse.ArgumentParser, output: Path | None) -> None:

@@ -1,6 +1,8 @@
 """The benchmark's own logic, without starting an engine: names, weights, refusal, report."""
 
 import math
+import sys
+from argparse import Namespace
 from dataclasses import replace
 from pathlib import Path
 
@@ -57,6 +59,13 @@ def deployed():
     import deployed
 
     return deployed
+
+
+@pytest.fixture
+def folder():
+    import folder
+
+    return folder
 
 
 def test_weights_are_those_of_the_proof(weights):
@@ -412,6 +421,198 @@ def test_the_reference_runs_first_and_peers_in_their_interpreter(deployment, mon
         assert command[1].endswith("deployed.py")
         assert " --batch 8 " in f"{' '.join(command)} "
         assert command[-1] == "--operators"
+
+
+# --- A folder of pictures ---
+
+
+@pytest.fixture
+def of_folder(speed):
+    return speed.Setting("folder", "van_b0", 8)
+
+
+@pytest.fixture
+def expected(folder, tmp_path):
+    """What the peer found of two pictures with three classes, through its file."""
+    from folder_contender import write_table
+
+    logits = [np.array(one, np.float32) for one in ([0, 3, 1], [2, -1, 2.00005])]
+    write_table(tmp_path / "x.csv", ["/there/a.jpg", "/there/b.jpg"], logits, 3)
+    return folder.read_table(tmp_path / "x.csv")
+
+
+def test_a_table_is_ranked_and_read_as_logarithms(expected):
+    assert [list(classes) for classes in expected.values()] == [[1, 2, 0], [2, 0, 1]]
+    logs = np.array([0, 3, 1]) - np.log(np.exp([0, 3, 1]).sum())
+    assert expected["a.jpg"] == pytest.approx(dict(enumerate(logs)), abs=1e-6)
+
+
+def test_what_van_predict_writes_is_read(folder, tmp_path):
+    from van_classification_tensorflow.inference.predict import _WRITERS
+
+    named = [
+        {"label": "x", "wnid": None, "index": i, "probability": p} for i, p in ((7, 0.5), (2, 0.25))
+    ]
+    record = {"path": "/p/a.jpg", "error": None, "predictions": named}
+    _WRITERS[".csv"](tmp_path / "x.csv", lambda: [record], 2, False)
+    assert folder.read_table(tmp_path / "x.csv") == {"a.jpg": {7: math.log(0.5), 2: math.log(0.25)}}
+
+
+@pytest.mark.parametrize(
+    ("picture", "order", "shift", "match"),
+    [
+        ("a.jpg", [1, 2], 0.0, None),
+        ("a.jpg", [1, 2], 9e-4, None),
+        ("a.jpg", [1, 2], 1.1e-3, "logarithm of class 1"),
+        ("a.jpg", [1, 2], math.nan, "logarithm of class 1"),
+        ("a.jpg", [2, 1], 0.0, "is 2, of the peer 1"),
+        ("b.jpg", [0, 2], 0.0, None),  # the first two are as good as equal
+    ],
+)
+def test_other_answers_of_a_folder_are_refused(folder, expected, picture, order, shift, match):
+    other = next(name for name in expected if name != picture)
+    found = {picture: {i: expected[picture][i] + shift for i in order}, other: expected[other]}
+    if match is None:
+        return folder.require_agreement("x", expected, found, 2)
+    with pytest.raises(SystemExit, match=match):
+        folder.require_agreement("x", expected, found, 2)
+
+
+def test_pictures_that_were_left_out_are_refused(folder, expected):
+    with pytest.raises(SystemExit, match="1 pictures for 2"):
+        folder.require_agreement("x", expected, {"a.jpg": expected["a.jpg"]}, 2)
+
+
+def test_an_evaluation_must_have_the_figures_of_the_peers_answers(folder, expected, tmp_path):
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    for name in expected:
+        (pictures / name).touch()
+    folder.label(pictures, tmp_path / "labelled", expected)
+    there = sorted(str(p.relative_to(tmp_path)) for p in tmp_path.glob("labelled/*/*"))
+    assert there == ["labelled/0/b.jpg", "labelled/1/a.jpg"]  # b.jpg: the peer's second
+    loss = -(expected["a.jpg"][1] + expected["b.jpg"][0]) / 2
+    table = "│ Engine │ ONNX Runtime 1.2 on 2 threads, float32: first │\n│ Top-1  │ {:.3f}%, 95 % │"
+    table += "\n│ Loss   │ {:.4f} nats │"
+    folder.require_figures("x", expected, table.format(50, loss))
+    assert folder.engine_of(table) == "ONNX Runtime 1.2 on 2 threads"
+    for figures in ((100, loss), (50, loss + 0.002), (50, math.nan)):
+        with pytest.raises(SystemExit, match="no result is reported"):
+            folder.require_figures("x", expected, table.format(*figures))
+
+
+def test_the_peer_prepares_pictures_as_the_weights_want(tmp_path):
+    from folder_contender import prepared
+    from PIL import Image
+
+    from van_classification_tensorflow.spec.preprocessing import Preprocessing
+
+    pixels = np.random.default_rng(0).integers(0, 256, (375, 500, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "x.png")
+    (ours,) = Preprocessing().views(Image.fromarray(pixels))
+    np.testing.assert_allclose(
+        prepared(tmp_path / "x.png", 224), ours.transpose(2, 0, 1), atol=1e-6
+    )
+
+
+def test_the_peer_fills_its_last_batch_up(tmp_path, monkeypatch):
+    import folder_contender
+
+    class Session:
+        def __init__(self, *_, **__):
+            self.sums = []
+
+        def get_inputs(self):
+            return [Namespace(name="images", shape=[2, 3, 4, 4])]
+
+        def run(self, _, feed):
+            return [feed["images"].sum(axis=(1, 2, 3))[:, None] / 48]
+
+    runtime = Namespace(SessionOptions=lambda: Options(), InferenceSession=Session)
+
+    class Options:
+        def add_session_config_entry(self, *_):
+            pass
+
+    monkeypatch.setitem(sys.modules, "onnxruntime", runtime)
+    monkeypatch.setattr(
+        folder_contender, "prepared", lambda path, size: np.full((3, size, size), float(path))
+    )
+    run = folder_contender.onnxruntime(Namespace(threads=2, weights="x.onnx"))
+    found = run([str(i) for i in range(23)])
+    assert [float(one[0]) for one in found] == [float(i) for i in range(23)]
+
+
+def test_time_of_fewer_pictures_is_scaled(folder):
+    inside = {"name": "pipeline", "median_ms": 200.0, "passes": [200.0], "classified": 10}
+    result = {"name": "pipeline_warm", "pictures": 50, "classified": 50, "median_ms": 700.0}
+    warm, whole = (result | folder.scaled(result, inside, warm) for warm in (True, False))
+    assert (warm["median_ms"], whole["median_ms"]) == (1000.0, 1500.0)
+    assert warm["name"] == "pipeline_warm"
+    assert (warm["pictures"], warm["classified"]) == (50, 10)
+
+
+def test_folder_report(folder, of_folder):
+    def run(ms, **more):
+        return {"median_ms": ms, "pictures": 50, "classified": 50, **more}
+
+    results = {
+        "predict_auto": [run(1200.0), run(1000.0)],
+        "evaluate_auto": [run(1250.0, engine="ONNX Runtime")],
+        "first_answer_auto": [run(1100.0), run(900.0)],
+        "onnxruntime": [run(1000.0)],
+        "onnxruntime_warm": [run(500.0)],
+        "pipeline": [run(4000.0, classified=10)],
+    }
+    every = folder.contenders(["auto"])
+    rows = folder.table_of({of_folder: results}, every).splitlines()[2:]
+    assert rows[0] == "| van_b0 | 8 | predict_auto | 1.00 | 50.0 | 1.20 | 1.00 | 4.00 |"
+    assert rows[3] == "| van_b0 | 8 | onnxruntime_warm | 0.50 | 100.0 | 1.00 | 1.00 | - |"
+    assert rows[4] == "| van_b0 | 8 | pipeline (10) | 4.00 | 12.5 | 1.00 | 0.25 | 1.00 |"
+    assert len(rows) == 5
+    assert list(folder.remarks({of_folder: results}, every)) == [
+        "- folder, van_b0, batch 8: evaluate_auto ran on ONNX Runtime",
+        "- folder, van_b0, batch 8: first_answer_auto after 0.90 s, asked 1.0 s: met",
+    ]
+    assert list(folder.targets_report({of_folder: results}, folder.TARGETS)) == [
+        f"- folder, van_b0, batch 8: {line}"
+        for line in (
+            "predict_auto 1.00 x onnxruntime, asked 1.0 x: met",
+            "predict_auto 4.00 x pipeline, asked 3.0 x: met",
+            "evaluate_auto 0.80 x onnxruntime, asked 1.0 x: MISSED",
+        )
+    ]
+
+
+def test_every_target_of_a_folder_names_contenders(folder):
+    every = folder.contenders(["auto", "openvino"])
+    assert {name for t in folder.TARGETS for name in (t.ours, t.peer)} <= set(every)
+    assert {"predict_openvino", "classifier_openvino_warm"} <= set(every)
+
+
+def test_each_contender_of_a_folder_is_started_with_its_own_files(folder, of_folder, monkeypatch):
+    monkeypatch.setattr(folder.os, "sched_setaffinity", lambda *_: None, raising=False)
+    monkeypatch.setattr("sys.argv", ["folder.py", "--python-ours", "O", "--python-peers", "P"])
+    args = folder.parse_args()
+    places = ("tmp", "pictures", "labelled", "x.pth", "peer", "x.onnx")
+    files = folder.Files(*map(Path, places), {})
+    commands = {
+        name: folder.command_of(args, who, of_folder, files, Path("t.csv"))
+        for name, who in args.contenders.items()
+    }
+    assert {name: command[0] for name, command in commands.items()} == {
+        **dict.fromkeys(commands, "O"),
+        **dict.fromkeys(("onnxruntime", "onnxruntime_warm", "pipeline", "pipeline_warm"), "P"),
+    }
+    van = ["O", "-m", "van_classification_tensorflow"]
+    weights = ["--weights", "x.pth", "--engine", "auto"]
+    assert commands["predict_auto"] == [*van, "predict", "pictures", "--output", "t.csv", *weights]
+    assert commands["evaluate_auto"] == [*van, "evaluate", "--data", "labelled", *weights]
+    assert commands["first_answer_auto"] == [*van, "predict", "pictures", *weights]
+    assert commands["onnxruntime"][2:6] == ["onnxruntime", "pictures", "--weights", "x.onnx"]
+    for name, command in commands.items():
+        assert ("--passes" in command) == name.endswith("_warm")
+        assert ("--pictures" in command) == name.startswith("pipeline")
 
 
 # --- GPU ---
