@@ -108,6 +108,7 @@ def onnxruntime(args: argparse.Namespace) -> Run:
 
 def pipeline(args: argparse.Namespace) -> Run:
     """The pipeline of transformers, as it comes."""
+    os.environ["USE_TORCH"] = "1"  # it need not start TensorFlow as well, where that is installed
     import torch
     import transformers
 
