@@ -17,7 +17,14 @@ from keras import layers
 
 from ..model.blocks import LKA, Attention, Block, Mlp, OverlapPatchEmbed
 from ..model.fused import FusedAttention, FusedBlock
-from ..model.layers import BatchNorm, DepthwiseConv, DropPath, LayerScale, PointwiseConv
+from ..model.layers import (
+    BatchNorm,
+    DepthwiseConv,
+    DropPath,
+    LayerScale,
+    PatchConv,
+    PointwiseConv,
+)
 from ..model.load import variable
 from ..spec.architecture import Architecture
 from ..spec.scores import SIGMOID, SOFTMAX
@@ -41,8 +48,8 @@ from .keras_products import (
 from .keras_values import Untranslatable, Value, Writer
 
 _COMPOSITES = (Block, FusedBlock, OverlapPatchEmbed, LKA, Attention, FusedAttention, Mlp)
-_PARTS = (*_COMPOSITES, BatchNorm, DepthwiseConv, DropPath, LayerScale, PointwiseConv)
-_PARTS_OF_KERAS = (layers.Conv2D, layers.Dropout, layers.ZeroPadding2D)
+_PARTS = (*_COMPOSITES, BatchNorm, DepthwiseConv, DropPath, LayerScale, PatchConv, PointwiseConv)
+_PARTS_OF_KERAS = (layers.Dropout, layers.ZeroPadding2D)
 _SAME = tuple(getattr(layers, name) for name in sorted(ONLY_IN_TRAINING))
 
 
