@@ -139,6 +139,13 @@ def test_what_is_no_number_in_the_reference():
     assert largest_difference([zero + 0.5], [zero]) == 0.5
 
 
+def test_one_number_that_is_near_zero_by_chance():
+    features = np.ones((1, 8), np.float32)
+    right, rounded = np.array([[1e-4]]), np.array([[1e-4 + 6e-8]])
+    assert largest_difference([rounded, features], [right, features]) < 1e-5
+    assert largest_difference([right + 1e-5, features], [right, features]) > 1e-4
+
+
 def test_the_line_for_the_user():
     why = "the fastest that is installed"
     found = Chosen(None, "onnxruntime", "1.32.0", "float32", 2, why, 3.4e-7)

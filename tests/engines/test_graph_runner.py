@@ -1,6 +1,9 @@
 """Graphs made in memory: every runtime the same numbers, whatever the size, number and threads."""
 
 import gc
+import os
+import subprocess
+import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
@@ -106,6 +109,41 @@ def test_threads_of_the_caller(model, runtime):
     for one in names:
         one.join(5)
         assert not one.is_alive()
+
+
+FORKED = """
+import os, sys
+import numpy as np
+from van_classification_tensorflow.engines.graph_runner import GraphRunner
+from van_classification_tensorflow.engines.onnx_graph import onnx_model
+from van_classification_tensorflow.spec.architecture import Architecture
+from van_classification_tensorflow.weights.fold import fold
+
+sizes = Architecture((8, 16), (32, 32), (1, 1), 3, 10)
+folded = fold({n: np.full(s.shape, 0.01, np.float32) for n, s in sizes.tensors().items()})
+
+def graph(shape):
+    return onnx_model(folded, sizes, image_size=shape[:2]).SerializeToString()
+
+runner = GraphRunner(graph, sys.argv[1], threads=2)
+images = np.ones((3, 32, 32, 3), np.float32)
+before = runner(images)[0]
+runner(images[:1])
+child = os.fork()
+if not child:
+    same = all(abs(runner(images[:n])[0] - before[:n]).max() < 1e-6 for n in (3, 1))
+    os._exit(0 if same else 3)
+print(os.waitpid(child, 0)[1])
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="a system without fork")
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_a_forked_process_has_threads_of_its_own(runtime):
+    pytest.importorskip(runtime)
+    command = [sys.executable, "-c", FORKED, runtime]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout.strip()) == (0, "0"), done.stderr
 
 
 def test_answers_are_the_callers_own(model):

@@ -1,5 +1,7 @@
 """`accelerate`: what a model gives, from an engine that proved itself; or Keras, and why."""
 
+import copy
+import sys
 import threading
 from importlib import import_module
 
@@ -330,3 +332,26 @@ def test_every_stage_of_a_deep_one():
     fast = accelerate(keras.Model(model.input, [model.output, *model.pyramid_outputs.values()]))
     images = seeded_images(1, (3, 3, 64, 96))
     assert_same(fast.predict(images), fast.model.predict(images, verbose=0))
+
+
+def test_without_onnx_it_is_keras(model, monkeypatch):
+    monkeypatch.setitem(sys.modules, "onnx", None)
+    fast = accelerate(model)
+    assert fast.engine == "keras"
+    assert "onnx" in fast.reason
+    with pytest.raises(ValueError, match=r"cannot run .*onnx"):
+        accelerate(model, "onnxruntime")
+
+
+def test_no_batches_and_no_copies(accelerated):
+    with pytest.raises(ValueError, match="one batch of pictures at least"):
+        accelerated.predict(iter([]))
+    with pytest.raises(TypeError, match="accelerate"):
+        copy.deepcopy(accelerated)
+
+
+def test_batches_without_labels_go_to_keras_as_well(model):
+    images = seeded_images(1, (5, 32, 32, 3))
+    fast = accelerate(model, "keras")
+    found = fast.predict(one for one in (images[:3], images[3:]))
+    assert_same(found, model(images, training=False))

@@ -1,6 +1,8 @@
 """Pictures in, ranked labels out: the same answer however a picture is given."""
 
+import copy
 import io
+import pickle
 import re
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -633,3 +635,16 @@ def test_no_keras_model_is_made_for_pictures_that_cannot_be_read(tmp_path):
         classifier(tmp_path / "missing.png")
     assert [result.output for result in classifier.stream([tmp_path / "missing.png"])] == [None]
     assert classifier.engine_used is None
+
+
+@pytest.mark.parametrize("engine", ["auto", "numpy", "onnxruntime"])
+def test_a_classifier_goes_to_other_processes(engine, scans):
+    pictures = list(scans[0][:6])
+    classifier = Classifier("digits", engine=engine)
+    fresh = pickle.dumps(classifier)
+    expected = classifier(pictures)
+    used = pickle.dumps(classifier)
+    copies = [pickle.loads(one) for one in (fresh, used)]  # noqa: S301 - our own
+    for copied in (*copies, copy.deepcopy(classifier)):
+        for one, right in zip(copied(pictures), expected, strict=True):
+            assert [p.label for p in one] == [p.label for p in right]

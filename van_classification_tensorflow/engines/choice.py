@@ -22,6 +22,9 @@ from ..support.text import one_line
 # is only told.
 TOLERANCES = {"float32": 1e-4, "bfloat16": 0.05, "int8": np.inf}
 
+# Of an output of so few numbers the largest counts as so large at least.
+_FEW, _LEAST_SCALE = 2, 1e-2
+
 # {name: what users know it by, the module that is imported, its distribution}
 _KNOWN = {
     "numpy": ("NumPy", "numpy", "numpy"),
@@ -201,6 +204,8 @@ def largest_difference(
         there = np.where(finite, right, 0)
         difference = np.abs(np.where(finite, one, 0) - there).max()
         scale = np.abs(there).max()
+        if there.size <= _FEW:  # which may be near zero by chance
+            scale = max(scale, _LEAST_SCALE)
         worst = max(worst, float(difference / scale) if scale else float(difference))
     return worst
 

@@ -11,7 +11,9 @@ Runtime and in half a second by OpenVINO.
 
 from __future__ import annotations
 
+import os
 import threading
+import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -86,7 +88,13 @@ class GraphRunner:
             raise ValueError("ONNX Runtime has no bfloat16 on CPUs: `runtime` must be 'openvino'")
         self.graph, self.runtime, self.precision = graph, runtime, precision
         self.threads = at_least_or_none("threads", threads, 1) or cores()
-        self._compile = (_OnnxRuntime if runtime == "onnxruntime" else _OpenVINO)(precision)
+        self._begin()
+        _runners.add(self)
+
+    def _begin(self) -> None:
+        """Without programs and threads: at first, and in a process that was forked from one."""
+        made = _OnnxRuntime if self.runtime == "onnxruntime" else _OpenVINO
+        self._compile = made(self.precision)
         self._programs: OrderedDict[tuple[tuple[int, ...], bool], Program] = OrderedDict()
         self._lock = threading.Lock()
         self._pool: ThreadPoolExecutor | None = None  # its threads end when this object does
@@ -176,6 +184,23 @@ class GraphRunner:
             if self._pool is None:
                 self._pool = ThreadPoolExecutor(self.threads, thread_name_prefix="infer")
             return self._pool
+
+
+_runners: weakref.WeakSet[GraphRunner] = weakref.WeakSet()
+
+
+_lost: list[Any] = []  # what waits, when it ends, for threads that are not there
+
+
+def _begin_anew() -> None:
+    """In a forked process there are none of the threads that programs and pools count on."""
+    for runner in list(_runners):
+        _lost.append((runner._programs, runner._pool, runner._compile))
+        runner._begin()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_begin_anew)
 
 
 def _checked(images: np.ndarray) -> np.ndarray:

@@ -14,6 +14,7 @@ import numpy as np
 
 from ..spec.architecture import Architecture
 from ..spec.config import stage_kernel_stride
+from ..support.cores import numpy_on_one_thread
 from .protocol import FLOAT32
 
 _CHUNK = 1 << 15  # elements; GELU's temporaries then stay in the cache
@@ -53,11 +54,7 @@ def forward(
         Pooled features (N, C) and logits (N, classes), float32; None for the logits of a
         model without a head.
     """
-    from threadpoolctl import threadpool_limits
-
-    # NumPy's threads wait for each other by spinning: where other work has the cores, a product
-    # takes up to twenty times as long on two threads as on one, and elsewhere as long.
-    with threadpool_limits(1, user_api="blas"):
+    with numpy_on_one_thread():
         return _forward(tensors, sizes, images)
 
 

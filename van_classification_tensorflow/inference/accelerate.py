@@ -119,6 +119,12 @@ class Accelerated:
         self._structure = structure  # of the outputs; what is in it counts nothing
         self._turns = threading.Lock()  # of Keras, whose models are for one thread
 
+    def __getstate__(self) -> Any:
+        raise TypeError(
+            "an accelerated model cannot be pickled or copied: give its `model` to the other "
+            "process, and `accelerate` it there"
+        )
+
     def __repr__(self) -> str:
         return f"Accelerated({self.model.name!r}, engine={self.engine!r}: {self.reason})"
 
@@ -167,18 +173,21 @@ class Accelerated:
         """
         at_least_or_none("batch_size", batch_size, 1)
         several = isinstance(x, (list, tuple, dict)) and _only(x) is None
-        if self._run is None or several:  # which the model refuses
+        if several or (self._run is None and _only(x) is not None):
             with self._turns:
                 return self.model.predict(x, batch_size=batch_size, verbose=verbose)
         found = []
         batches, count = _batches(x, batch_size or _BATCH)
         bar = keras.utils.Progbar(count) if verbose in (1, "auto") else None
         for i, batch in enumerate(batches, start=1):
-            found.append(keras.tree.flatten(self.predict_on_batch(batch)))
+            outputs = self.predict_on_batch(batch)
+            found.append(keras.tree.flatten(outputs))
             if bar is not None:
                 bar.update(i, finalize=i == count)
+        if not found:
+            raise ValueError("`x` must have one batch of pictures at least. Received: none")
         joined = [np.concatenate(one) for one in zip(*found, strict=True)]
-        return keras.tree.pack_sequence_as(self._structure, joined)
+        return keras.tree.pack_sequence_as(outputs, joined)
 
     def _images(self, x: Any) -> np.ndarray | None:
         """`x` as the graph takes it; None where the model has to say what it thinks of it."""
@@ -246,9 +255,14 @@ def _proven(
         Untranslatable: There is no graph of it.
         NoEngineError: No engine agrees.
     """
-    graph = KerasGraph(model)
-    picture = _picture(model, side)
-    written = graph(picture.shape[1:])
+    try:
+        graph = KerasGraph(model)
+        picture = _picture(model, side)
+        written = graph(picture.shape[1:])
+    except Untranslatable:
+        raise
+    except Exception as error:  # of layers of others, or of a broken installation
+        raise Untranslatable(f"it is not translated: {one_line(error)}") from error
     models = {picture.shape[1:]: written.model}  # until both programs of each engine are made
     try:
         answer = _answer_of_keras(model, picture)

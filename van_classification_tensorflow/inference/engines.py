@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..engines.choice import Chosen, version
 from ..engines.keras import KerasEngine
@@ -66,6 +66,15 @@ class Engines:
             side = preprocessing.input_size
             self._model = Model(weights.tensors, weights.architecture, side, views)
             self.numpy_limit = self._model.numpy_limit
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For another process, which makes engines of its own."""
+        own = ("_lock", "_fast", "used", "model", "_followed")
+        return {name: value for name, value in vars(self).items() if name not in own}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._lock, self._fast, self.used = threading.Lock(), None, None
 
     @cached_property
     def model(self) -> keras.Model:

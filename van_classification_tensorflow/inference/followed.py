@@ -47,8 +47,9 @@ class Followed:
         if self.engine == "keras":
             return replace(by_keras(model, "as asked"), engine=self.in_memory)
         few = pictures is not None and pictures * self.views < _FEW
-        if self.engine == "auto" and few and not (self._fast and self._is_unchanged()):
-            reason = "a model in memory, for which few pictures are no reason to make a graph"
+        if self.engine == "auto" and few:
+            # Looking whether the weights are still the same takes longer than Keras for a few.
+            reason = "a model in memory, and too few pictures for a graph"
             return replace(by_keras(model, reason), engine=self.in_memory)
         with self._lock:
             if not self._is_unchanged():
