@@ -41,6 +41,8 @@ _PART = 7 * 2**19
 def depthwise(x, kernel, dilation: int):
     """Stride-1 depthwise convolution, zero-padded to keep H x W.
 
+    Its gradients, of any order, are those of reverse mode: on a CPU `jax.jvp` refuses it.
+
     Args:
         x: (B, H, W, C), all sizes known.
         kernel: (kh, kw, C, 1), odd sides.
