@@ -37,6 +37,8 @@ _JAX = ("keras", "jax", "jaxlib", "numpy")
 _OURS: dict[str, tuple[str, ...]] = {
     "keras": _TENSORFLOW,
     "keras_fused": _TENSORFLOW,
+    "keras_jit": _TENSORFLOW,
+    "keras_jit_fused": _TENSORFLOW,
     "accelerated": ("keras", "tensorflow", "onnxruntime", "openvino", "numpy"),
     "keras_jax": _JAX,
     "keras_jax_fused": _JAX,
@@ -49,7 +51,10 @@ LIBRARIES = {
     "onnxruntime": ("onnxruntime", "onnx", *_TORCH),  # the exporter shapes the graph
 }
 CONTENDERS = tuple(LIBRARIES)
-INFERENCE_ONLY = ("keras_fused", "accelerated", "keras_jax_fused", "onnxruntime")
+INFERENCE_ONLY = (
+    *("keras_fused", "keras_jit", "keras_jit_fused", "accelerated", "keras_jax_fused"),
+    "onnxruntime",
+)
 OURS = tuple(_OURS)  # run in the environment of this package
 _EXPORT = "export_onnx"  # not a contender: the child process of one
 
@@ -111,6 +116,8 @@ def keras_step(job: Job) -> Step:
         from van_classification_tensorflow import fuse
 
         model = fuse(model)
+    if "_jit" in job.name:
+        model.jit_compile = True
     if job.name == "accelerated":
         from van_classification_tensorflow import accelerate
 
