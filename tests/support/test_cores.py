@@ -1,6 +1,6 @@
 """NumPy on one thread, for as long as somebody wants it."""
 
-import threading
+from concurrent.futures import ThreadPoolExecutor
 
 from threadpoolctl import threadpool_info
 
@@ -12,26 +12,12 @@ def _threads():
 
 
 def test_threads_that_come_and_go_leave_the_limit_as_it_was():
-    before, first_is_in, second_is_in = _threads(), threading.Event(), threading.Event()
-    seen = []
+    before = _threads()
 
-    def enter():
+    def enter(_):
         with numpy_on_one_thread():
-            first_is_in.set()
-            second_is_in.wait()
+            return _threads()
 
-    first = threading.Thread(target=enter)
-
-    def second():
-        first_is_in.wait()
-        with numpy_on_one_thread():
-            second_is_in.set()
-            first.join()  # which leaves while this one is inside
-            seen.append(_threads())
-
-    other = threading.Thread(target=second)
-    first.start()
-    other.start()
-    other.join()
-    assert seen == [{1}]
+    with ThreadPoolExecutor(4) as pool:
+        assert all(seen == {1} for seen in pool.map(enter, range(40)))
     assert _threads() == before

@@ -6,7 +6,6 @@ import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 
 def cores() -> int:
@@ -15,36 +14,18 @@ def cores() -> int:
     return mine or os.cpu_count() or 1
 
 
-class _OneThread:
-    """Who is inside `numpy_on_one_thread`: the limit is the process's, so the first sets it."""
-
-    def __init__(self) -> None:
-        self.lock = threading.Lock()
-        self.inside = 0
-        self.limits: Any = None
-
-
-_one_thread = _OneThread()
+_turn = threading.Lock()
 
 
 @contextmanager
 def numpy_on_one_thread() -> Iterator[None]:
-    """Inside, NumPy's products take one thread; several threads may be inside at once.
+    """Inside, NumPy's products take one thread; who comes meanwhile waits.
 
     Its threads wait for each other by spinning: where other work has the cores, a product takes up
-    to twenty times as long on two threads as on one, and elsewhere as long.
+    to twenty times as long on two threads as on one, and elsewhere as long. The limit is that of
+    the process: of two who set and restore it in turn, the later one would restore the other's.
     """
     from threadpoolctl import threadpool_limits
 
-    state = _one_thread
-    with state.lock:
-        if not state.inside:
-            state.limits = threadpool_limits(1, user_api="blas")
-        state.inside += 1
-    try:
+    with _turn, threadpool_limits(1, user_api="blas"):
         yield
-    finally:
-        with state.lock:
-            state.inside -= 1
-            if not state.inside:
-                state.limits.restore_original_limits()
