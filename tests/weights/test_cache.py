@@ -546,9 +546,13 @@ def test_a_small_disk(known, server, tmp_path, cache, monkeypatch):
 
 def test_ctrl_c_keeps_what_came(server, cache):
     server.pause = 0.02
-    timer = threading.Timer(
-        0.2, lambda: signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
-    )
+
+    def interrupt():
+        while not any(part.stat().st_size for part in cache.rglob("*.part")):
+            time.sleep(0.005)
+        signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+
+    timer = threading.Thread(target=interrupt, daemon=True)
     timer.start()
     with pytest.raises(KeyboardInterrupt):
         get(one(server), cache)
