@@ -1,1 +1,1 @@
-"""One forward pass, computed by NumPy or by the runtime of an exported file."""
+"""One forward pass, many ways: NumPy, Keras, the runtimes of graphs and of exported files."""

@@ -1,1 +1,1 @@
-"""`Classifier` and `van predict`: pictures to ranked labels or features."""
+"""`Classifier`, `van predict` and `accelerate`: pictures to ranked labels, features or outputs."""
