@@ -78,6 +78,8 @@ def run_process(command: Sequence[str], folder: Path | None = None) -> str:
         )
     except subprocess.TimeoutExpired:
         raise SystemExit(f"no result in {LAUNCH_TIMEOUT_S} s: {' '.join(command)}") from None
+    except OSError as error:
+        raise SystemExit(f"{command[0]}: {error.strerror}") from None
     if done.returncode:
         tail = "\n".join(done.stderr.splitlines()[-15:])
         raise SystemExit(f"failed ({done.returncode}): {' '.join(command)}\n{tail}")

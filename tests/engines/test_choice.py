@@ -53,6 +53,7 @@ def test_the_first_that_proves_itself():
     ("make", "says"),
     [
         (giving(RIGHT + np.float32(0.08)), "differs by 2e-02 of the largest logit"),
+        (giving(RIGHT + np.float32(0.0008)), "differs by 2e-04 of the largest logit"),
         (giving(np.array([[np.nan, -4, 2]], np.float32)), "differs by nan of the largest logit"),
         (giving(np.array([[np.inf, -4, 2]], np.float32)), "differs by nan of the largest logit"),
         (giving(RIGHT[:, :2]), "gives (1, 2); expected (1, 3)"),
@@ -111,14 +112,14 @@ def test_tolerance_is_that_of_the_precision():
     far = Candidate("openvino", giving(RIGHT * np.float32(1.5)))
     with pytest.raises(NoEngineError):
         choose([near], RIGHT, PICTURE)
-    assert choose([near], RIGHT, PICTURE, tolerance=0.1).name == "openvino"
+    on_gpu = Candidate("keras", near.make, lambda: 0.1)
+    assert choose([on_gpu], RIGHT, PICTURE).name == "keras"
     assert choose([near], RIGHT, PICTURE, precision="bfloat16").precision == "bfloat16"
     with pytest.raises(NoEngineError):
         choose([far], RIGHT, PICTURE, precision="bfloat16")
-    assert choose([far], RIGHT, PICTURE, precision="int8").difference == pytest.approx(0.5)
     no_number = Candidate("openvino", giving(RIGHT * np.float32(np.nan)))
     with pytest.raises(NoEngineError):
-        choose([no_number], RIGHT, PICTURE, precision="int8")
+        choose([no_number], RIGHT, PICTURE, precision="bfloat16")
 
 
 def test_every_output_counts():

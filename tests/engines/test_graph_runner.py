@@ -2,6 +2,7 @@
 
 import gc
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -112,7 +113,7 @@ def test_threads_of_the_caller(model, runtime):
 
 
 FORKED = """
-import os, sys
+import os, signal, sys
 import numpy as np
 from van_classification_tensorflow.engines.graph_runner import GraphRunner
 from van_classification_tensorflow.engines.onnx_graph import onnx_model
@@ -131,6 +132,7 @@ before = runner(images)[0]
 runner(images[:1])
 child = os.fork()
 if not child:
+    signal.alarm(20)  # rather than to wait for ever
     same = all(abs(runner(images[:n])[0] - before[:n]).max() < 1e-6 for n in (3, 1))
     os._exit(0 if same else 3)
 print(os.waitpid(child, 0)[1])
@@ -144,6 +146,32 @@ def test_a_forked_process_has_threads_of_its_own(runtime):
     command = [sys.executable, "-c", FORKED, runtime]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stdout.strip()) == (0, "0"), done.stderr
+
+
+LET_GO = """
+import gc, os, signal, threading
+from van_classification_tensorflow.engines.openvino import the_core
+
+held = [the_core("this test")]
+held[0].get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+thread = threading.Thread(target=lambda: (held.clear(), gc.collect()))
+thread.start()
+thread.join()
+try:
+    os.kill(os.getpid(), signal.SIGINT)
+    signal.pause()
+except KeyboardInterrupt:
+    print("heard")
+"""
+
+
+@pytest.mark.skipif(not hasattr(signal, "pause"), reason="a system without signals")
+def test_ctrl_c_after_openvino_was_let_go_by_another_thread():
+    """A segmentation fault, were OpenVINO's core not kept."""
+    pytest.importorskip("openvino")
+    command = [sys.executable, "-c", LET_GO]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout.strip()) == (0, "heard"), done.stderr
 
 
 def test_answers_are_the_callers_own(model):

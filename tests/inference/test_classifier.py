@@ -190,8 +190,11 @@ def test_auto_takes_numpy_for_few_and_then_a_runtime(scans):
     used = auto.engine_used
     assert used.name in ("onnxruntime", "openvino")
     assert used.difference < 1e-5
-    assert auto.choose_engine(1) is auto.choose_engine() is used
-    auto(list(scans[0][:2]))
+    assert auto.choose_engine(1) is used
+    auto(list(scans[0][:2]))  # together they have a program of their own, which is proven as well
+    assert auto.engine_used is auto.choose_engine() is not used
+    assert auto.engine_used.difference < 1e-5
+    auto(scans[0][0])
     assert auto.engine_used is used
     many = Classifier("digits")
     many(iter(scans[0][:2]))  # how many come is not known

@@ -208,14 +208,13 @@ def _backend(threads: int | None) -> str:
 
 def _openvino_precision() -> str:
     """What OpenVINO computes in where nobody asks, and Keras does not."""
-    import openvino
+    from ..engines.openvino import the_core
 
-    able = openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    able = the_core("the Keras backend openvino").get_property("CPU", "OPTIMIZATION_CAPABILITIES")
     return "bfloat16" if "BF16" in able else "float32"
 
 
 def _read_model(path: Path) -> keras.Model:
-
     if path.suffix == ".keras":
         import keras
 

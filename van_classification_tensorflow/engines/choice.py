@@ -18,9 +18,8 @@ from ..support.extras import is_installed
 from ..support.text import one_line
 
 # Largest |difference| allowed, in parts of the largest |logit|. Of bfloat16 as much as the
-# benchmark of deployed files allows it; of int8 what is right depends on the pictures, so that it
-# is only told.
-TOLERANCES = {"float32": 1e-4, "bfloat16": 0.05, "int8": np.inf}
+# benchmark of deployed files allows it.
+TOLERANCES = {"float32": 1e-4, "bfloat16": 0.05}
 
 # Of an output of so few numbers the largest counts as so large at least.
 _FEW, _LEAST_SCALE = 2, 1e-2
@@ -114,7 +113,6 @@ def choose(
     picture: np.ndarray,
     *,
     precision: str = "float32",
-    tolerance: float | None = None,
     reason: str = "",
 ) -> Chosen:
     """The first candidate that proves itself.
@@ -126,14 +124,11 @@ def choose(
         picture: (N, H, W, C): what the candidates are asked, the same picture N times. One that
             runs several pictures by other means than a single one is asked what it will be.
         precision: Of the arithmetic.
-        tolerance: Largest difference, as of `Chosen`; by default `TOLERANCES`.
         reason: Of `Chosen`.
 
     Raises:
         NoEngineError: None did.
     """
-    if tolerance is None:
-        tolerance = TOLERANCES[precision]
     expected: list[np.ndarray] = []
     rejected: list[str] = []
     for candidate in candidates:
@@ -147,12 +142,14 @@ def choose(
             expected = _arrays(reference() if callable(reference) else reference)
         try:
             difference = largest_difference(answer, expected, len(picture))
-            own = candidate.tolerance()
+            allowed = candidate.tolerance()
+            if allowed is None:
+                allowed = TOLERANCES[precision]
         except Exception as error:
             rejected.append(_failure(candidate.name, error))
             continue
         found = version(candidate.name)
-        if difference <= (tolerance if own is None else own):  # not where it is no number
+        if difference <= allowed:  # not where it is no number
             return Chosen(
                 engine,
                 candidate.name,

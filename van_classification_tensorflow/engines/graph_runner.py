@@ -27,6 +27,7 @@ from ..support.checks import at_least_or_none
 from ..support.cores import cores
 from ..support.extras import missing
 from ..support.text import one_line
+from .openvino import the_core
 
 RUNTIMES = {"onnxruntime": "ONNX Runtime", "openvino": "OpenVINO"}
 PRECISIONS = ("float32", "bfloat16")
@@ -85,7 +86,7 @@ class GraphRunner:
                     f"`{name}` must be one of {', '.join(known)}. Received: {name}={value!r}"
                 )
         if (runtime, precision) == ("onnxruntime", "bfloat16"):
-            raise ValueError("ONNX Runtime has no bfloat16 on CPUs: `runtime` must be 'openvino'")
+            raise ValueError("ONNX Runtime has no bfloat16 on CPUs, OpenVINO has")
         self.graph, self.runtime, self.precision = graph, runtime, precision
         self.threads = at_least_or_none("threads", threads, 1) or cores()
         self._begin()
@@ -132,7 +133,7 @@ class GraphRunner:
             output: Which one.
         """
         images = _checked(images)
-        program = self._program(images.shape[1:], True)
+        program = self._program(images.shape[1:], self.threads > 1)
         return self._threads().submit(lambda: self._run(program, images)[output])
 
     def forget(self) -> None:
@@ -245,11 +246,7 @@ class _OpenVINO:
     """
 
     def __init__(self, precision: str):
-        try:
-            import openvino
-        except ImportError as error:
-            raise missing("this engine", "openvino", "openvino", error) from error
-        self.core = openvino.Core()
+        self.core = the_core("this engine")
         self.hint = {"float32": "f32", "bfloat16": "bf16"}[precision]
         able = self.core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
         if precision == "bfloat16" and "BF16" not in able:

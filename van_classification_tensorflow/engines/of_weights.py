@@ -16,7 +16,7 @@ import numpy as np
 from ..spec.architecture import Architecture
 from ..spec.config import min_image_size
 from ..weights.fold import fold
-from .choice import Candidate, Chosen, NoEngineError, choose, version
+from .choice import TOLERANCES, Candidate, Chosen, NoEngineError, choose, version
 from .graph_runner import Graph, GraphRunner
 from .keras import on_accelerator
 from .numpy_forward import NumpyEngine, forward
@@ -139,7 +139,8 @@ def choose_engine(
 
     def candidate(name: str) -> Candidate:
         if name == "keras":
-            return Candidate(name, keras, lambda: ON_GPUS if on_accelerator() else None)
+            on_gpus = max(ON_GPUS, TOLERANCES[precision])
+            return Candidate(name, keras, lambda: on_gpus if on_accelerator() else None)
         return Candidate(name, lambda: GraphRunner(graph, name, precision, threads))
 
     meanwhile = ThreadPoolExecutor(1, "reference")  # the runtime's start takes about as long

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -10,19 +11,52 @@ from ..spec.card import METADATA_KEY, About
 from ..support.extras import missing
 from .protocol import Loaded, Spec
 
+_cores: list[Any] = []  # the last one is that of this process
+_lock = threading.Lock()
 
-def load(path: Path, threads: int | None) -> Loaded:
+
+def the_core(what: str) -> Any:
+    """OpenVINO's `Core`, one for the process, which is never let go.
+
+    With the last one, its plugin for CPUs takes away the stack that it gave to the signals of the
+    thread it began in. Where another thread lets it go, the next signal, as of Ctrl-C, is a
+    segmentation fault (seen with 2026.4.1).
+
+    Args:
+        what: Needs it, if it is not installed.
+
+    Raises:
+        ModuleNotFoundError: It is not; says what to install.
+    """
     try:
         import openvino
     except ImportError as error:
-        raise missing("this file", "openvino", "openvino", error) from error
+        raise missing(what, "openvino", "openvino", error) from error
+    with _lock:
+        if not _cores or _cores[-1] is None:
+            _cores.append(openvino.Core())
+        return _cores[-1]
+
+
+def _begin_anew() -> None:
+    """In a forked process there are none of the threads that the core counts on."""
+    global _lock
+    _lock = threading.Lock()
+    _cores.append(None)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_begin_anew)
+
+
+def load(path: Path, threads: int | None) -> Loaded:
+    core = the_core("this file")
     with path.open("rb") as file:
         # OpenVINO would try what is no IR as every other format, and say so for each.
         head = file.read(4096)
         file.seek(max(file.seek(0, os.SEEK_END) - 64, 0))
         if b"<net" not in head or b"</net>" not in file.read():
             raise ValueError("not an OpenVINO model")
-    core = openvino.Core()
     model = core.read_model(path)
     metadata = None
     if model.has_rt_info(METADATA_KEY):

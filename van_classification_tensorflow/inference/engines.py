@@ -56,15 +56,14 @@ class Engines:
         self.batch_size = batch_size
         self.used: Chosen | None = None
         self.numpy_limit = 0
-        self._fast: Chosen | None = None
+        self._fast: dict[bool, Chosen] = {}  # for several pictures, or for one at a time
         self._by_numpy = 0
         self._lock = threading.Lock()
         self._model: Model | None = None
         self._side, self._views = preprocessing.input_size, views
         if opened.weights is not None:
             weights = opened.weights.weights
-            side = preprocessing.input_size
-            self._model = Model(weights.tensors, weights.architecture, side, views)
+            self._model = Model(weights.tensors, weights.architecture, self._side, views)
             self.numpy_limit = self._model.numpy_limit
 
     def __getstate__(self) -> dict[str, Any]:
@@ -74,7 +73,7 @@ class Engines:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
-        self._lock, self._fast, self.used = threading.Lock(), None, None
+        self._lock, self._fast, self.used = threading.Lock(), {}, None
 
     @cached_property
     def model(self) -> keras.Model:
@@ -123,17 +122,19 @@ class Engines:
         if opened.in_memory is not None:
             return self._followed.choose(pictures)
         assert self._model is not None  # noqa: S101 - it is one of the three
-        if self._fast is not None:
-            return self._fast
+        # Each has a program of its own, which has to prove itself.
+        several = pictures != 1 or self._views > 1
+        if several in self._fast:
+            return self._fast[several]
         automatic = (self.engine, self.precision) == ("auto", "float32")
         few = pictures is not None and self._by_numpy + pictures <= self.numpy_limit
-        if automatic and few:
+        if automatic and few and not self._fast:
             return self._model.numpy("the first to be done with so few pictures")
-        self._fast = choose_engine(
+        self._fast[several] = choose_engine(
             self._model,
             lambda: KerasEngine(self.model, self.batch_size),
             self.engine,
             self.precision,
             pictures,
         )
-        return self._fast
+        return self._fast[several]
