@@ -18,9 +18,15 @@ from ..support.extras import is_installed
 from ..support.text import one_line
 
 # Largest |difference| allowed, in parts of the largest |logit|. Of bfloat16 as much as the
-# benchmark of deployed files allows it; of int8 what is right depends on the pictures, so that it
-# is only told.
+# benchmark of deployed files allows it. What eight bits do to a logit says little: it is told, and
+# what they do to the decision is measured.
 TOLERANCES = {"float32": 1e-4, "bfloat16": 0.05, "int8": np.inf}
+# Share of pictures whose best class must be the same in int8. A quantiser that works keeps 95 % and
+# more (of a good model's pictures; a few are near two classes), one that lost a layer's range far
+# less: this tells the two apart. Files of `van export`, which stay, are asked for more.
+AGREEMENT = 0.9
+# Largest |difference| in int8 where there is no decision, of features, or one of two classes only.
+WITHOUT_CLASSES = 0.3
 
 # Of an output of so few numbers the largest counts as so large at least.
 _FEW, _LEAST_SCALE = 2, 1e-2
@@ -69,6 +75,9 @@ class Chosen:
             |number|; None where nothing was compared.
         rejected: What was tried before it, and why it is not that.
         reference: What `difference` is from.
+        agreement: Share of the pictures of which the reference has the same best class; None
+            where there was but one, or there are no classes.
+        pictures: That it was compared on.
     """
 
     engine: Any
@@ -80,6 +89,8 @@ class Chosen:
     difference: float | None = None
     rejected: tuple[str, ...] = ()
     reference: str = "NumPy's reference"
+    agreement: float | None = None
+    pictures: int = 1
 
     def describe(self) -> str:
         """A line for the user."""
@@ -89,6 +100,8 @@ class Chosen:
             text += f": {self.reason}"
         if self.difference is not None:
             text += f"; differs from {self.reference} by {self.difference:.0e} of the largest logit"
+        if self.agreement is not None:
+            text += f", best class the same for {self.agreement:.1%}"
         failed = [one for one in self.rejected if not one.endswith(NOT_INSTALLED)]
         return text + "".join(f"; not {one}" for one in failed)
 
@@ -116,6 +129,7 @@ def choose(
     precision: str = "float32",
     tolerance: float | None = None,
     reason: str = "",
+    decide: Callable[[np.ndarray], np.ndarray] | None = None,
 ) -> Chosen:
     """The first candidate that proves itself.
 
@@ -123,11 +137,14 @@ def choose(
         candidates: The one that is wanted most first.
         reference: The right answer to the picture, arrays (1, ...) or one; or a function that
             gives it, called once the first candidate has answered.
-        picture: (N, H, W, C): what the candidates are asked, the same picture N times. One that
-            runs several pictures by other means than a single one is asked what it will be.
+        picture: (N, H, W, C): what the candidates are asked, the same picture N times, or, where
+            the answers are (N, ...), N pictures. One that runs several pictures by other means
+            than a single one is asked what it will be.
         precision: Of the arithmetic.
         tolerance: Largest difference, as of `Chosen`; by default `TOLERANCES`.
         reason: Of `Chosen`.
+        decide: The first output (N, ...) -> the best class of each picture, of which a share of
+            `AGREEMENT` must be the same.
 
     Raises:
         NoEngineError: None did.
@@ -148,11 +165,13 @@ def choose(
         try:
             difference = largest_difference(answer, expected, len(picture))
             own = candidate.tolerance()
+            same = decide and float((decide(answer[0]) == decide(expected[0])).mean())
         except Exception as error:
             rejected.append(_failure(candidate.name, error))
             continue
         found = version(candidate.name)
-        if difference <= (tolerance if own is None else own):  # not where it is no number
+        allowed = difference <= (tolerance if own is None else own)  # not where it is no number
+        if allowed and (same is None or same >= AGREEMENT):
             return Chosen(
                 engine,
                 candidate.name,
@@ -162,10 +181,12 @@ def choose(
                 reason,
                 difference,
                 tuple(rejected),
+                agreement=same,
             )
-        rejected.append(
-            f"{title(candidate.name, found)}: differs by {difference:.0e} of the largest logit"
-        )
+        why = f"differs by {difference:.0e} of the largest logit"
+        if allowed:
+            why = f"its best class is the same for {same:.1%} of the pictures, not {AGREEMENT:.0%}"
+        rejected.append(f"{title(candidate.name, found)}: {why}")
     raise NoEngineError(rejected)
 
 
@@ -183,8 +204,8 @@ def largest_difference(
 
     Args:
         found: Of each output (`count`, ...); as many outputs as it has, of those expected.
-        expected: Of each output (1, ...).
-        count: How often the same picture was asked.
+        expected: Of each output (1, ...), or (`count`, ...) of as many pictures.
+        count: How often the same picture was asked, or how many there are.
 
     Returns:
         NaN where something else is no finite number, or nothing is one.
