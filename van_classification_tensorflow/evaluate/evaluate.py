@@ -112,6 +112,8 @@ def _evaluate(request: EvaluateRequest, console: Console) -> Evaluation:
     original = None
     if request.against_original:
         original = Original(request.classifier.weights, classifier.name)
+    if classifier.slow_start:
+        say(console, classifier.slow_start)
     say(console, classifier.choose_engine(dataset.count).describe())
     with pictures_bar(console) as bar:
         task = bar.add_task(classifier.name, total=dataset.count, rate="")

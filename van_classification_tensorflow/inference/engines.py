@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+from ..datasets.calibration import Calibration
 from ..engines.choice import Chosen, version
+from ..engines.int8 import choose_int8
 from ..engines.keras import KerasEngine
 from ..engines.of_weights import Model, choose_engine
 from ..engines.protocol import Engine
@@ -37,9 +40,11 @@ class Engines:
         preprocessing: Of the pictures.
         views: Of each picture.
         batch_size: Of Keras.
+        calibration: A function that opens the pictures of int8.
 
     Attributes:
         used: The last one that was asked for; None before the first.
+        calibrated: As of `Classifier`.
         numpy_limit: For at most so many pictures "auto" takes NumPy.
     """
 
@@ -51,9 +56,11 @@ class Engines:
         preprocessing: Preprocessing,
         views: int,
         batch_size: int,
+        calibration: Callable[[], Calibration] | None = None,
     ):
         self.opened, self.engine, self.precision = opened, engine, precision
-        self.batch_size = batch_size
+        self.batch_size, self._calibration = batch_size, calibration
+        self.calibrated: str | None = None
         self.used: Chosen | None = None
         self.numpy_limit = 0
         self._fast: Chosen | None = None
@@ -129,11 +136,16 @@ class Engines:
         few = pictures is not None and self._by_numpy + pictures <= self.numpy_limit
         if automatic and few:
             return self._model.numpy("the first to be done with so few pictures")
-        self._fast = choose_engine(
-            self._model,
-            lambda: KerasEngine(self.model, self.batch_size),
-            self.engine,
-            self.precision,
-            pictures,
-        )
+        self._fast = self._proven(self._model, pictures)
         return self._fast
+
+    def _proven(self, model: Model, pictures: int | None) -> Chosen:
+        def keras() -> KerasEngine:
+            return KerasEngine(self.model, self.batch_size)
+
+        if self.precision != "int8":
+            return choose_engine(model, keras, self.engine, self.precision, pictures)
+        assert self._calibration is not None  # noqa: S101 - int8 has its pictures
+        calibration = self._calibration()
+        self.calibrated = calibration.digest
+        return choose_int8(model, calibration, keras, self.engine)

@@ -152,7 +152,10 @@ def _run(
     say(console, f"{classifier.name}: {classifier.preprocessing}")
     if classifier.notes:
         say(console, classifier.notes)
-    say(console, classifier.choose_engine(len(inputs)).describe())
+    if classifier.slow_start:
+        say(console, classifier.slow_start)
+    chosen = classifier.choose_engine(len(inputs))
+    say(console, chosen.describe())
     about = {
         "weights": [classifier.name, *state_of_weights(request.classifier.weights)],
         "preprocessing": classifier.preprocessing.to_dict(),
@@ -161,6 +164,8 @@ def _run(
         "top": None if features else top,
         "precision": classifier.precision,
     }
+    if classifier.calibrated is not None:  # in int8 each engine has numbers of its own
+        about |= {"engine": chosen.name, "calibration": classifier.calibrated[:16]}
     to_do = inputs if journal is None else journal.begin(about, inputs)
     done = len(inputs) - len(to_do)
     if done:
