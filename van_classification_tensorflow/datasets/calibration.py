@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from ..images.decode import MAX_PIXELS, ImageError, open_image
+from ..images.decode import MAX_PIXELS, open_image
 from ..images.find import LeftOut, pictures_in
 from ..images.parallel import decoded
 from ..spec.preprocessing import Preprocessing
@@ -132,19 +132,13 @@ def cropped(
     crop: Callable[[Any], np.ndarray],
     workers: int | None = None,
     advance: Callable[[], Any] = lambda: None,
-) -> tuple[list[tuple[int, np.ndarray]], list[str]]:
-    """([(which source, its crop)] of those that can be read, why the others cannot).
-
-    Raises:
-        OSError: A file cannot be opened.
-    """
+) -> tuple[list[tuple[int, np.ndarray]], list[Exception]]:
+    """([(which source, its crop)] of those that can be read, why the others cannot)."""
     found, unreadable = [], []
     for i, (_, made) in enumerate(decoded(sources, crop, workers)):
         advance()
         if isinstance(made, np.ndarray):
             found.append((i, made))
-        elif isinstance(made, ImageError):
-            unreadable.append(str(made))
         else:
-            raise made
+            unreadable.append(made)
     return found, unreadable

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from ..datasets.calibration import CALIBRATION, cropped, digits, is_bundled, name_of, shuffled
 from ..datasets.labelled import open_dataset
-from ..images.decode import open_image
+from ..images.decode import ImageError, open_image
 from ..images.find import LeftOut, pictures_in
 from ..spec.labels import labels_of
 from ..spec.scores import classes_of
@@ -56,7 +56,11 @@ def take_samples(data: Any, source: Source, calibrate: bool, console: Console) -
         calibration, not_read = cropped(train, crop, advance=lambda: bar.advance(task))
         readable, nor_these = cropped(sources, crop, advance=lambda: bar.advance(task))
     if unreadable := not_read + nor_these:
-        say_failures(console, f"{len(unreadable):,} cannot be read and are left out", unreadable)
+        for error in unreadable:
+            if not isinstance(error, ImageError):  # a file that is not there, or is forbidden
+                raise error
+        what = f"{len(unreadable):,} cannot be read and are left out"
+        say_failures(console, what, [str(error) for error in unreadable])
     if not readable or (calibrate and not calibration):
         raise ValueError(f"`data` must have pictures that can be read. Received: data={data}")
     return Samples(
