@@ -56,7 +56,7 @@ class Calibration:
 
 
 def calibration_of(
-    data: str | os.PathLike,
+    data: Any,
     preprocessing: Preprocessing,
     workers: int | None = None,
     max_pixels: int = MAX_PIXELS,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import metadata
 from typing import Any
 
@@ -78,6 +78,7 @@ class Chosen:
         agreement: Share of the pictures of which the reference has the same best class; None
             where there was but one, or there are no classes.
         pictures: That it was compared on.
+        calibration: Of int8: SHA-256 of the pictures that its ranges come from.
     """
 
     engine: Any
@@ -91,6 +92,7 @@ class Chosen:
     reference: str = "NumPy's reference"
     agreement: float | None = None
     pictures: int = 1
+    calibration: str | None = None
 
     def describe(self) -> str:
         """A line for the user."""
@@ -170,24 +172,24 @@ def choose(
             rejected.append(_failure(candidate.name, error))
             continue
         found = version(candidate.name)
-        allowed = difference <= (tolerance if own is None else own)  # not where it is no number
-        if allowed and (same is None or same >= AGREEMENT):
-            return Chosen(
-                engine,
-                candidate.name,
-                found,
-                precision,
-                getattr(engine, "threads", None),
-                reason,
-                difference,
-                tuple(rejected),
-                agreement=same,
-            )
-        why = f"differs by {difference:.0e} of the largest logit"
-        if allowed:
-            why = f"its best class is the same for {same:.1%} of the pictures, not {AGREEMENT:.0%}"
-        rejected.append(f"{title(candidate.name, found)}: {why}")
+        wrong = _wrong(difference, tolerance if own is None else own, same)
+        if not wrong:
+            threads = getattr(engine, "threads", None)
+            proven = Chosen(engine, candidate.name, found, precision, threads, reason, difference)
+            return replace(proven, rejected=tuple(rejected), agreement=same)
+        rejected.append(f"{title(candidate.name, found)}: {wrong}")
     raise NoEngineError(rejected)
+
+
+def _wrong(difference: float, allowed: float, agreement: float | None) -> str:
+    """What is wrong with an answer; nothing of one that will do."""
+    if not difference <= allowed:  # as where it is no number
+        return f"differs by {difference:.0e} of the largest logit"
+    if agreement is not None and agreement < AGREEMENT:
+        return (
+            f"its best class is the same for {agreement:.1%} of the pictures, not {AGREEMENT:.0%}"
+        )
+    return ""
 
 
 def _failure(name: str, error: Exception) -> str:

@@ -71,6 +71,7 @@ def choose_int8(
         engine=chosen.engine.run,
         reference=f"{title(exact.name, exact.version)} in float32 there",
         pictures=len(crops),
+        calibration=calibration.digest,
     )
 
 

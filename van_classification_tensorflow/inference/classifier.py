@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Iterator, Sized
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
@@ -159,7 +160,7 @@ class Classifier:
             self.preprocessing,
             self._views,
             self.batch_size,
-            lambda: calibration_of(calibration or "", self.preprocessing, workers, max_pixels),
+            partial(calibration_of, calibration, self.preprocessing, workers, max_pixels),
         )
 
     @property
@@ -190,21 +191,6 @@ class Classifier:
     def engine_used(self) -> Chosen | None:
         """What ran the model last, why, and how far it was from the reference; None before."""
         return self._engines.used
-
-    @property
-    def slow_start(self) -> str:
-        """What will take its time before the first answer, in words; or nothing."""
-        said = []
-        if self.engine == "litert":
-            said.append("TensorFlow starts, to convert the weights for LiteRT")
-        if self.precision == "int8":
-            said.append("int8 takes its ranges from pictures, which may take a minute")
-        return "; ".join(said)
-
-    @property
-    def calibrated(self) -> str | None:
-        """SHA-256 of the pictures that int8 has its ranges from; None before, and of others."""
-        return self._engines.calibrated
 
     def choose_engine(self, pictures: int | None = None) -> Chosen:
         """Chooses what will run the model, and makes it; `stream` does it by itself.

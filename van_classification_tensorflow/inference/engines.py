@@ -44,7 +44,6 @@ class Engines:
 
     Attributes:
         used: The last one that was asked for; None before the first.
-        calibrated: As of `Classifier`.
         numpy_limit: For at most so many pictures "auto" takes NumPy.
     """
 
@@ -60,7 +59,6 @@ class Engines:
     ):
         self.opened, self.engine, self.precision = opened, engine, precision
         self.batch_size, self._calibration = batch_size, calibration
-        self.calibrated: str | None = None
         self.used: Chosen | None = None
         self.numpy_limit = 0
         self._fast: Chosen | None = None
@@ -146,6 +144,14 @@ class Engines:
         if self.precision != "int8":
             return choose_engine(model, keras, self.engine, self.precision, pictures)
         assert self._calibration is not None  # noqa: S101 - int8 has its pictures
-        calibration = self._calibration()
-        self.calibrated = calibration.digest
-        return choose_int8(model, calibration, keras, self.engine)
+        return choose_int8(model, self._calibration(), keras, self.engine)
+
+
+def slow_start(engine: str, precision: str) -> str:
+    """What will take its time before the first answer of weights, in words; or nothing."""
+    said = []
+    if engine == "litert":
+        said.append("TensorFlow starts, to convert the weights for LiteRT")
+    if precision == "int8":
+        said.append("int8 takes its ranges from pictures, which may take a minute")
+    return "; ".join(said)

@@ -65,8 +65,8 @@ class ClassifierOptions:
     )
     precision: str = option(
         "of the arithmetic of weights: float32; bfloat16 of openvino and keras; or int8 of "
-        "openvino, onnxruntime and litert, with --calibration: is said to differ by how much, and "
-        "refused where it decides otherwise (default: {default})",
+        "openvino, onnxruntime and litert, which needs --calibration and must decide as float32 "
+        "does (default: {default})",
         "float32",
         choices=tuple(PRECISIONS),
     )
@@ -117,7 +117,7 @@ class ClassifierOptions:
         if self.precision != "int8":
             if self.calibration is not None:
                 raise ValueError(
-                    "`calibration` is for `precision`='int8'. Received: "
+                    "`calibration` goes with `precision` int8 only. Received: "
                     f"precision={self.precision!r}, calibration={shown(self.calibration)}"
                 )
             return
