@@ -8,6 +8,7 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
+import keras
 import numpy as np
 import pytest
 from PIL import Image
@@ -427,6 +428,8 @@ def test_litert_is_not_for_other_backends(monkeypatch):
 @pytest.mark.slow
 def test_litert(scans):
     pytest.importorskip("ai_edge_litert")
+    if keras.backend.backend() != "tensorflow":
+        pytest.skip("TensorFlow converts for it")
     found = Classifier("digits", engine="litert")
     expected = Classifier("digits", engine="numpy")(scans[0][:20])
     for ours, right in zip(found(scans[0][:20]), expected, strict=True):
@@ -661,6 +664,7 @@ def test_what_was_assumed_when_it_was_exported_is_said(tmp_path):
         ({"engine": "keras"}, "`engine` is for weights; .* exported file"),
         ({"engine": "numpy"}, "`engine` is for weights"),
         ({"precision": "bfloat16"}, "`precision` is for weights; .* exported file"),
+        ({"precision": "int8"}, "`precision` is for weights; .* exported file"),
         ({"labels": ["a"]}, "name each of 10 classes"),
     ],
 )
