@@ -673,7 +673,7 @@ def test_a_journal_of_int8_is_of_one_engine_and_one_calibration(folder, tmp_path
     with monkeypatch.context() as killed:
         killed.setattr(finish, lambda *_: None)
         _, said = predict([folder], **options)
-    assert "int8 takes its ranges from pictures, which may take a minute" in said
+    assert "int8 takes its ranges from pictures, which may take minutes" in said
     assert "int8: as asked; its ranges are those of 8 pictures of the bundled digits; " in said
     about = json.loads((tmp_path / "x.csv.partial").read_text().splitlines()[0])
     assert about["engine"] == "onnxruntime"

@@ -153,5 +153,5 @@ def slow_start(engine: str, precision: str) -> str:
     if engine == "litert":
         said.append("TensorFlow starts, to convert the weights for LiteRT")
     if precision == "int8":
-        said.append("int8 takes its ranges from pictures, which may take a minute")
+        said.append("int8 takes its ranges from pictures, which may take minutes")
     return "; ".join(said)
