@@ -21,10 +21,10 @@ from ..support.text import one_line
 # benchmark of deployed files allows it. What eight bits do to a logit says little: it is told, and
 # what they do to the decision is measured.
 TOLERANCES = {"float32": 1e-4, "bfloat16": 0.05, "int8": np.inf}
-# Share of pictures whose best class must be the same in int8. Every quantiser keeps 99 % and more of
-# the bundled digits, and 94 % with a B0 of random weights, which hardly tells its classes apart; what
-# has lost the range of a layer decides at random. This tells the two apart. Files of `van export`,
-# which stay, are asked for more.
+# Share of pictures whose best class must be the same in int8. Every quantiser keeps 99 % and more
+# of the bundled digits, and 94 % with a B0 of random weights, which hardly tells its classes apart;
+# what has lost the range of a layer decides at random. This tells the two apart. Files of
+# `van export`, which stay, are asked for more.
 AGREEMENT = 0.9
 # Largest |difference| in int8 where there is no decision, of features, or one of two classes only.
 WITHOUT_CLASSES = 0.3
