@@ -166,10 +166,15 @@ def test_a_model_is_run_as_asked(tmp_path, engine):
     np.testing.assert_allclose(opened.step(images), model.predict_on_batch(images), atol=1e-5)
 
 
-@pytest.mark.parametrize("engine", ["numpy", "onnxruntime", "openvino", "auto"])
+@pytest.mark.parametrize(
+    "engine",
+    ["numpy", "onnxruntime", "openvino", "auto", pytest.param("litert", marks=pytest.mark.slow)],
+)
 def test_weights_are_run_as_van_predict_runs_them(tmp_path, engine):
+    if engine == "litert" and keras.backend.backend() != "tensorflow":
+        pytest.skip("TensorFlow converts for it")
     if engine != "auto":
-        pytest.importorskip(engine)
+        pytest.importorskip("ai_edge_litert" if engine == "litert" else engine)
     path, model = tmp_path / "m.keras", tiny(in_chans=4)
     model.save(path)
     opened = open_job(path, engine, 1)

@@ -122,6 +122,27 @@ def test_tolerance_is_that_of_the_precision():
         choose([no_number], RIGHT, PICTURE, precision="bfloat16")
 
 
+def test_where_classes_are_decided_a_share_of_the_pictures_counts():
+    pictures = np.ones((20, 2, 2, 3), np.float32)
+    right = np.eye(4, dtype=np.float32)[np.arange(20) % 4]
+
+    def asked(wrong):
+        given = right.copy()
+        given[:wrong] = given[:wrong, [1, 2, 3, 0]]
+        candidate = Candidate("openvino", lambda: lambda pictures: given)
+        return choose(
+            [candidate], right, pictures, precision="int8", decide=lambda one: one.argmax(1)
+        )
+
+    assert asked(0).agreement == 1.0
+    found = asked(2)
+    assert (found.difference, found.agreement) == (1.0, 0.9)
+    assert "by 1e+00 of the largest logit, best class the same for 90.0%" in found.describe()
+    with pytest.raises(NoEngineError, match=r"the same for 85.0% of the pictures, not 90%"):
+        asked(3)
+    assert choose([HONEST], RIGHT, PICTURE).agreement is None
+
+
 def test_every_output_counts():
     features = np.array([[100, 0]], np.float32)
     good = [RIGHT, features]

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -214,9 +215,10 @@ def test_bfloat16_is_near(model):
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        ({"runtime": "tvm"}, "`runtime` must be one of onnxruntime, openvino. Received"),
-        ({"precision": "int4"}, "`precision` must be one of float32, bfloat16. Received"),
+        ({"runtime": "tvm"}, "`runtime` must be one of onnxruntime, openvino, litert. Rec"),
+        ({"precision": "int4"}, "`precision` must be one of float32, bfloat16, int8. Rec"),
         ({"precision": "bfloat16"}, "ONNX Runtime has no bfloat16"),
+        ({"runtime": "litert", "precision": "bfloat16"}, "LiteRT has no bfloat16"),
         ({"threads": 0}, "`threads` must be an integer >= 1"),
     ],
 )
@@ -243,6 +245,64 @@ def test_a_runtime_that_gives_another_shape(model, monkeypatch):
     for count in (1, 3):
         with pytest.raises(ValueError, match=r"it gave \(1, 9\); it promised \(1, 10\)"):
             runner(np.zeros((count, 32, 32, 3), np.float32))
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_each_interpreter_of_litert_is_for_one_thread_at_a_time(monkeypatch, threads):
+    """And there are no more of them than threads, none before it is needed."""
+    module = pytest.importorskip("ai_edge_litert.interpreter")
+    made, busy = [], set()
+
+    class Interpreter:  # of one that takes a picture and gives its mean and its first number
+        def __init__(self, model_content, num_threads):
+            self.content, self.threads = model_content, num_threads
+            made.append(self)
+
+        def allocate_tensors(self):
+            pass
+
+        def get_input_details(self):
+            return [{"index": 7}]
+
+        def get_signature_runner(self):
+            return self
+
+        def get_output_details(self):  # by their names, in another order than they are given
+            shape = {"shape": np.array([1, 1], np.int32)}
+            return {"features": {"index": 1, **shape}, "logits": {"index": 2, **shape}}
+
+        def set_tensor(self, index, image):
+            assert self not in busy
+            busy.add(self)
+            assert index == 7
+            self.image = image
+
+        def invoke(self):
+            time.sleep(1e-3)
+            if self.image[0, 0, 0, 0] < 0:
+                busy.remove(self)
+                raise RuntimeError("negative")
+
+        def get_tensor(self, index):
+            if index == 1:
+                busy.discard(self)
+            return (self.image.max((1, 2)) if index == 1 else self.image.min((1, 2)))[:, :1]
+
+    monkeypatch.setattr(module, "Interpreter", Interpreter)
+    runner = GraphRunner(lambda shape: b"flat", "litert", threads=threads)
+    images = seeded_images(3, (20, 4, 4, 3)) ** 2
+    logits, features = runner(images[:1])
+    assert [(one.content, one.threads) for one in made] == [(b"flat", threads)]
+    np.testing.assert_array_equal(logits[:, 0], images[:1, ..., 0].min((1, 2)))
+    np.testing.assert_array_equal(features[:, 0], images[:1, ..., 0].max((1, 2)))
+    with ThreadPoolExecutor(4) as pool:
+        for logits, _ in pool.map(runner, [images] * 4):
+            np.testing.assert_array_equal(logits[:, 0], images[..., 0].min((1, 2)))
+    assert len(made) <= 1 + threads
+    for _ in range(2 * threads):  # what fails gives its interpreter back
+        with pytest.raises(ValueError, match="LiteRT does not run the model: negative"):
+            runner(-images[:1] - 1)
+    np.testing.assert_array_equal(runner(images[:1])[0], images[:1, ..., 0].min((1, 2))[:, None])
 
 
 @pytest.mark.parametrize(("runtime", "extra"), [("onnxruntime", "onnx"), ("openvino", "openvino")])

@@ -20,6 +20,7 @@ from tests import tiny_artefacts
 from tests.parity import GOLDEN, MICRO, load_seeded
 from tests.tiny_artefacts import FORMATS, about, build, random_weights
 from van_classification_tensorflow import VAN
+from van_classification_tensorflow.datasets import calibration
 from van_classification_tensorflow.datasets.digits import load_digits
 from van_classification_tensorflow.datasets.labelled import (
     Dataset,
@@ -933,6 +934,16 @@ def test_the_pictures_of_the_gallery(tmp_path, monkeypatch, micro):
 
 
 # --- Engines ---
+
+
+def test_int8_says_what_it_costs(monkeypatch):
+    monkeypatch.setattr(calibration, "CALIBRATION", 16)
+    options = {"engine": "onnxruntime", "precision": "int8", "calibration": "digits"}
+    found = evaluate("digits", "digits", **options)
+    assert found.top1 >= 0.97
+    assert 1e-3 < found.engine_difference < 0.3
+    assert "int8: as asked; its ranges are those of 16 pictures of the bundled" in found.engine
+    assert "best class the same for 100.0%" in found.engine
 
 
 def test_every_engine_measures_the_same(ten):

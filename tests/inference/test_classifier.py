@@ -8,6 +8,7 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
+import keras
 import numpy as np
 import pytest
 from PIL import Image
@@ -15,6 +16,7 @@ from PIL import Image
 from tests.parity import GOLDEN, seeded_tensor
 from tests.tiny_artefacts import FORMATS, about, build, expected, random_weights
 from van_classification_tensorflow import VAN, Classifier, Preprocessing
+from van_classification_tensorflow.datasets import calibration
 from van_classification_tensorflow.datasets.digits import load_digits
 from van_classification_tensorflow.engines import graph_runner, of_weights
 from van_classification_tensorflow.engines.runtimes import Runtime
@@ -302,6 +304,7 @@ def test_bfloat16(scans, engine):
 def test_a_model_in_memory_has_fewer_engines(classifier):
     for options, says in (
         ({"engine": "numpy"}, "`engine` must be 'auto', 'keras', .* for a model in memory"),
+        ({"precision": "int8", "calibration": "digits"}, "`precision` is for weights"),
         ({"precision": "bfloat16"}, "`precision` is for weights; a model in memory"),
     ):
         with pytest.raises(ValueError, match=says):
@@ -381,8 +384,19 @@ def test_a_file_that_says_nothing(tmp_path):
         ({"weights": "digits", "batch_size": 0}, "`batch_size` must be an integer >= 1"),
         ({"weights": "digits", "engine": "tf"}, "`engine` must be one of auto, numpy, keras, onnx"),
         ({"weights": "digits", "precision": "int4"}, "`precision` must be one of float32, bfloat"),
-        ({"weights": "digits", "precision": "int8"}, "make one with `van export .* int8 --data"),
-        ({"weights": "digits", "engine": "litert"}, "make one with `van export .*tflite`"),
+        ({"weights": "digits", "precision": "int8"}, "`calibration` must name real .*=None"),
+        (
+            {"weights": "digits", "precision": "int8", "calibration": 3},
+            "`calibration` must name real pictures .* Received: calibration=3",
+        ),
+        (
+            {"weights": "digits", "precision": "int8", "engine": "keras", "calibration": "digits"},
+            "`engine` must be one of auto, onnxruntime, openvino, litert for int8",
+        ),
+        (
+            {"weights": "digits", "calibration": "digits"},
+            "`calibration` goes with `precision` int8",
+        ),
         (
             {"weights": "digits", "precision": "bfloat16", "engine": "onnxruntime"},
             "`engine` must be one of auto, keras, openvino for bfloat16",
@@ -400,6 +414,42 @@ def test_a_file_that_says_nothing(tmp_path):
 def test_wrong_arguments(arguments, says):
     with pytest.raises(ValueError, match=says):
         Classifier(**arguments)
+
+
+def test_no_folder_for_the_calibration(tmp_path):
+    with pytest.raises(FileNotFoundError, match="`calibration` must be a folder of pictures"):
+        Classifier("digits", precision="int8", calibration=tmp_path / "gone")
+
+
+def test_litert_is_not_for_other_backends(monkeypatch):
+    pytest.importorskip("ai_edge_litert")
+    monkeypatch.setenv("KERAS_BACKEND", "jax")
+    with pytest.raises(ValueError, match="LiteRT's program is written by the TensorFlow backend"):
+        Classifier("digits", engine="litert")
+
+
+@pytest.mark.slow
+def test_litert(scans):
+    pytest.importorskip("ai_edge_litert")
+    if keras.backend.backend() != "tensorflow":
+        pytest.skip("TensorFlow converts for it")
+    found = Classifier("digits", engine="litert")
+    expected = Classifier("digits", engine="numpy")(scans[0][:20])
+    for ours, right in zip(found(scans[0][:20]), expected, strict=True):
+        assert [p.index for p in ours] == [p.index for p in right]
+    assert found.engine_used.name == "litert"
+    assert found.engine_used.difference < 1e-5
+
+
+def test_int8(monkeypatch, scans):
+    monkeypatch.setattr(calibration, "CALIBRATION", 16)
+    found = Classifier("digits", engine="onnxruntime", precision="int8", calibration="digits")
+    ranked = found(scans[0][:100], 1)
+    assert sum(one[0].index == label for one, label in zip(ranked, scans[1], strict=False)) >= 97
+    chosen = found.engine_used
+    assert (chosen.name, chosen.precision, chosen.pictures) == ("onnxruntime", "int8", 16)
+    assert len(chosen.calibration) == 64
+    assert "of 16 pictures of the bundled digits" in chosen.describe()
 
 
 def test_what_is_no_picture(classifier):
@@ -617,6 +667,7 @@ def test_what_was_assumed_when_it_was_exported_is_said(tmp_path):
         ({"engine": "keras"}, "`engine` is for weights; .* exported file"),
         ({"engine": "numpy"}, "`engine` is for weights"),
         ({"precision": "bfloat16"}, "`precision` is for weights; .* exported file"),
+        ({"precision": "int8"}, "`precision` is for weights; .* exported file"),
         ({"labels": ["a"]}, "name each of 10 classes"),
     ],
 )

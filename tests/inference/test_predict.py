@@ -41,7 +41,7 @@ def folder(tmp_path_factory):
 def asked(paths, weights, **options):
     """A request; options of the classifier go to where they belong."""
     theirs = {"weights": str(weights)}
-    known = ("batch_size", "test_size", "engine", "precision")
+    known = ("batch_size", "test_size", "engine", "precision", "calibration")
     theirs |= {name: options.pop(name) for name in known if name in options}
     classifier = ClassifierOptions(**theirs)
     return PredictRequest(paths=tuple(map(str, paths)), classifier=classifier, **options)
@@ -660,3 +660,26 @@ def test_a_journal_is_of_one_precision_whatever_the_engine(folder, tmp_path, mon
     assert "4 of 14 were there; going on" in said
     with (tmp_path / "x.csv").open(newline="") as file:
         assert len(list(csv.DictReader(file))) == 14
+
+
+def test_a_journal_of_int8_is_of_one_engine_and_one_calibration(folder, tmp_path, monkeypatch):
+    """Each of both has numbers of its own."""
+    from van_classification_tensorflow.datasets import calibration
+
+    monkeypatch.setattr(calibration, "CALIBRATION", 8)
+    options = {"engine": "onnxruntime", "precision": "int8", "calibration": "digits"}
+    options |= {"output": tmp_path / "x.csv"}
+    finish = "van_classification_tensorflow.inference.predict.Journal.finish"
+    with monkeypatch.context() as killed:
+        killed.setattr(finish, lambda *_: None)
+        _, said = predict([folder], **options)
+    assert "int8 takes its ranges from pictures, which may take minutes" in said
+    assert "int8: as asked; its ranges are those of 8 pictures of the bundled digits; " in said
+    about = json.loads((tmp_path / "x.csv.partial").read_text().splitlines()[0])
+    assert about["engine"] == "onnxruntime"
+    with pytest.raises(ValueError, match=rf"calibration='{about['calibration']}' \(now '"):
+        predict([folder], resume=True, **{**options, "calibration": str(folder)})
+    with pytest.raises(ValueError, match=r"settings: precision='int8' \(now 'float32'\)"):
+        predict([folder], output=tmp_path / "x.csv", resume=True)
+    _, said = predict([folder], resume=True, **options)
+    assert "14 of 14 were there; going on" in said

@@ -209,7 +209,7 @@ def benchmark(
         rounds: Launches of each contender at each size, at least two; they take turns.
         seconds: Timed calls in each launch, after a warm-up; ten calls at least.
         engines: How models are run: "fused" (through `fuse` first), "keras" as they are, or as
-            `Classifier` runs weights: "numpy", "onnxruntime", "openvino" or "auto".
+            `Classifier` runs weights: "numpy", "onnxruntime", "openvino", "litert" or "auto".
             Exported files have one of their own.
         random_weights: Give names of the catalogue random weights, which need not be here:
             the speed does not depend on their values.

@@ -13,7 +13,7 @@ from ..support.checks import at_least, at_least_or_none
 from ..support.options import option
 from ..support.result_folder import check_folder
 
-ENGINES = ("fused", "keras", "auto", "numpy", "onnxruntime", "openvino")
+ENGINES = ("fused", "keras", "auto", "numpy", "onnxruntime", "openvino", "litert")
 FILES = ("benchmark.csv", "launches.json", "latency.png", "throughput.png")
 
 
@@ -45,8 +45,8 @@ class BenchmarkRequest:
     engines: tuple[str, ...] = option(
         "how weights are run, one way or several: by Keras, fused for inference (fused, the "
         "default) or as they are (keras), on the backend that KERAS_BACKEND names; or as `van "
-        "predict` runs them: numpy, onnxruntime, openvino, or auto, the fastest of those that are "
-        "installed",
+        "predict` runs them: numpy, onnxruntime, openvino, litert (converted by TensorFlow), or "
+        "auto, the fastest of those that are installed",
         ("fused",),
         flag="--engine",
         choices=ENGINES,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import metadata
 from typing import Any
 
@@ -18,8 +18,16 @@ from ..support.extras import is_installed
 from ..support.text import one_line
 
 # Largest |difference| allowed, in parts of the largest |logit|. Of bfloat16 as much as the
-# benchmark of deployed files allows it.
-TOLERANCES = {"float32": 1e-4, "bfloat16": 0.05}
+# benchmark of deployed files allows it. What eight bits do to a logit says little: it is told, and
+# what they do to the decision is measured.
+TOLERANCES = {"float32": 1e-4, "bfloat16": 0.05, "int8": np.inf}
+# Share of pictures whose best class must be the same in int8. Every quantiser keeps 99 % and more
+# of the bundled digits, and 94 % with a B0 of random weights, which hardly tells its classes apart;
+# what has lost the range of a layer decides at random. This tells the two apart. Files of
+# `van export`, which stay, are asked for more.
+AGREEMENT = 0.9
+# Largest |difference| in int8 where there is no decision, of features, or one of two classes only.
+WITHOUT_CLASSES = 0.3
 
 # Of an output of so few numbers the largest counts as so large at least.
 _FEW, _LEAST_SCALE = 2, 1e-2
@@ -68,6 +76,10 @@ class Chosen:
             |number|; None where nothing was compared.
         rejected: What was tried before it, and why it is not that.
         reference: What `difference` is from.
+        agreement: Share of the pictures of which the reference has the same best class; None
+            where there was but one, or there are no classes.
+        pictures: That it was compared on.
+        calibration: Of int8: SHA-256 of the pictures that its ranges come from.
     """
 
     engine: Any
@@ -79,6 +91,9 @@ class Chosen:
     difference: float | None = None
     rejected: tuple[str, ...] = ()
     reference: str = "NumPy's reference"
+    agreement: float | None = None
+    pictures: int = 1
+    calibration: str | None = None
 
     def describe(self) -> str:
         """A line for the user."""
@@ -88,6 +103,8 @@ class Chosen:
             text += f": {self.reason}"
         if self.difference is not None:
             text += f"; differs from {self.reference} by {self.difference:.0e} of the largest logit"
+        if self.agreement is not None:
+            text += f", best class the same for {self.agreement:.1%}"
         failed = [one for one in self.rejected if not one.endswith(NOT_INSTALLED)]
         return text + "".join(f"; not {one}" for one in failed)
 
@@ -114,6 +131,7 @@ def choose(
     *,
     precision: str = "float32",
     reason: str = "",
+    decide: Callable[[np.ndarray], np.ndarray] | None = None,
 ) -> Chosen:
     """The first candidate that proves itself.
 
@@ -121,10 +139,13 @@ def choose(
         candidates: The one that is wanted most first.
         reference: The right answer to the picture, arrays (1, ...) or one; or a function that
             gives it, called once the first candidate has answered.
-        picture: (N, H, W, C): what the candidates are asked, the same picture N times. One that
-            runs several pictures by other means than a single one is asked what it will be.
+        picture: (N, H, W, C): what the candidates are asked, the same picture N times, or, where
+            the answers are (N, ...), N pictures. One that runs several pictures by other means
+            than a single one is asked what it will be.
         precision: Of the arithmetic.
         reason: Of `Chosen`.
+        decide: The first output (N, ...) -> the best class of each picture, of which a share of
+            `AGREEMENT` must be the same.
 
     Raises:
         NoEngineError: None did.
@@ -145,25 +166,29 @@ def choose(
             allowed = candidate.tolerance()
             if allowed is None:
                 allowed = TOLERANCES[precision]
+            same = decide and float((decide(answer[0]) == decide(expected[0])).mean())
         except Exception as error:
             rejected.append(_failure(candidate.name, error))
             continue
         found = version(candidate.name)
-        if difference <= allowed:  # not where it is no number
-            return Chosen(
-                engine,
-                candidate.name,
-                found,
-                precision,
-                getattr(engine, "threads", None),
-                reason,
-                difference,
-                tuple(rejected),
-            )
-        rejected.append(
-            f"{title(candidate.name, found)}: differs by {difference:.0e} of the largest logit"
-        )
+        wrong = _wrong(difference, allowed, same)
+        if not wrong:
+            threads = getattr(engine, "threads", None)
+            proven = Chosen(engine, candidate.name, found, precision, threads, reason, difference)
+            return replace(proven, rejected=tuple(rejected), agreement=same)
+        rejected.append(f"{title(candidate.name, found)}: {wrong}")
     raise NoEngineError(rejected)
+
+
+def _wrong(difference: float, allowed: float, agreement: float | None) -> str:
+    """What is wrong with an answer; nothing of one that will do."""
+    if not difference <= allowed:  # as where it is no number
+        return f"differs by {difference:.0e} of the largest logit"
+    if agreement is not None and agreement < AGREEMENT:
+        return (
+            f"its best class is the same for {agreement:.1%} of the pictures, not {AGREEMENT:.0%}"
+        )
+    return ""
 
 
 def _failure(name: str, error: Exception) -> str:
@@ -180,8 +205,8 @@ def largest_difference(
 
     Args:
         found: Of each output (`count`, ...); as many outputs as it has, of those expected.
-        expected: Of each output (1, ...).
-        count: How often the same picture was asked.
+        expected: Of each output (1, ...), or (`count`, ...) of as many pictures.
+        count: How often the same picture was asked, or how many there are.
 
     Returns:
         NaN where something else is no finite number, or nothing is one.

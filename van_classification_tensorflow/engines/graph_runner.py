@@ -1,4 +1,4 @@
-"""An ONNX graph that is made in memory, run by ONNX Runtime or OpenVINO on every core.
+"""A graph that is made in memory, run by ONNX Runtime, OpenVINO or LiteRT on every core.
 
 Pictures go through it one at a time, in programs of a fixed size: these are a tenth faster than
 programs for any size, and several pictures at once are several threads, each with a picture and a
@@ -6,7 +6,7 @@ core of its own, which is faster than one batch on all cores (VAN-B0, 224 x 224,
 a picture against 10.3). A single picture has a program that shares it among all cores.
 
 Nothing is kept on the disk: graph and program of VAN-B0 are made in a tenth of a second by ONNX
-Runtime and in half a second by OpenVINO.
+Runtime and in half a second by OpenVINO. LiteRT's take TensorFlow's converter many seconds.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from queue import Empty, SimpleQueue
+from queue import Empty, LifoQueue, SimpleQueue
 from typing import Any
 
 import numpy as np
@@ -29,11 +29,12 @@ from ..support.extras import missing
 from ..support.text import one_line
 from .openvino import the_core
 
-RUNTIMES = {"onnxruntime": "ONNX Runtime", "openvino": "OpenVINO"}
-PRECISIONS = ("float32", "bfloat16")
+RUNTIMES = {"onnxruntime": "ONNX Runtime", "openvino": "OpenVINO", "litert": "LiteRT"}
+PRECISIONS = ("float32", "bfloat16", "int8")
+OUTPUTS = ("logits", "features")  # in the order that they are given
 _KEPT = 4  # programs; each holds a copy of the weights
 
-Graph = Callable[[tuple[int, ...]], bytes]
+Graph = Callable[[tuple[int, ...]], Any]
 
 
 @dataclass(frozen=True)
@@ -59,10 +60,11 @@ class GraphRunner:
     Args:
         graph: The shape of one picture, (height, width, channels), or what else the graph takes
             -> a serialized ONNX model of one input, `images` (1, *shape), float32, and outputs
-            (1, ...). Called again for each shape.
-        runtime: "onnxruntime" or "openvino".
-        precision: Of the arithmetic: "float32", or "bfloat16" (OpenVINO on processors that have
-            it).
+            (1, ...); for OpenVINO it may be a model of its own, for LiteRT it is the flatbuffer,
+            of outputs named as in `OUTPUTS`. Called again for each shape.
+        runtime: "onnxruntime", "openvino" or "litert".
+        precision: Of the arithmetic: "float32"; "bfloat16" (OpenVINO on processors that have it);
+            or "int8", for which `graph` gives one that is quantised.
         threads: CPU threads; by default one for each core of the process.
 
     Raises:
@@ -85,8 +87,8 @@ class GraphRunner:
                 raise ValueError(
                     f"`{name}` must be one of {', '.join(known)}. Received: {name}={value!r}"
                 )
-        if (runtime, precision) == ("onnxruntime", "bfloat16"):
-            raise ValueError("ONNX Runtime has no bfloat16 on CPUs, OpenVINO has")
+        if precision == "bfloat16" and runtime != "openvino":
+            raise ValueError(f"{RUNTIMES[runtime]} has no bfloat16 on CPUs, OpenVINO has")
         self.graph, self.runtime, self.precision = graph, runtime, precision
         self.threads = at_least_or_none("threads", threads, 1) or cores()
         self._begin()
@@ -94,8 +96,8 @@ class GraphRunner:
 
     def _begin(self) -> None:
         """Without programs and threads: at first, and in a process that was forked from one."""
-        made = _OnnxRuntime if self.runtime == "onnxruntime" else _OpenVINO
-        self._compile = made(self.precision)
+        compiler: Any = {"onnxruntime": _OnnxRuntime, "openvino": _OpenVINO, "litert": _LiteRT}
+        self._compile = compiler[self.runtime](self.precision)
         self._programs: OrderedDict[tuple[tuple[int, ...], bool], Program] = OrderedDict()
         self._lock = threading.Lock()
         self._pool: ThreadPoolExecutor | None = None  # its threads end when this object does
@@ -247,19 +249,22 @@ class _OpenVINO:
 
     def __init__(self, precision: str):
         self.core = the_core("this engine")
-        self.hint = {"float32": "f32", "bfloat16": "bf16"}[precision]
+        # Beside int8, OpenVINO knows best what the rest runs in.
+        self.hint = {"float32": "f32", "bfloat16": "bf16"}.get(precision)
         able = self.core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
         if precision == "bfloat16" and "BF16" not in able:
             raise ValueError("OpenVINO has no bfloat16 on this processor")
 
-    def __call__(self, graph: bytes, threads: int, together: bool) -> Program:
+    def __call__(self, graph: Any, threads: int, together: bool) -> Program:
         options: dict[str, Any] = {
-            "INFERENCE_PRECISION_HINT": self.hint,
             "INFERENCE_NUM_THREADS": threads,
             "PERFORMANCE_HINT": "THROUGHPUT" if together else "LATENCY",
             "NUM_STREAMS": threads if together else 1,
         }
-        compiled = self.core.compile_model(self.core.read_model(graph), "CPU", options)
+        if self.hint is not None:
+            options["INFERENCE_PRECISION_HINT"] = self.hint
+        model = self.core.read_model(graph) if isinstance(graph, bytes) else graph
+        compiled = self.core.compile_model(model, "CPU", options)
         requests: SimpleQueue[Any] = SimpleQueue()  # each may be used by one thread at a time
 
         def run(image: np.ndarray) -> Sequence[np.ndarray]:
@@ -273,3 +278,44 @@ class _OpenVINO:
             return found
 
         return Program(tuple(tuple(one.shape) for one in compiled.outputs), run)
+
+
+class _LiteRT:
+    """Compiles with LiteRT, whose interpreters answer one picture at a time each."""
+
+    def __init__(self, precision: str):
+        try:
+            from ai_edge_litert.interpreter import Interpreter
+        except ImportError as error:
+            raise missing("this engine", "ai-edge-litert", "litert", error) from error
+        self.interpreter = Interpreter
+
+    def __call__(self, graph: bytes, threads: int, together: bool) -> Program:
+        def made() -> Any:
+            interpreter = self.interpreter(
+                model_content=graph, num_threads=1 if together else threads
+            )
+            interpreter.allocate_tensors()
+            return interpreter
+
+        first = made()
+        (given,) = first.get_input_details()
+        named = first.get_signature_runner().get_output_details()
+        taken = [named[name] for name in OUTPUTS if name in named]
+        # Each holds its own copy of the weights: no more than there are threads, the others made
+        # when they are needed. Who finds none waits.
+        free: LifoQueue[Any] = LifoQueue()
+        for one in (*[None] * (threads - 1 if together else 0), first):
+            free.put(one)
+
+        def run(image: np.ndarray) -> Sequence[np.ndarray]:
+            interpreter = free.get()
+            try:
+                interpreter = interpreter or made()
+                interpreter.set_tensor(given["index"], image)
+                interpreter.invoke()
+                return [interpreter.get_tensor(one["index"]) for one in taken]
+            finally:
+                free.put(interpreter)
+
+        return Program(tuple(tuple(map(int, one["shape"])) for one in taken), run)

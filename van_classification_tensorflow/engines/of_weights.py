@@ -8,8 +8,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -22,6 +23,9 @@ from .keras import on_accelerator
 from .numpy_forward import NumpyEngine, forward
 from .protocol import FLOAT32, Engine
 
+if TYPE_CHECKING:
+    import onnx
+
 # Measured on two cores (AVX-512, VAN-B0, 224 x 224): seconds until an engine could take its first
 # picture, and then for 10^9 multiply-accumulates, decoding ahead and all cores busy.
 _COSTS = {
@@ -30,7 +34,8 @@ _COSTS = {
     "openvino": (0.6, 0.0093),
     "keras": (4.0, 0.031),
 }
-# LiteRT is not among them: TensorFlow's converter alone takes longer than all of them to start.
+# LiteRT is never taken by itself: TensorFlow, which converts for it, takes longer to start than all
+# of these, and its converter as long again.
 AUTOMATIC = ("openvino", "onnxruntime", "keras")
 _IN_BFLOAT16 = ("openvino", "keras")
 _PROOF_SECONDS = 0.4
@@ -123,7 +128,7 @@ def choose_engine(
         engine: "auto", or the only one that will do.
         precision: Of the arithmetic.
         pictures: How many will come; None where nobody knows.
-        threads: Of ONNX Runtime and OpenVINO; by default one for each core of the process.
+        threads: Of all but Keras and NumPy; by default one for each core of the process.
 
     Raises:
         ValueError: The engine that is asked for does not prove itself; says why.
@@ -133,9 +138,10 @@ def choose_engine(
     automatic = engine == "auto"
     names = model.order(pictures, precision) if automatic else [engine]
     several = pictures != 1 or model.views > 1
-    side = proof_side(model.sizes, model.side)
+    # LiteRT's graph takes longer than the proof of any model: one is enough.
+    side = model.side if engine == "litert" else proof_side(model.sizes, model.side)
     picture = _picture(side, model.sizes.in_chans)
-    graph = _graph(model)
+    graph = _flatbuffer(model) if engine == "litert" else _graph(model)
 
     def candidate(name: str) -> Candidate:
         if name == "keras":
@@ -151,7 +157,7 @@ def choose_engine(
             lambda: [one for one in reversed(answer.result()) if one is not None],
             np.repeat(picture, 2, axis=0) if several else picture,
             precision=precision,
-            reason=_reason(pictures) if automatic else "as asked",
+            reason=_reason(pictures) if automatic else as_asked(engine),
         )
     except NoEngineError as error:
         if automatic and precision == "float32":
@@ -167,6 +173,11 @@ def choose_engine(
     return replace(chosen, engine=GraphEngine(runner, chosen.name))
 
 
+def as_asked(engine: str) -> str:
+    """The reason for an engine that was named."""
+    return "as asked, converted by TensorFlow" if engine == "litert" else "as asked"
+
+
 def _reason(pictures: int | None) -> str:
     # Whether Keras could use it takes seconds to find out.
     gpu = " (for CPUs; `keras` may use the GPU)" if Path("/dev/nvidiactl").exists() else ""
@@ -180,12 +191,28 @@ def _graph(model: Model) -> Graph:
     """What makes the model's graph for a size of pictures: logits and features, or these alone."""
 
     def graph(shape: tuple[int, ...]) -> bytes:
-        from .onnx_graph import onnx_model
+        return onnx_of(model, shape).SerializeToString()
 
-        # Folded anew for each of the few sizes: nobody keeps a second copy of the weights.
-        folded, size = fold(model.tensors), (shape[0], shape[1])
-        made = onnx_model(folded, model.sizes, image_size=size, also_features=True)
-        return made.SerializeToString()
+    return graph
+
+
+def onnx_of(model: Model, shape: tuple[int, ...]) -> onnx.ModelProto:
+    """The model's graph for one picture of that shape."""
+    from .onnx_graph import onnx_model
+
+    # Folded anew for each of the few sizes: nobody keeps a second copy of the weights.
+    folded, size = fold(model.tensors), (shape[0], shape[1])
+    return onnx_model(folded, model.sizes, image_size=size, also_features=True)
+
+
+def _flatbuffer(model: Model) -> Graph:
+    """The same for LiteRT."""
+
+    @lru_cache(1)  # a single picture and several have programs of the same one
+    def graph(shape: tuple[int, ...]) -> bytes:
+        from .flatbuffer import flatbuffer_of_weights
+
+        return flatbuffer_of_weights(model.tensors, model.sizes, shape)
 
     return graph
 

@@ -13,6 +13,7 @@ from rich.text import Text
 
 from ..datasets.labelled import open_dataset
 from ..inference.classifier import Classifier
+from ..inference.engines import slow_start
 from ..inference.request import ClassifierOptions
 from ..support.console import messages, pictures_bar, results, say, say_failures
 from .files import FILES, write
@@ -112,6 +113,8 @@ def _evaluate(request: EvaluateRequest, console: Console) -> Evaluation:
     original = None
     if request.against_original:
         original = Original(request.classifier.weights, classifier.name)
+    if slow := slow_start(classifier.engine, classifier.precision):
+        say(console, slow)
     say(console, classifier.choose_engine(dataset.count).describe())
     with pictures_bar(console) as bar:
         task = bar.add_task(classifier.name, total=dataset.count, rate="")

@@ -129,15 +129,16 @@ class Evaluation:
         parameters: Trainable ones; of an exported file, of the model it was made of. None where
             it does not say.
         seconds: Of decoding and model, without loading and without the original.
-        backend: Of Keras; "numpy", "onnxruntime" or "openvino" where that was the engine; "onnx",
-            "openvino", "litert" or "saved_model" of an exported file.
+        backend: Of Keras; "numpy", "onnxruntime", "openvino" or "litert" where that was the
+            engine; "onnx", "openvino", "litert" or "saved_model" of an exported file.
         version: Of this package.
         published: Beside the published figures; None where there are none for this.
         original: Beside the original; None where it was not asked for.
         notes: What a reader should know.
         engine: What ran the model, and why.
-        engine_difference: How far its answer to one picture was from NumPy's, in parts of the
-            largest logit; None where nothing was compared.
+        engine_difference: How far its answer to one picture was from NumPy's, of int8 to those of
+            the calibration from float32, in parts of the largest logit; None where nothing was
+            compared.
     """
 
     model: str

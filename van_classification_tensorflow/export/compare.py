@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 from rich.console import Console
 
+from ..engines.choice import WITHOUT_CLASSES
 from ..engines.runtimes import open_runtime
 from ..spec.card import About
 from ..spec.scores import best
@@ -28,7 +29,6 @@ TOLERANCES: dict[str, tuple[float, float]] = {
     "bfloat16": (5e-2, 0.99),
     "int8": (np.inf, 0.99),
 }
-_INT8_WITHOUT_CLASSES = 0.3
 
 
 class ExportError(ValueError):
@@ -134,7 +134,7 @@ def check_agreement(found: Export, request: ExportRequest) -> None:
     """Raises `ExportError` where the file differs more from the model than is allowed."""
     limit, share = TOLERANCES[request.precision]
     if request.precision == "int8" and found.about.architecture.num_classes in (None, 1):
-        limit = _INT8_WITHOUT_CLASSES
+        limit = WITHOUT_CLASSES
     limit *= max(found.largest, 1.0)
     tolerance = limit if request.tolerance is None else float(request.tolerance)
     agreement = share if request.agreement is None else float(request.agreement)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from importlib import import_module
 from pathlib import Path
 
@@ -60,26 +59,20 @@ def check_installed(kind: str, precision: str) -> None:
     for package in needed:
         if not is_installed(package):
             raise missing(kind, package, kind)
-    if "tensorflow" in needed and os.environ.get("KERAS_BACKEND", "tensorflow") != "tensorflow":
-        raise _other_backend(kind, os.environ["KERAS_BACKEND"])
+    if "tensorflow" in needed:
+        from ..engines.flatbuffer import check_named_backend  # takes NumPy
+
+        check_named_backend(kind)
 
 
 def import_runtime(kind: str) -> None:
     """What is installed may be broken, and Keras be told its backend by a file."""
     for package in _NEEDS[kind]:
         if package == "tensorflow":
-            import keras
+            from ..engines.flatbuffer import check_backend
 
-            if keras.backend.backend() != "tensorflow":
-                raise _other_backend(kind, keras.backend.backend())
+            check_backend(kind)
         try:
             import_module(package)
         except ImportError as error:
             raise missing(kind, package, kind, error) from error
-
-
-def _other_backend(kind: str, backend: str) -> ValueError:
-    return ValueError(
-        f"{kind} is written by the TensorFlow backend of Keras: KERAS_BACKEND=tensorflow. "
-        f"It is {backend}"
-    )

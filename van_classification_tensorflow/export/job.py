@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 
 import numpy as np
 
 from ..spec.card import About
-from ..support.quiet import without_warnings
 from .source import Source
 
 
@@ -33,10 +30,3 @@ class Job:
 
     def inputs(self, crops: np.ndarray) -> np.ndarray:
         return crops if self.about.input == "uint8" else self.source.preprocessing.normalise(crops)
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Without what converters log or warn of; their progress not on the standard output."""
-    with redirect_stdout(sys.stderr), without_warnings():
-        yield

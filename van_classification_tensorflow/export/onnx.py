@@ -6,12 +6,11 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from ..engines.onnx_graph import onnx_model
+from ..engines.quantised import quantised_onnx
 from ..spec.card import METADATA_KEY
 from ..weights.fold import fold
-from .job import Job, quiet
+from .job import Job
 
 if TYPE_CHECKING:
     import onnx
@@ -26,7 +25,7 @@ def write(job: Job, path: Path) -> None:
 
         model = convert_float_to_float16(model, keep_io_types=True)
     elif job.about.precision == "int8":
-        model = _quantised(job, model, path.parent)
+        model = quantised_onnx(model, job.batches, path.parent)
     entry = model.metadata_props.add()
     entry.key, entry.value = METADATA_KEY, job.about.to_json()
     onnx.save(model, os.fspath(path))
@@ -44,31 +43,3 @@ def graph(job: Job) -> onnx.ModelProto:
         activation=source.card.activation if job.about.output == "probabilities" else None,
         pooling=source.card.pooling,
     )
-
-
-def _quantised(job: Job, model: onnx.ModelProto, folder: Path) -> onnx.ModelProto:
-    """Convolutions and the head in int8, by ONNX Runtime's tool; what lies between in float32."""
-    import onnx
-    from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_static
-
-    class Reader(CalibrationDataReader):
-        def __init__(self) -> None:
-            self.batches = job.batches()
-
-        def get_next(self) -> dict[str, np.ndarray] | None:
-            return next(({"images": batch} for batch in self.batches), None)
-
-    written = folder / "quantised.onnx"
-    with quiet():
-        quantize_static(
-            model,
-            os.fspath(written),
-            Reader(),
-            op_types_to_quantize=["Conv", "Gemm"],
-            per_channel=True,
-            activation_type=QuantType.QUInt8,
-            weight_type=QuantType.QInt8,
-        )
-    quantised = onnx.load(os.fspath(written))
-    written.unlink()
-    return quantised

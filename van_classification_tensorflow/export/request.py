@@ -99,12 +99,12 @@ class ExportRequest:
             if limit is not None and not (is_number(limit) and 0 <= limit <= most):
                 raise ValueError(f"`{name}` must be from 0 to {most}. Received: {name}={limit!r}")
         # Only now, as they take NumPy, and the options are to be shown without it.
+        from ..datasets.calibration import check_pictures
         from .place import check_place
-        from .samples import check_data
 
         check_place(self.target, kind, self.model, self.overwrite)
         check_installed(kind, self.precision)
-        check_data(self.data)
+        check_pictures(self.data, "data")
 
     @property
     def target(self) -> Path:

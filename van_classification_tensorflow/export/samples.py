@@ -3,25 +3,21 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from rich.console import Console
 
-from ..datasets.digits import load_digits
+from ..datasets.calibration import CALIBRATION, cropped, digits, is_bundled, name_of, shuffled
 from ..datasets.labelled import open_dataset
 from ..images.decode import ImageError, open_image
 from ..images.find import LeftOut, pictures_in
-from ..images.parallel import decoded
 from ..spec.labels import labels_of
 from ..spec.scores import classes_of
 from ..support.console import pictures_bar, say, say_failures
-from ..support.text import printable
 from .source import Source
 
-CALIBRATION = 256  # pictures, at most
 COMPARISON = 512  # pictures, at most, none of them of the calibration
 
 
@@ -39,10 +35,10 @@ class Samples:
 def take_samples(data: Any, source: Source, calibrate: bool, console: Console) -> Samples:
     """Real pictures, cropped as the model wants them; those of the calibration apart."""
     sources, classes, why_not = list_pictures(data, source, console)
-    if data is None or data == "digits":
-        train = [_as_picture(p) for p in load_digits()[0].pixels[:CALIBRATION]] if calibrate else []
+    if is_bundled(data):
+        train = digits(train=True)[:CALIBRATION] if calibrate else []
     else:
-        order = np.random.Generator(np.random.PCG64(0)).permutation(len(sources))
+        order = shuffled(len(sources))
         share = min(CALIBRATION, len(sources) // 2) if calibrate else 0
         train = [sources[i] for i in order[:share]]
         kept = order[share:]
@@ -52,49 +48,28 @@ def take_samples(data: Any, source: Source, calibrate: bool, console: Console) -
     if not sources or (calibrate and not train):
         raise ValueError(f"`data` must have pictures, for int8 at least 2. Received: data={data}")
 
-    unreadable: list[str] = []
-
     def crop(one: Any) -> np.ndarray:
         return source.preprocessing.crop(open_image(one))
 
     with pictures_bar(console) as bar:
         task = bar.add_task("pictures", total=len(train) + len(sources), rate="")
-
-        def crops(of: list[Any]) -> Iterator[tuple[int, np.ndarray]]:
-            for i, (_, made) in enumerate(decoded(of, crop)):
-                bar.advance(task)
-                if isinstance(made, np.ndarray):
-                    yield i, made
-                elif isinstance(made, ImageError):
-                    unreadable.append(str(made))
-                else:
-                    raise made
-
-        calibration = [made for _, made in crops(train)]
-        readable = list(crops(sources))
-    if unreadable:
-        say_failures(console, f"{len(unreadable):,} cannot be read and are left out", unreadable)
+        calibration, not_read = cropped(train, crop, advance=lambda: bar.advance(task))
+        readable, nor_these = cropped(sources, crop, advance=lambda: bar.advance(task))
+    if unreadable := not_read + nor_these:
+        for error in unreadable:
+            if not isinstance(error, ImageError):  # a file that is not there, or is forbidden
+                raise error
+        what = f"{len(unreadable):,} cannot be read and are left out"
+        say_failures(console, what, [str(error) for error in unreadable])
     if not readable or (calibrate and not calibration):
         raise ValueError(f"`data` must have pictures that can be read. Received: data={data}")
-    bundled = data is None or data == "digits"
     return Samples(
-        "the bundled digits" if bundled else printable(data),
-        np.stack(calibration) if calibration else np.empty(0, np.uint8),
+        name_of(data),
+        np.stack([made for _, made in calibration]) if calibration else np.empty(0, np.uint8),
         np.stack([made for _, made in readable]),
         None if classes is None else np.array([classes[i] for i, _ in readable]),
         why_not,
     )
-
-
-def check_data(data: Any) -> None:
-    if data is None or data == "digits":
-        return
-    if not os.path.isdir(data):
-        raise FileNotFoundError(
-            f"`data` must be a folder of pictures, or digits. Received: data={printable(data)}"
-        )
-    if next(pictures_in(os.fspath(data), LeftOut()), None) is None:
-        raise ValueError(f"`data` must have pictures. Received: data={printable(data)}")
 
 
 def list_pictures(
@@ -118,14 +93,10 @@ def list_pictures(
                 say(console, str(left_out))
             examples = list(named.examples)
             return [e.source for e in examples], [e.classes[0] for e in examples], ""
-    if data is None or data == "digits":
-        return [_as_picture(pixels) for pixels in load_digits()[1].pixels], None, why_not
+    if is_bundled(data):
+        return [*digits(train=False)], None, why_not
     left_out = LeftOut()
     sources = list(pictures_in(os.fspath(data), left_out))
     if left_out:
         say(console, str(left_out))
     return sources, None, why_not
-
-
-def _as_picture(pixels: np.ndarray) -> np.ndarray:
-    return np.round(pixels * (255 / 16)).astype(np.uint8)  # 0..16 -> 0..255

@@ -6,8 +6,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
+from ..engines.flatbuffer import tensorflow_function
 from ..spec.card import SAVED_MODEL_METADATA
 from .job import Job
 
@@ -18,7 +17,7 @@ if TYPE_CHECKING:
 def write(job: Job, path: Path) -> None:
     import tensorflow as tf
 
-    function, model = tensorflow_function(job)
+    function, model = function_of(job)
     module = tf.Module()
     module.model, module.function = model, function  # or their variables would be gone
     tf.saved_model.save(
@@ -32,28 +31,14 @@ def write(job: Job, path: Path) -> None:
     extra.write_text(job.about.to_json(), encoding="ascii")
 
 
-def tensorflow_function(job: Job, max_taps: int | None = None) -> tuple[Any, keras.Model]:
+def function_of(job: Job, max_taps: int | None = None) -> tuple[Any, keras.Model]:
     """(tf.function, the model whose variables it uses); `max_taps` as of `DepthwiseConv`."""
-    import tensorflow as tf
-
-    from ..model.layers import DepthwiseConv
-
     source, about = job.source, job.about
     model = source.keras_model(logits=about.output != "probabilities", image_size=job.image_size)
     if job.fused:
         from ..model.fused import fuse
 
         model = fuse(model)
-    for layer in model._flatten_layers():
-        if isinstance(layer, DepthwiseConv):
-            layer.max_taps = max_taps
     shape = (job.batch_size, job.image_size, job.image_size, source.sizes.in_chans)
-    mean, std = (np.float32(x) for x in (source.preprocessing.mean, source.preprocessing.std))
-
-    @tf.function(input_signature=[tf.TensorSpec(shape, about.input, name="images")])
-    def function(images):
-        if about.input == "uint8":
-            images = (tf.cast(images, tf.float32) / 255.0 - mean) / std
-        return {about.output: model(images, training=False)}
-
-    return function, model
+    normalisation = source.preprocessing if about.input == "uint8" else None
+    return tensorflow_function(model, shape, about.output, normalisation, max_taps), model

@@ -12,7 +12,7 @@ import keras
 import numpy as np
 
 from ..engines.choice import TOLERANCES, Candidate, Chosen, NoEngineError, choose, version
-from ..engines.graph_runner import PRECISIONS, RUNTIMES, GraphRunner
+from ..engines.graph_runner import GraphRunner
 from ..engines.keras import on_accelerator
 from ..engines.keras_graph import KerasGraph, Untranslatable
 from ..engines.of_weights import AUTOMATIC, ON_GPUS
@@ -20,7 +20,9 @@ from ..spec.scores import SIGMOID, logits_of
 from ..support.checks import at_least_or_none, check_choice
 from ..support.text import one_line
 
+RUNTIMES = ("onnxruntime", "openvino")  # of those that run the graph; LiteRT has one of its own
 ENGINES = ("auto", *RUNTIMES, "keras")
+PRECISIONS = ("float32", "bfloat16")  # int8 needs pictures
 SIDE = 224  # pixels of the picture that is asked, where the model takes any
 _BATCH = 32  # as of Keras's `predict`
 _UNSURE = 1e-3  # nearer to 1 the sigmoid of a logit, in float32, says too little of it

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+from ..datasets.calibration import Calibration
 from ..engines.choice import Chosen, version
+from ..engines.int8 import choose_int8
 from ..engines.keras import KerasEngine
 from ..engines.of_weights import Model, choose_engine
 from ..engines.protocol import Engine
@@ -37,6 +40,7 @@ class Engines:
         preprocessing: Of the pictures.
         views: Of each picture.
         batch_size: Of Keras.
+        calibration: A function that opens the pictures of int8.
 
     Attributes:
         used: The last one that was asked for; None before the first.
@@ -51,9 +55,10 @@ class Engines:
         preprocessing: Preprocessing,
         views: int,
         batch_size: int,
+        calibration: Callable[[], Calibration] | None = None,
     ):
         self.opened, self.engine, self.precision = opened, engine, precision
-        self.batch_size = batch_size
+        self.batch_size, self._calibration = batch_size, calibration
         self.used: Chosen | None = None
         self.numpy_limit = 0
         self._fast: dict[bool, Chosen] = {}  # for several pictures, or for one at a time
@@ -122,19 +127,34 @@ class Engines:
         if opened.in_memory is not None:
             return self._followed.choose(pictures)
         assert self._model is not None  # noqa: S101 - it is one of the three
-        # Each has a program of its own, which has to prove itself.
-        several = pictures != 1 or self._views > 1
+        # Each has a program of its own, which has to prove itself. What takes long to convert is
+        # converted once.
+        slow = bool(slow_start(self.engine, self.precision))
+        several = slow or pictures != 1 or self._views > 1
         if several in self._fast:
             return self._fast[several]
         automatic = (self.engine, self.precision) == ("auto", "float32")
         few = pictures is not None and self._by_numpy + pictures <= self.numpy_limit
         if automatic and few and not self._fast:
             return self._model.numpy("the first to be done with so few pictures")
-        self._fast[several] = choose_engine(
-            self._model,
-            lambda: KerasEngine(self.model, self.batch_size),
-            self.engine,
-            self.precision,
-            pictures,
-        )
+        self._fast[several] = self._proven(self._model, pictures)
         return self._fast[several]
+
+    def _proven(self, model: Model, pictures: int | None) -> Chosen:
+        def keras() -> KerasEngine:
+            return KerasEngine(self.model, self.batch_size)
+
+        if self.precision != "int8":
+            return choose_engine(model, keras, self.engine, self.precision, pictures)
+        assert self._calibration is not None  # noqa: S101 - int8 has its pictures
+        return choose_int8(model, self._calibration(), keras, self.engine)
+
+
+def slow_start(engine: str, precision: str) -> str:
+    """What will take its time before the first answer of weights, in words; or nothing."""
+    said = []
+    if engine == "litert":
+        said.append("TensorFlow starts, to convert the weights for LiteRT")
+    if precision == "int8":
+        said.append("int8 takes its ranges from pictures, which may take minutes")
+    return "; ".join(said)

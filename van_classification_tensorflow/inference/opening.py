@@ -139,10 +139,10 @@ def _open_weights(weights: Any, wanted: Wanted) -> Opened:
 def _open_model(model: keras.Model, wanted: Wanted) -> Opened:
     from .in_memory import look_at
 
-    if wanted.engine == "numpy":
+    if wanted.engine in ("numpy", "litert"):
         raise ValueError(
             "`engine` must be 'auto', 'keras', 'onnxruntime' or 'openvino' for a model in memory. "
-            "Received: engine='numpy'"
+            f"Received: engine={wanted.engine!r}"
         )
     if wanted.precision != "float32":
         raise ValueError(

@@ -41,6 +41,7 @@ from ..support.text import printable
 from ..weights.address import address_of
 from ..weights.checkpoint import files_beside, weight_file
 from .classifier import Classifier, Result
+from .engines import slow_start
 from .request import PredictRequest
 
 _MOST_IN_TABLE = 200  # pictures
@@ -150,9 +151,11 @@ def _run(
     else:
         classifier.check_top(top)
     say(console, f"{classifier.name}: {classifier.preprocessing}")
-    if classifier.notes:
-        say(console, classifier.notes)
-    say(console, classifier.choose_engine(len(inputs)).describe())
+    for note in (classifier.notes, slow_start(classifier.engine, classifier.precision)):
+        if note:
+            say(console, note)
+    chosen = classifier.choose_engine(len(inputs))
+    say(console, chosen.describe())
     about = {
         "weights": [classifier.name, *state_of_weights(request.classifier.weights)],
         "preprocessing": classifier.preprocessing.to_dict(),
@@ -161,6 +164,8 @@ def _run(
         "top": None if features else top,
         "precision": classifier.precision,
     }
+    if chosen.calibration is not None:  # in int8 each engine has numbers of its own
+        about |= {"engine": chosen.name, "calibration": chosen.calibration[:16]}
     to_do = inputs if journal is None else journal.begin(about, inputs)
     done = len(inputs) - len(to_do)
     if done:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 from ..support.checks import at_least, at_least_or_none, check_flag, is_number
 from ..support.extras import is_installed, missing
 from ..support.options import option, part
+from ..support.text import shown
 
 # {what runs the model: the package it needs, and what installs that}
 ENGINES = {
@@ -17,19 +19,13 @@ ENGINES = {
     "keras": (("keras", "keras"),),
     "onnxruntime": (("onnx", "onnx"), ("onnxruntime", "onnx")),
     "openvino": (("onnx", "onnx"), ("openvino", "openvino")),
+    "litert": (("tensorflow", "litert"), ("ai_edge_litert", "litert")),
 }
 # {arithmetic: the engines that have it}
 PRECISIONS = {
     "float32": tuple(ENGINES),
     "bfloat16": ("auto", "keras", "openvino"),
-}
-# What only exported files have, as it takes minutes to make: TensorFlow's converter, calibration.
-_EXPORTED = {
-    "litert": ("engine", "van export --weights ... --output model.tflite"),
-    "int8": (
-        "precision",
-        "van export --weights ... --precision int8 --data FOLDER --output x.onnx",
-    ),
+    "int8": ("auto", "onnxruntime", "openvino", "litert"),
 }
 FORMATS = (".csv", ".jsonl", ".parquet")
 FEATURE_FORMATS = (".parquet", ".npy")
@@ -41,6 +37,8 @@ class ClassifierOptions:
 
     Raises:
         ValueError: An argument is not allowed.
+        FileNotFoundError: There is no such folder for the calibration.
+        ModuleNotFoundError: What the engine needs is not installed; says what installs it.
     """
 
     weights: Any = option(
@@ -60,16 +58,22 @@ class ClassifierOptions:
     max_pixels: int = option("largest picture (default: {default}, at most 178956970)", 50_000_000)
     engine: str = option(
         "what runs weights: auto (the first to be done of those that are installed and prove "
-        "themselves on a picture), or one of them, which must prove itself; litert is for exported "
-        "files (default: {default})",
+        "themselves on a picture), or one of them, which must prove itself; litert starts "
+        "TensorFlow to convert them, and is never taken by auto (default: {default})",
         "auto",
-        choices=(*ENGINES, "litert"),
+        choices=tuple(ENGINES),
     )
     precision: str = option(
-        "of the arithmetic of weights: float32, or bfloat16 of openvino and keras; int8 is for "
-        "exported files (default: {default})",
+        "of the arithmetic of weights: float32; bfloat16 of openvino and keras; or int8 of "
+        "openvino, onnxruntime and litert, which needs --calibration and must decide as float32 "
+        "does (default: {default})",
         "float32",
-        choices=(*PRECISIONS, "int8"),
+        choices=tuple(PRECISIONS),
+    )
+    calibration: Any = option(
+        "real pictures, such as the model will see, that int8 takes its ranges from: a folder, or "
+        "digits (bundled)",
+        None,
     )
 
     def __post_init__(self) -> None:
@@ -83,13 +87,6 @@ class ClassifierOptions:
         self._check_engine()
 
     def _check_engine(self) -> None:
-        for asked in (self.engine, self.precision):
-            if isinstance(asked, str) and asked in _EXPORTED:
-                argument, command = _EXPORTED[asked]
-                raise ValueError(
-                    f"`{argument}`={asked!r} is for exported files, which bring it along: make one "
-                    f"with `{command}`, and give that as the weights, without `{argument}`"
-                )
         for name, value, known in (
             ("engine", self.engine, ENGINES),
             ("precision", self.precision, PRECISIONS),
@@ -104,9 +101,40 @@ class ClassifierOptions:
                 f"`engine` must be one of {', '.join(able)} for {self.precision}. Received: "
                 f"engine={self.engine!r}"
             )
-        for package, extra in ENGINES[self.engine]:
+        needed = list(ENGINES[self.engine])
+        if (self.engine, self.precision) == ("openvino", "int8"):
+            needed.append(("nncf", "openvino"))
+        for package, extra in needed:
             if not is_installed(package):
                 raise missing(f"engine {self.engine}", package, extra)
+        if self.engine == "litert":
+            from ..engines.flatbuffer import check_named_backend  # takes NumPy
+
+            check_named_backend("LiteRT's program")
+        self._check_calibration()
+
+    def _check_calibration(self) -> None:
+        if self.precision != "int8":
+            if self.calibration is not None:
+                raise ValueError(
+                    "`calibration` goes with `precision` int8 only. Received: "
+                    f"precision={self.precision!r}, calibration={shown(self.calibration)}"
+                )
+            return
+        from ..weights.address import address_of
+
+        a_path = isinstance(self.weights, (str, os.PathLike))
+        if a_path and address_of(self.weights).kind == "exported":
+            return  # which is in the precision that it was written in, as is said of it
+        if not isinstance(self.calibration, (str, os.PathLike)):
+            raise ValueError(
+                "`calibration` must name real pictures for int8, such as those the model will see: "
+                "the ranges of its numbers come from them. A folder, or digits. Received: "
+                f"calibration={shown(self.calibration)}"
+            )
+        from ..datasets.calibration import check_pictures
+
+        check_pictures(self.calibration, "calibration")
 
 
 @dataclass(frozen=True, kw_only=True)

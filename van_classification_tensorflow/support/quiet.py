@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from typing import Any
 
 _NATIVE = ("tensorflow", "jax", "ai_edge_litert")
@@ -82,3 +82,10 @@ def without_warnings() -> Iterator[None]:
             yield
     finally:
         logging.disable(before)
+
+
+@contextmanager
+def quiet_converter() -> Iterator[None]:
+    """Without what converters log or warn of; their progress not on the standard output."""
+    with redirect_stdout(sys.stderr), without_warnings():
+        yield

@@ -1,0 +1,125 @@
+"""Weights in 8 bits: ranges come from real pictures, and on these it decides as float32 does."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import lru_cache, partial
+from typing import Any
+
+import numpy as np
+
+from ..datasets.calibration import Calibration
+from ..spec.scores import best
+from .choice import WITHOUT_CLASSES, Candidate, Chosen, NoEngineError, choose, title
+from .graph_runner import GraphRunner
+from .of_weights import GraphEngine, Model, as_asked, choose_engine, onnx_of
+from .protocol import Engine
+
+AUTOMATIC = ("openvino", "onnxruntime")  # in this order, by `benchmarks/deployment.py`
+_AT_ONCE = 16  # pictures of the comparison
+
+
+def choose_int8(
+    model: Model,
+    calibration: Calibration,
+    keras: Callable[[], Engine],
+    engine: str = "auto",
+    threads: int | None = None,
+) -> Chosen:
+    """An engine in 8 bits that decides as one in float32 does on the pictures of the calibration.
+
+    That one proves itself first, as `choose_engine` says.
+
+    Args:
+        model: What there is to run.
+        calibration: Pictures of the model's size.
+        keras: As of `choose_engine`.
+        engine: "auto", or the only one that will do: "openvino", "onnxruntime" or "litert".
+        threads: As of `choose_engine`.
+
+    Raises:
+        ValueError: None of them agrees; says why.
+    """
+    crops = calibration.crops
+    exact = choose_engine(model, keras, pictures=len(crops), threads=threads)
+
+    def make(name: str) -> _Asked:
+        # A single picture and several have programs of the same graph, which takes so long.
+        graph = lru_cache(1)(partial(_GRAPHS[name], model, calibration))
+        runner = GraphRunner(graph, name, "int8", threads)
+        return _Asked(GraphEngine(runner, name), calibration, runner.threads)
+
+    automatic = engine == "auto"
+    has_classes = (model.sizes.num_classes or 1) > 1
+    allowed = None if has_classes else WITHOUT_CLASSES
+    why = "the first of those that are installed" if automatic else as_asked(engine)
+    names = AUTOMATIC if automatic else (engine,)
+    try:
+        chosen = choose(
+            [Candidate(name, partial(make, name), lambda: allowed) for name in names],
+            _Asked(exact.engine, calibration)(crops),
+            crops,
+            precision="int8",
+            reason=f"{why}; its ranges are those of {calibration}",
+            decide=partial(best, are_probabilities=False) if model.sizes.num_classes else None,
+        )
+    except NoEngineError as error:
+        raise ValueError(f"`precision`='int8' was refused on {calibration}: {error}") from None
+    return replace(
+        chosen,
+        engine=chosen.engine.run,
+        reference=f"{title(exact.name, exact.version)} in float32 there",
+        pictures=len(crops),
+        calibration=calibration.digest,
+    )
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """An engine that is asked the pictures of the calibration, a few at a time.
+
+    Args:
+        run: The engine.
+        calibration: Says how pictures become its input.
+        threads: Of the engine.
+    """
+
+    run: Engine
+    calibration: Calibration
+    threads: int | None = None
+
+    def __call__(self, crops: np.ndarray) -> np.ndarray:
+        starts = range(0, len(crops), _AT_ONCE)
+        batches = (crops[start : start + _AT_ONCE] for start in starts)
+        return np.concatenate([self.run(self.calibration.prepared(batch)) for batch in batches])
+
+
+# --- What makes the graph of each engine, for one picture of that shape ---
+
+
+def _for_onnxruntime(model: Model, calibration: Calibration, shape: tuple[int, ...]) -> bytes:
+    from .quantised import quantised_onnx
+
+    return quantised_onnx(onnx_of(model, shape), calibration.one_by_one).SerializeToString()
+
+
+def _for_openvino(model: Model, calibration: Calibration, shape: tuple[int, ...]) -> Any:
+    from .quantised import openvino_model, quantised_openvino
+
+    graph = openvino_model(onnx_of(model, shape).SerializeToString())
+    return quantised_openvino(graph, calibration.one_by_one)
+
+
+def _for_litert(model: Model, calibration: Calibration, shape: tuple[int, ...]) -> bytes:
+    from .flatbuffer import flatbuffer_of_weights
+
+    batches = calibration.one_by_one
+    return flatbuffer_of_weights(model.tensors, model.sizes, shape, "int8", batches)
+
+
+_GRAPHS = {
+    "onnxruntime": _for_onnxruntime,
+    "openvino": _for_openvino,
+    "litert": _for_litert,
+}
