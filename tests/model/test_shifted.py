@@ -7,7 +7,7 @@ from keras import ops
 
 from tests.parity import SMALL, load_seeded
 from van_classification_tensorflow import VAN
-from van_classification_tensorflow.model import layers, shifted
+from van_classification_tensorflow.model import blocks, layers, shifted
 
 pytestmark = pytest.mark.skipif(keras.backend.backend() != "jax", reason="used on JAX alone")
 
@@ -61,9 +61,12 @@ CASES = [
 
 
 @pytest.mark.parametrize(("shape", "sides", "dilation"), CASES)
-@pytest.mark.parametrize("tile", [shifted._TILE, 64])
-def test_the_depthwise_convolution_and_its_gradients(shape, sides, dilation, tile, monkeypatch):
+@pytest.mark.parametrize(("tile", "few"), [(shifted._TILE, shifted._FEW), (64, 0)])
+def test_the_depthwise_convolution_and_its_gradients(
+    shape, sides, dilation, tile, few, monkeypatch
+):
     monkeypatch.setattr(shifted, "_TILE", tile)
+    monkeypatch.setattr(shifted, "_FEW", few)
     x, upstream = _random(*shape), _random(*shape, seed=1)
     kernel = _random(*sides, shape[-1], 1, seed=2)
     out, *gradients = _definition(x, kernel, dilation, upstream)
@@ -106,18 +109,83 @@ def test_the_strided_convolution_and_its_gradients(size, side, stride):
         _close(found, expected)
 
 
-def test_the_layers_of_jax_have_none_of_its_own_depthwise_convolutions():
-    """Forward and backward: XLA's would take 10 to 80 times as long on a CPU."""
+@pytest.mark.parametrize(
+    ("layer", "channels"),
+    [
+        (layers.DepthwiseConv(7, dilation=3, gelu=True), 4),
+        (layers.PatchConv(5, 7, 4, data_format="channels_last"), 3),
+    ],
+    ids=["depthwise", "patches"],
+)
+def test_the_layers_of_jax_have_none_of_its_own_slow_convolutions(layer, channels):
+    """Forward and backward: XLA's depthwise ones would take 10 to 80 times as long on a CPU."""
     import jax
 
-    layer = layers.DepthwiseConv(7, dilation=3, gelu=True)
-    layer.build((2, 12, 12, 4))
+    x = _random(2, 12, 12, channels)
+    layer.build(x.shape)
 
     def loss(kernel, x):
         return ops.sum(layer.stateless_call([kernel, layer.bias.value], [], x)[0] ** 2)
 
-    lowered = jax.jit(jax.grad(loss, (0, 1))).lower(layer.kernel.value, _random(2, 12, 12, 4))
+    lowered = jax.jit(jax.grad(loss, (0, 1))).lower(layer.kernel.value, x)
     assert "convolution" not in lowered.as_text()
+
+
+@pytest.mark.parametrize("first", [1.0, np.inf, -np.inf, np.nan])
+def test_what_is_written_stays_as_it_is(first):
+    x, upstream = _random(2, 3, 3, 4), _random(2, 3, 3, 4, seed=1)
+    x[0, 0, 0, 0] = upstream[0, 0, 0, 0] = first
+    x, upstream = x.astype("f"), upstream.astype("f")
+    np.testing.assert_array_equal(shifted.written(ops.convert_to_tensor(x)), x)
+    import jax
+
+    out, pull = jax.jit(lambda x: jax.vjp(shifted.written, x))(x)
+    np.testing.assert_array_equal(out, x)
+    np.testing.assert_array_equal(jax.jit(pull)(upstream)[0], upstream)
+
+
+def test_what_goes_through_the_blocks_is_written_in_training_alone():
+    import jax
+
+    block = blocks.Block(4, 8)
+    block.build((2, 8, 8, 4))
+    trainable = [one.value for one in block.trainable_variables]
+    state = [one.value for one in block.non_trainable_variables]
+    x = _random(2, 8, 8, 4).astype("f")
+
+    def loss(trainable, training):
+        return ops.sum(block.stateless_call(trainable, state, x, training=training)[0])
+
+    def conditionals(function):
+        compiled = jax.jit(function).lower(trainable).compile().as_text()
+        return compiled.count(" conditional(")
+
+    assert conditionals(lambda t: loss(t, False)) == 0
+    # What goes from attention to MLP, there and back, and so each of three convolutions.
+    assert conditionals(jax.grad(lambda t: loss(t, True))) >= 8
+
+
+def test_gradient_by_a_bias_of_channels():
+    x, bias = _random(3, 7, 16, 5), _random(5, seed=1)
+    upstream = _random(*x.shape, seed=2)
+    by_x, by_bias = _gradients(shifted.add_bias, (x, bias), upstream)
+    _close(by_x, upstream)
+    _close(by_bias, upstream.sum((0, 1, 2)))
+
+
+def test_gradients_of_gelu():
+    """Of the first and the second order, as JAX's own."""
+    import jax
+
+    x = np.linspace(-6, 6, 241).reshape(1, 1, 1, -1).astype("f")
+
+    def of(gelu):
+        once = jax.grad(lambda x: jax.numpy.sum(gelu(x)))
+        return once(x), jax.grad(lambda x: jax.numpy.sum(once(x) ** 2))(x)
+
+    pairs = of(layers.gelu), of(lambda x: jax.nn.gelu(x, approximate=False))
+    for ours, theirs in zip(*pairs, strict=True):
+        _close(ours, theirs)
 
 
 @pytest.mark.slow

@@ -46,7 +46,7 @@ class BenchmarkRequest:
         "how weights are run, one way or several: by Keras, fused for inference (fused, the "
         "default) or as they are (keras), on the backend that KERAS_BACKEND names; or as `van "
         "predict` runs them: numpy, onnxruntime, openvino, litert (converted by TensorFlow), or "
-        "auto, the fastest of those that are installed",
+        "auto, which is what `van predict` takes for many pictures",
         ("fused",),
         flag="--engine",
         choices=ENGINES,
@@ -60,7 +60,9 @@ class BenchmarkRequest:
         flag="--image-size",
         metavar="N",
     )
-    threads: int | None = option("for every engine (default: its own choice)", None)
+    threads: int | None = option(
+        "of each engine but numpy, which takes one (default: its own choice)", None
+    )
     rounds: int = option("launches of each, at least 2 (default: {default})", 3)
     seconds: float = option("timed calls in a launch (default: 2)", 2.0)
     max_spread: float = option(

@@ -184,7 +184,13 @@ class Block(Part):
             # second run would advance it again.
             attention, mlp = keras.remat(attention), keras.remat(mlp)
         x = x + self.drop_path(attention(self.norm1(x, training=training)), training=training)
-        return x + self.drop_path(mlp(self.norm2(x, training=training)), training=training)
+        x = self._kept(x, training)
+        x = x + self.drop_path(mlp(self.norm2(x, training=training)), training=training)
+        return self._kept(x, training)
+
+    @staticmethod
+    def _kept(x, training):
+        return shifted.written(x) if training and shifted.runs_on("cpu") else x
 
 
 @register

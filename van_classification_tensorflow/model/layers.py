@@ -52,9 +52,10 @@ def gelu(x):
     """
     if tf is not None:
         return tf_gelu(x)
-    # JAX's own takes erfc, which XLA computes at more than twice the cost.
-    jax_backend = keras.backend.backend() == "jax"
-    return _erf_gelu(x) if jax_backend else keras.activations.gelu(x, approximate=False)
+    if keras.backend.backend() == "jax":
+        # JAX's own takes erfc, which XLA computes at more than twice the cost.
+        return _jax_gelu(x) if shifted.runs_on("cpu") else _erf_gelu(x)
+    return keras.activations.gelu(x, approximate=False)
 
 
 def _erf_gelu(x):
@@ -63,10 +64,18 @@ def _erf_gelu(x):
 
 
 def _erf_gelu_gradient(x, upstream):
-    v = x * _SQRT_HALF  # d/dx [x Phi(x)] = Phi(x) + x phi(x)
-    density = v * (math.sqrt(1.0 / math.pi) * tf.exp(-tf.square(v)))
-    return upstream * (0.5 * (1.0 + tf.math.erf(v)) + density)
+    # d/dx [x Phi(x)] = Phi(x) + x phi(x). With erf of -v, JAX's compiler does not see that the
+    # forward pass had erf of v, which it would keep until now.
+    v = x * -_SQRT_HALF
+    density = v * (math.sqrt(1.0 / math.pi) * ops.exp(-ops.square(v)))
+    return upstream * (0.5 * (1.0 - ops.erf(v)) - density)
 
+
+if shifted.jax is not None:
+    _jax_gelu = shifted.jax.custom_vjp(_erf_gelu)
+    _jax_gelu.defvjp(
+        lambda x: (_erf_gelu(x), x), lambda x, upstream: (_erf_gelu_gradient(x, upstream),)
+    )
 
 if tf is not None:
     _compiled_gelu = tf.function(_erf_gelu, jit_compile=True)
@@ -247,7 +256,12 @@ class PointwiseConv(keras.layers.Dense):
             return x if self.bias is None else ops.add(x, self.bias)
         shape = ops.shape(inputs)
         x = ops.reshape(inputs, (-1, inputs.shape[-1]))  # (B*H*W, C_in)
-        x = super().call(x, training=training)
+        if training and shifted.runs_on("cpu"):  # as Dense does, but for the sum over positions
+            x = ops.matmul(x, self.kernel)
+            x = x if self.bias is None else shifted.add_bias(x, self.bias)
+            x = x if self.activation is None else self.activation(x)
+        else:
+            x = super().call(x, training=training)
         return ops.reshape(x, (*shape[:-1], self.units))
 
 
@@ -318,7 +332,7 @@ class DepthwiseConv(keras.layers.DepthwiseConv2D):
             x = shifted.depthwise(inputs, kernel, dilation)
         else:
             x = ops.depthwise_conv(inputs, kernel, 1, "same", "channels_last", dilation)
-        x = ops.add(x, self.bias)
+        x = shifted.add_bias(x, self.bias)
         if not self.gelu:
             return x
         return shifted.fence(gelu(x)) if tf is None else tf_compiled_gelu(x)

@@ -9,6 +9,7 @@ Without XLA each would be a pass over memory.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -33,6 +34,10 @@ _GROUP = 8
 # Numbers of a tile that goes through all taps of a kernel before the next one does: with more, each
 # tap fetches both tensors from memory again.
 _TILE = 2**20
+# Of a sum over all positions: so many terms for each number of the first of its two steps.
+_STEPS = 16
+# Numbers of a tile whose products are written as they are, and summed in one go.
+_FEW = 2**18
 # Numbers of one intermediate result: two of them at a time stay below 32 MB.
 _PART = 7 * 2**19
 
@@ -53,18 +58,7 @@ def depthwise(x, kernel, dilation: int):
     """
     if jax is None or not runs_on("cpu"):
         return _sum(x, kernel, dilation)  # other compilers have the gradient as good from this
-
-    @ops.custom_gradient
-    def convolve(x, kernel):
-        def gradient(*args, upstream=None):
-            upstream = args[0] if upstream is None else upstream
-            turned = ops.flip(kernel, (0, 1))
-            by_kernel = _kernel_gradient(x, upstream, kernel.shape, dilation)
-            return _sum(upstream, turned, dilation), ops.cast(by_kernel, kernel.dtype)
-
-        return _sum(x, kernel, dilation), gradient
-
-    return convolve(x, kernel)
+    return _sum_for_training(x, kernel, dilation)
 
 
 def _sum(x, kernel, dilation: int):
@@ -94,6 +88,8 @@ def _kernel_gradient(x, upstream, shape, dilation: int):
     dtype = _accumulated(x)
     padded, upstream = ops.cast(_padded(x, shape, dilation), dtype), ops.cast(upstream, dtype)
 
+    few = images * rows * width * channels <= _FEW
+
     def row_of_taps(_, step):
         tile, i = step // shape[0], step % shape[0]
         image, top = tile // blocks * images, tile % blocks * rows
@@ -103,6 +99,9 @@ def _kernel_gradient(x, upstream, shape, dilation: int):
         sums = []
         for left in range(0, shape[1] * dilation, dilation):
             shifted = seen[:, :, left : left + width]
+            if few:
+                sums.append(ops.sum(fence(shifted * ours), (0, 1, 2)))
+                continue
             # Images first: so many terms for each number that is written.
             products = shifted[0] * ours[0]
             for k in range(1, images):
@@ -144,11 +143,70 @@ if jax is not None:
     def _fence_jvp(primals, tangents):
         return fence(*primals), tangents[0]
 
+    def _written(x):
+        # Nothing is fused into a branch whose condition is known only when it runs; that no number
+        # is above infinity is nothing that the compiler knows.
+        beyond = x.ravel()[0] > math.inf
+        return jax.lax.cond(beyond, jax.numpy.negative, lambda x: x, x)
+
+    @jax.custom_vjp
+    def written(x):
+        """`x`, which is written to memory in training, and so is its gradient.
+
+        JAX's compiler fuses sums of few terms into each of their users. Of a sum of sums, such as
+        what goes through the blocks of a stage and what comes back through them, each user then
+        adds up all terms again: a fifth of a training step.
+        """
+        return x
+
+    written.defvjp(lambda x: (_written(x), None), lambda _, upstream: (_written(upstream),))
+
+    @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+    def _sum_for_training(x, kernel, dilation: int):
+        return _sum(x, kernel, dilation)
+
+    def _sum_and_operands(x, kernel, dilation: int):
+        return _written(_sum(x, kernel, dilation)), (x, kernel)
+
+    def _sum_gradients(dilation: int, operands, upstream):
+        x, kernel = operands
+        by_kernel = _kernel_gradient(x, upstream, kernel.shape, dilation)
+        turned = ops.flip(kernel, (0, 1))
+        by_x = _written(_sum(upstream, turned, dilation))
+        return by_x, ops.cast(by_kernel, kernel.dtype)
+
+    _sum_for_training.defvjp(_sum_and_operands, _sum_gradients)
+
+    @jax.custom_vjp
+    def _add_to_channels(x, bias):
+        return x + bias
+
+    def _channel_sums(_, upstream):
+        channels = upstream.shape[-1]
+        steps = math.gcd(math.prod(upstream.shape[:-1]), _STEPS)
+        flat = ops.reshape(ops.cast(upstream, _accumulated(upstream)), (steps, -1, channels))
+        sums = ops.sum(fence(ops.sum(flat, 0)), 0)
+        return upstream, ops.cast(sums, upstream.dtype)
+
+    _add_to_channels.defvjp(lambda x, bias: (x + bias, None), _channel_sums)
+
 else:
 
     def fence(x):
         """`x`; see JAX's."""
         return x
+
+    written = fence
+
+
+def add_bias(x, bias):
+    """`x` (..., C) + `bias` (C,), whose gradient is summed in two steps.
+
+    JAX's compiler does it in one, of which most is waiting for memory.
+    """
+    if jax is None or not (runs_on("cpu") and is_known(x)):
+        return ops.add(x, bias)
+    return _add_to_channels(x, ops.convert_to_tensor(bias))
 
 
 _inference_by_xla: ContextVar[bool] = ContextVar("inference by XLA", default=False)
