@@ -56,6 +56,7 @@ def test_an_exported_file():
     np.testing.assert_allclose(answers(classifier), OUTPUTS["van"], atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_run_goes_on(tmp_path):
     shutil.copytree(BEFORE / "run", tmp_path / "run")
     recipe = RECIPES["digits"].with_(

@@ -61,7 +61,7 @@ TABLE = {
 @pytest.mark.parametrize(
     "name",
     [
-        name if name < "van_b3" else pytest.param(name, marks=pytest.mark.slow)
+        name if name < "van_b1" else pytest.param(name, marks=pytest.mark.slow)
         for name in CONFIGURATIONS
     ],
 )

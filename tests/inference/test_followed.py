@@ -39,15 +39,15 @@ def own_head(activation):
 
 
 @pytest.mark.parametrize(
-    "make",
+    ("make", "options"),
     [
-        lambda: load_seeded(VAN(**SMALL)),
-        lambda: load_seeded(VAN(**SMALL, data_format="channels_first")),
-        lambda: load_seeded(VAN(**SMALL, classifier_activation="sigmoid")),
-        lambda: own_head("softmax"),
+        (lambda: load_seeded(VAN(**SMALL)), {"flip": True, "batch_size": 16}),
+        (lambda: load_seeded(VAN(**SMALL, data_format="channels_first")), {}),
+        (lambda: load_seeded(VAN(**SMALL, classifier_activation="sigmoid")), {}),
+        (lambda: own_head("softmax"), {"flip": True, "batch_size": 16}),
     ],
+    ids=["plain", "channels_first", "sigmoid", "own_head"],
 )
-@pytest.mark.parametrize("options", [{}, {"flip": True, "batch_size": 16}], ids=str)
 def test_many_pictures_go_through_a_graph(make, options):
     model = make()
     by_keras = classifier_of(model, engine="keras", **options)

@@ -56,13 +56,8 @@ def images():
         return golden["x"]
 
 
-@pytest.mark.parametrize(
-    "configuration",
-    [
-        name if name == "van_b0" else pytest.param(name, marks=pytest.mark.slow)
-        for name in CONFIGURATIONS
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("configuration", CONFIGURATIONS)
 def test_logits_of_the_family(configuration):
     model = load_seeded(VAN(configuration, classifier_activation=None))
     fused = fuse(model)

@@ -59,7 +59,13 @@ def difference(found, preprocessing: Preprocessing, batch: np.ndarray) -> tuple[
     return float(steps.max()), float((steps > 0.01).mean())
 
 
-@pytest.mark.parametrize("interpolation", INTERPOLATIONS)
+@pytest.mark.parametrize(
+    "interpolation",
+    [
+        name if name in ("bicubic", "bilinear") else pytest.param(name, marks=pytest.mark.slow)
+        for name in INTERPOLATIONS
+    ],
+)
 def test_as_pillow(interpolation):
     preprocessing = Preprocessing(interpolation=interpolation)
     layer = PreprocessingLayer(preprocessing)

@@ -747,17 +747,10 @@ def test_mixed_precision_trains(policy):
     assert all(np.isfinite(_numpy(w)).all() for w in model.weights)
 
 
-def _half_precision_cases():
-    for name in ("van_b0", "van_b1", "van_b2", "van_b3"):
-        for size in (224, 512):
-            fast = name == "van_b0" and size == 224
-            yield pytest.param(name, size, marks=[] if fast else pytest.mark.slow)
-
-
-@pytest.mark.parametrize(
-    "policy", ["mixed_bfloat16", pytest.param("mixed_float16", marks=pytest.mark.slow)]
-)
-@pytest.mark.parametrize(("name", "size"), _half_precision_cases())
+@pytest.mark.slow
+@pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"])
+@pytest.mark.parametrize("size", [224, 512])
+@pytest.mark.parametrize("name", ["van_b0", "van_b1", "van_b2", "van_b3"])
 def test_half_precision_has_no_nan(name, size, policy, thorough):
     if policy == "mixed_float16" and size == 512 and name != "van_b0" and not thorough:
         pytest.skip("--thorough: minutes long, as a CPU has no float16")

@@ -578,9 +578,8 @@ def test_imagenets_folders_get_its_words():
     assert build.class_labels(("n01440764", "cat")) == ("n01440764", "cat")
 
 
-@pytest.mark.parametrize(
-    "class_weight", [None, pytest.param(dict.fromkeys(range(10), 2.0), marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("class_weight", [None, dict.fromkeys(range(10), 2.0)])
 def test_the_readmes_lines_in_keras_own_words(class_weight):
     recipe = TINY.with_(accumulation_steps=1, batch_size=256)
     pictures, _ = open_data("digits")
