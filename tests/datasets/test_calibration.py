@@ -24,7 +24,7 @@ def test_a_folder(folder, monkeypatch):
     assert found.crops.shape == (9, 16, 16, 3)
     assert found.crops.dtype == np.uint8
     assert sorted(found.crops[:, 0, 0, 0]) == list(range(9))
-    assert str(found) == f"9 pictures of {folder}"
+    assert str(found) == f"9 pictures of {folder} (so few say little)"
     batches = list(found.one_by_one())
     assert [one.shape for one in batches] == [(1, 16, 16, 3)] * 9
     np.testing.assert_allclose(batches[3], RGB.normalise(found.crops[3:4]))
@@ -37,11 +37,20 @@ def test_a_folder(folder, monkeypatch):
 def test_what_cannot_be_read_is_counted(folder):
     (folder / "broken.png").write_bytes(b"\x89PNG no")
     found = calibration_of(folder, RGB)
-    assert str(found) == f"9 pictures of {folder} (1 cannot be read)"
+    assert str(found) == f"9 pictures of {folder} (1 cannot be read, so few say little)"
     (folder / "gone.png").symlink_to("nowhere")
     assert calibration_of(folder, RGB).unreadable == 2
-    with pytest.raises(ValueError, match="`calibration` must have pictures that can be read"):
+    with pytest.raises(ValueError, match=r"that can be read\. .* because of: .* allowed: 9"):
         calibration_of(folder, RGB, max_pixels=9)
+
+
+def test_others_are_taken_for_those_that_cannot_be_read(folder, monkeypatch):
+    monkeypatch.setattr(calibration, "CALIBRATION", 6)
+    for i in range(20):
+        (folder / f"broken{i}.png").write_bytes(b"\x89PNG no")
+    found = calibration_of(folder, RGB)
+    assert len(found.crops) == 6 < len(found.crops) + found.unreadable <= 24
+    np.testing.assert_array_equal(found.crops, calibration_of(folder, RGB).crops)
 
 
 def test_the_bundled_digits():

@@ -215,10 +215,13 @@ def test_bfloat16_is_near(model):
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        ({"runtime": "tvm"}, "`runtime` must be one of onnxruntime, openvino, litert. Rec"),
-        ({"precision": "int4"}, "`precision` must be one of float32, bfloat16, int8. Rec"),
-        ({"precision": "bfloat16"}, "ONNX Runtime has no bfloat16"),
-        ({"runtime": "litert", "precision": "bfloat16"}, "LiteRT has no bfloat16"),
+        ({"runtime": "tvm"}, "`runtime` must be one of 'onnxruntime', 'openvino', 'litert'. Rec"),
+        ({"precision": "int4"}, "`precision` must be one of 'float32', 'bfloat16', 'int8'. Rec"),
+        ({"precision": "bfloat16"}, "`precision`='bfloat16' needs OpenVINO, .* runtime='onnx"),
+        (
+            {"runtime": "litert", "precision": "bfloat16"},
+            "needs OpenVINO, on CPUs. Received: runtime='litert'",
+        ),
         ({"threads": 0}, "`threads` must be an integer >= 1"),
     ],
 )

@@ -8,7 +8,7 @@ import pytest
 
 from tests.engines.test_of_weights import no_keras
 from van_classification_tensorflow.datasets.calibration import calibration_of, digits
-from van_classification_tensorflow.engines import int8
+from van_classification_tensorflow.engines import graph_runner, int8
 from van_classification_tensorflow.engines.graph_runner import GraphRunner
 from van_classification_tensorflow.engines.int8 import choose_int8
 from van_classification_tensorflow.engines.numpy_forward import forward
@@ -73,7 +73,9 @@ def test_near_float32(model, calibration, test_pictures, engine):
     check(chosen, engine, model, test_pictures)
     said = chosen.describe()
     assert "int8: as asked" in said
-    assert "its ranges are those of 24 pictures of the bundled digits; differs from " in said
+    assert (
+        "are those of 24 pictures of the bundled digits (so few say little); differs from " in said
+    )
     assert "in float32 there by " in said
     assert f"best class the same for {chosen.agreement:.1%}" in said
 
@@ -114,9 +116,18 @@ def shifted(tensors):
     tensors["head.bias"] = tensors["head.bias"] + 100
 
 
+def other_features(tensors):
+    """Which give the same logits."""
+    last = max(n for n in tensors if n.startswith("norm") and n.endswith("bias"))
+    tensors[last] = tensors[last] + 100
+    weight = tensors["head.weight"]
+    tensors["head.bias"] = tensors["head.bias"] - 100 * weight.sum(1)
+
+
 @pytest.mark.parametrize(
     ("change", "says"),
     [
+        (other_features, "its features differ by"),
         (negated, r"its best class is the same for \d.*% of the pictures, not 90%"),
         (no_number, "differs by nan"),
     ],
@@ -132,6 +143,22 @@ def test_what_decides_the_same_is_taken_whatever_the_difference(monkeypatch, mod
     chosen = choose_int8(model, calibration, no_keras, "onnxruntime")
     assert chosen.difference > 1
     assert chosen.agreement == 1.0
+    with pytest.raises(ValueError, match="differs by"):  # where each class is a decision
+        choose_int8(model, calibration, no_keras, "onnxruntime", "sigmoid")
+
+
+def test_a_picture_alone_is_looked_at(monkeypatch, model, calibration):
+    class Lying(graph_runner._OnnxRuntime):
+        def __call__(self, graph, threads, together):
+            made = super().__call__(graph, threads, together)
+            return made if together else replace(made, run=lambda x: [-o for o in made.run(x)])
+
+    asked = choose_int8(model, calibration, no_keras, "onnxruntime", threads=2)
+    assert asked.name == "onnxruntime"
+    monkeypatch.setattr(int8, "choose_engine", lambda *_, **__: asked)
+    monkeypatch.setattr(graph_runner, "_OnnxRuntime", Lying)
+    with pytest.raises(ValueError, match="a picture alone differs by"):
+        choose_int8(model, calibration, no_keras, "onnxruntime", threads=2)
 
 
 @pytest.mark.parametrize("classes", [1, None])
@@ -151,7 +178,7 @@ def test_without_classes_the_difference_counts(monkeypatch, model, calibration, 
         return onnx_of(replace(model, tensors=other), shape).SerializeToString()
 
     monkeypatch.setitem(int8._GRAPHS, "onnxruntime", changed)
-    with pytest.raises(ValueError, match=r"was refused .* differs by"):
+    with pytest.raises(ValueError, match=r"was refused .* differ"):
         choose_int8(one, calibration, no_keras, "onnxruntime")
 
 

@@ -1,11 +1,13 @@
 """Which engine is tried first, for how many pictures, and that all of them are the same model."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from tests.engines.test_graph_runner import small
 from tests.parity import seeded_images
-from van_classification_tensorflow.engines import of_weights
+from van_classification_tensorflow.engines import graph_runner, of_weights
 from van_classification_tensorflow.engines.numpy_forward import forward
 from van_classification_tensorflow.engines.of_weights import Model, choose_engine
 from van_classification_tensorflow.spec.architecture import Architecture
@@ -47,6 +49,33 @@ def test_five_channels(engine, pictures):
     np.testing.assert_allclose(chosen.engine(images), logits, atol=1e-5)
     np.testing.assert_allclose(chosen.engine(images, features=True), features, atol=1e-5)
     np.testing.assert_allclose(chosen.engine.submit(images).result(), logits, atol=1e-5)
+
+
+@pytest.mark.parametrize("lies", [None, True, False])
+def test_what_is_converted_once_proves_both_its_programs(monkeypatch, lies):
+    """Of LiteRT; ONNX Runtime stands in for it, as its converter takes so long."""
+
+    class Lying(graph_runner._OnnxRuntime):
+        def __call__(self, graph, threads, together):
+            made = super().__call__(graph, threads, together)
+            if together is not lies:
+                return made
+            return replace(made, run=lambda image: [one + 1 for one in made.run(image)])
+
+    monkeypatch.setattr(of_weights, "_flatbuffer", of_weights._graph)
+    monkeypatch.setattr(graph_runner, "_LiteRT", Lying)
+    tensors, sizes = small()
+    for pictures in (1, 100):
+
+        def choose(pictures=pictures):
+            model = Model(tensors, sizes, 32, 1)
+            return choose_engine(model, no_keras, "litert", pictures=pictures, threads=2)
+
+        if lies is None:
+            assert choose().difference < 2e-6
+        else:
+            with pytest.raises(ValueError, match=r"does not prove itself: LiteRT .*differs by"):
+                choose()
 
 
 def test_a_gpu_is_mentioned(monkeypatch, tmp_path):

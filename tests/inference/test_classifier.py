@@ -382,8 +382,14 @@ def test_a_file_that_says_nothing(tmp_path):
         ({"weights": None}, "`weights` must be a name or a path"),
         ({"weights": "digits", "labels": ["a"]}, "name each of 10 classes"),
         ({"weights": "digits", "batch_size": 0}, "`batch_size` must be an integer >= 1"),
-        ({"weights": "digits", "engine": "tf"}, "`engine` must be one of auto, numpy, keras, onnx"),
-        ({"weights": "digits", "precision": "int4"}, "`precision` must be one of float32, bfloat"),
+        (
+            {"weights": "digits", "engine": "tf"},
+            "`engine` must be one of 'auto', 'numpy', 'keras', 'onnx",
+        ),
+        (
+            {"weights": "digits", "precision": "int4"},
+            "`precision` must be one of 'float32', 'bfloat",
+        ),
         ({"weights": "digits", "precision": "int8"}, "`calibration` must name real .*=None"),
         (
             {"weights": "digits", "precision": "int8", "calibration": 3},
@@ -424,7 +430,7 @@ def test_no_folder_for_the_calibration(tmp_path):
 def test_litert_is_not_for_other_backends(monkeypatch):
     pytest.importorskip("ai_edge_litert")
     monkeypatch.setenv("KERAS_BACKEND", "jax")
-    with pytest.raises(ValueError, match="LiteRT's program is written by the TensorFlow backend"):
+    with pytest.raises(ValueError, match="`engine`='litert' is written by the TensorFlow backend"):
         Classifier("digits", engine="litert")
 
 

@@ -656,6 +656,12 @@ def test_a_journal_is_of_one_precision_whatever_the_engine(folder, tmp_path, mon
         predict(
             [folder], output=tmp_path / "x.csv", resume=True, engine="keras", precision="bfloat16"
         )
+    other = {**about, "precision": "bfloat16", "engine": "openvino"}  # which round otherwise
+    (tmp_path / "y.csv.partial").write_text(json.dumps(other) + "\n")
+    with pytest.raises(ValueError, match=r"engine='openvino' \(now 'keras'\)"):
+        predict(
+            [folder], output=tmp_path / "y.csv", resume=True, engine="keras", precision="bfloat16"
+        )
     _, said = predict([folder], output=tmp_path / "x.csv", resume=True, engine="onnxruntime")
     assert "4 of 14 were there; going on" in said
     with (tmp_path / "x.csv").open(newline="") as file:
@@ -674,7 +680,7 @@ def test_a_journal_of_int8_is_of_one_engine_and_one_calibration(folder, tmp_path
         killed.setattr(finish, lambda *_: None)
         _, said = predict([folder], **options)
     assert "int8 takes its ranges from pictures, which may take minutes" in said
-    assert "int8: as asked; its ranges are those of 8 pictures of the bundled digits; " in said
+    assert "its ranges are those of 8 pictures of the bundled digits (so few say little); " in said
     about = json.loads((tmp_path / "x.csv.partial").read_text().splitlines()[0])
     assert about["engine"] == "onnxruntime"
     with pytest.raises(ValueError, match=rf"calibration='{about['calibration']}' \(now '"):

@@ -1,10 +1,14 @@
 """The error stream of `van`: no chatter of TensorFlow, and nothing else is lost."""
 
+import logging
 import os
 import subprocess
 import sys
+import threading
 
 import pytest
+
+from van_classification_tensorflow.support.quiet import quiet_converter
 
 CHATTER = """\
 WARNING: All log messages before absl::InitializeLog() is called are written to STDERR
@@ -96,3 +100,24 @@ def test_commands_that_start_tensorflow_say_nothing_of_their_own(tmp_path):
     # What trains and measures says on the error stream how it goes, in its own words.
     for words in ("absl", "oneDNN", "cuda", "XNNPACK", "WARNING", "Warning", "port.cc"):
         assert not any(words in text for text in said.values()), said
+
+
+def test_what_is_switched_for_converters_is_as_it_was_after_several_threads():
+    """Each would put back what it found, which may be what another one has switched."""
+    before = sys.stdout, logging.root.manager.disable, logging.root.handlers[:]
+    first, second = threading.Event(), threading.Event()
+
+    def convert(mine, other):
+        with quiet_converter():
+            mine.set()
+            other.wait(0.2)
+            logging.warning("which makes a handler")
+
+    threads = [
+        threading.Thread(target=convert, args=pair) for pair in ((first, second), (second, first))
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert (sys.stdout, logging.root.manager.disable, logging.root.handlers[:]) == before

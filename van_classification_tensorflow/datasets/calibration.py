@@ -18,6 +18,8 @@ from ..support.text import printable
 from .digits import load_digits
 
 CALIBRATION = 256  # pictures, at most
+_TRIED = 4  # times as many are opened, where some cannot be read
+_FEW = 100
 
 
 @dataclass(frozen=True)
@@ -37,9 +39,12 @@ class Calibration:
     unreadable: int = 0
 
     def __str__(self) -> str:
-        few = len(self.crops)
-        text = f"{few:,} picture{'' if few == 1 else 's'} of {self.data}"
-        return f"{text} ({self.unreadable:,} cannot be read)" if self.unreadable else text
+        count = len(self.crops)
+        text = f"{count:,} picture{'' if count == 1 else 's'} of {self.data}"
+        notes = [f"{self.unreadable:,} cannot be read"] if self.unreadable else []
+        if count < _FEW:
+            notes.append("so few say little")
+        return f"{text} ({', '.join(notes)})" if notes else text
 
     def prepared(self, crops: np.ndarray) -> np.ndarray:
         """Some of them as the model takes them: normalised, float32."""
@@ -76,16 +81,23 @@ def calibration_of(
         sources = digits(train=True)[:CALIBRATION]
     else:
         every = list(pictures_in(os.fspath(data), LeftOut()))
-        sources = [every[i] for i in shuffled(len(every))[:CALIBRATION]]
-    found, unreadable = cropped(
-        sources, lambda one: preprocessing.crop(open_image(one, max_pixels)), workers
-    )
-    if not found:
-        raise ValueError(
-            f"`calibration` must have pictures that can be read. Received: calibration={data}"
+        sources = [every[i] for i in shuffled(len(every))[: _TRIED * CALIBRATION]]
+    crops: list[np.ndarray] = []
+    unreadable: list[Exception] = []
+    while sources and len(crops) < CALIBRATION:
+        asked = sources[: CALIBRATION - len(crops)]
+        sources = sources[len(asked) :]
+        found, failed = cropped(
+            asked, lambda one: preprocessing.crop(open_image(one, max_pixels)), workers
         )
-    crops = np.stack([crop for _, crop in found])
-    return Calibration(name_of(data), crops, preprocessing, len(unreadable))
+        crops += [crop for _, crop in found]
+        unreadable += failed
+    if not crops:
+        raise ValueError(
+            "`calibration` must have pictures that can be read. Received: calibration="
+            f"{printable(data)}, of which none can, the first because of: {unreadable[0]}"
+        )
+    return Calibration(name_of(data), np.stack(crops), preprocessing, len(unreadable))
 
 
 def check_pictures(data: Any, argument: str) -> None:

@@ -163,7 +163,7 @@ def flatbuffer_of_weights(
     Raises:
         ValueError: Keras has another backend than TensorFlow.
     """
-    check_backend("LiteRT's program")
+    check_backend("the program of `engine`='litert'")
     import keras
 
     from ..model.build import build_van

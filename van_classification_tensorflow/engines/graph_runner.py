@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from ..support.checks import at_least_or_none
+from ..support.checks import at_least_or_none, check_choice
 from ..support.cores import cores
 from ..support.extras import missing
 from ..support.text import one_line
@@ -79,16 +79,12 @@ class GraphRunner:
         precision: str = "float32",
         threads: int | None = None,
     ):
-        for name, value, known in (
-            ("runtime", runtime, tuple(RUNTIMES)),
-            ("precision", precision, PRECISIONS),
-        ):
-            if value not in known:
-                raise ValueError(
-                    f"`{name}` must be one of {', '.join(known)}. Received: {name}={value!r}"
-                )
+        check_choice("runtime", runtime, tuple(RUNTIMES))
+        check_choice("precision", precision, PRECISIONS)
         if precision == "bfloat16" and runtime != "openvino":
-            raise ValueError(f"{RUNTIMES[runtime]} has no bfloat16 on CPUs, OpenVINO has")
+            raise ValueError(
+                f"`precision`='bfloat16' needs OpenVINO, on CPUs. Received: runtime={runtime!r}"
+            )
         self.graph, self.runtime, self.precision = graph, runtime, precision
         self.threads = at_least_or_none("threads", threads, 1) or cores()
         self._begin()
@@ -126,6 +122,11 @@ class GraphRunner:
 
         list(self._threads().map(run, range(len(images))))
         return whole
+
+    def both_ways(self, picture: np.ndarray) -> list[list[np.ndarray]]:
+        """Its answers (1, ...) to one picture: alone, and twice together, by another program."""
+        both = self(np.concatenate([picture, picture]))
+        return [self(picture), [one[:1] for one in both], [one[1:] for one in both]]
 
     def submit(self, images: np.ndarray, output: int = 0) -> Future[np.ndarray]:
         """One output, computed in one of its threads, for who has more to do meanwhile.

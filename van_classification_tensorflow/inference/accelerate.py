@@ -304,8 +304,7 @@ class _Asked:
         self.runner, self.scores, self.threads = runner, scores, runner.threads
 
     def __call__(self, picture: np.ndarray) -> list[np.ndarray]:
-        both = self.runner(np.concatenate([picture, picture]))
-        answers = (self.runner(picture), [one[:1] for one in both], [one[1:] for one in both])
+        answers = self.runner.both_ways(picture)
         return [one for answer in answers for one in _with_logits(answer, self.scores)]
 
 

@@ -62,6 +62,7 @@ class Engines:
         self.used: Chosen | None = None
         self.numpy_limit = 0
         self._fast: dict[bool, Chosen] = {}  # for several pictures, or for one at a time
+        self._refused: ValueError | None = None
         self._by_numpy = 0
         self._lock = threading.Lock()
         self._model: Model | None = None
@@ -127,10 +128,12 @@ class Engines:
         if opened.in_memory is not None:
             return self._followed.choose(pictures)
         assert self._model is not None  # noqa: S101 - it is one of the three
-        # Each has a program of its own, which has to prove itself. What takes long to convert is
-        # converted once.
+        # Each has a program of its own, which has to prove itself; both do of what takes long to
+        # convert.
         slow = bool(slow_start(self.engine, self.precision))
         several = slow or pictures != 1 or self._views > 1
+        if self._refused is not None:
+            raise self._refused
         if several in self._fast:
             return self._fast[several]
         automatic = (self.engine, self.precision) == ("auto", "float32")
@@ -147,7 +150,13 @@ class Engines:
         if self.precision != "int8":
             return choose_engine(model, keras, self.engine, self.precision, pictures)
         assert self._calibration is not None  # noqa: S101 - int8 has its pictures
-        return choose_int8(model, self._calibration(), keras, self.engine)
+        try:
+            return choose_int8(
+                model, self._calibration(), keras, self.engine, self.opened.activation
+            )
+        except ValueError as error:  # the next call would find the same, after minutes
+            self._refused = error
+            raise
 
 
 def slow_start(engine: str, precision: str) -> str:

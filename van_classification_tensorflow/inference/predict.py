@@ -164,8 +164,10 @@ def _run(
         "top": None if features else top,
         "precision": classifier.precision,
     }
-    if chosen.calibration is not None:  # in int8 each engine has numbers of its own
-        about |= {"engine": chosen.name, "calibration": chosen.calibration[:16]}
+    if chosen.precision != "float32":  # in others each engine has numbers of its own
+        about["engine"] = chosen.name
+    if chosen.calibration is not None:
+        about["calibration"] = chosen.calibration[:16]
     to_do = inputs if journal is None else journal.begin(about, inputs)
     done = len(inputs) - len(to_do)
     if done:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..support.checks import at_least, at_least_or_none, check_flag, is_number
+from ..support.checks import at_least, at_least_or_none, check_choice, check_flag, is_number
 from ..support.extras import is_installed, missing
 from ..support.options import option, part
 from ..support.text import shown
@@ -87,14 +87,8 @@ class ClassifierOptions:
         self._check_engine()
 
     def _check_engine(self) -> None:
-        for name, value, known in (
-            ("engine", self.engine, ENGINES),
-            ("precision", self.precision, PRECISIONS),
-        ):
-            if not isinstance(value, str) or value not in known:
-                raise ValueError(
-                    f"`{name}` must be one of {', '.join(known)}. Received: {name}={value!r}"
-                )
+        check_choice("engine", self.engine, tuple(ENGINES))
+        check_choice("precision", self.precision, tuple(PRECISIONS))
         able = PRECISIONS[self.precision]
         if self.engine not in able:
             raise ValueError(
@@ -107,10 +101,15 @@ class ClassifierOptions:
         for package, extra in needed:
             if not is_installed(package):
                 raise missing(f"engine {self.engine}", package, extra)
+        from ..weights.address import address_of
+
+        a_path = isinstance(self.weights, (str, os.PathLike))
+        if not a_path or address_of(self.weights).kind == "exported":
+            return  # neither is converted, as is said of it
         if self.engine == "litert":
             from ..engines.flatbuffer import check_named_backend  # takes NumPy
 
-            check_named_backend("LiteRT's program")
+            check_named_backend("the program of `engine`='litert'")
         self._check_calibration()
 
     def _check_calibration(self) -> None:
@@ -121,11 +120,6 @@ class ClassifierOptions:
                     f"precision={self.precision!r}, calibration={shown(self.calibration)}"
                 )
             return
-        from ..weights.address import address_of
-
-        a_path = isinstance(self.weights, (str, os.PathLike))
-        if a_path and address_of(self.weights).kind == "exported":
-            return  # which is in the precision that it was written in, as is said of it
         if not isinstance(self.calibration, (str, os.PathLike)):
             raise ValueError(
                 "`calibration` must name real pictures for int8, such as those the model will see: "

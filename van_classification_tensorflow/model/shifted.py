@@ -204,9 +204,10 @@ def add_bias(x, bias):
 
     JAX's compiler does it in one, of which most is waiting for memory.
     """
-    if jax is None or not (runs_on("cpu") and is_known(x)):
+    bias = ops.convert_to_tensor(bias)
+    if jax is None or x.dtype != bias.dtype or not (runs_on("cpu") and is_known(x)):
         return ops.add(x, bias)
-    return _add_to_channels(x, ops.convert_to_tensor(bias))
+    return _add_to_channels(x, bias)
 
 
 _inference_by_xla: ContextVar[bool] = ContextVar("inference by XLA", default=False)

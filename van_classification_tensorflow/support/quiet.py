@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
 from typing import Any
@@ -68,24 +69,31 @@ class _AtImport:
             started.stdin.close()
 
 
+# What is switched here belongs to the process: two threads would leave it as neither found it.
+_one_at_a_time = threading.RLock()
+
+
 @contextmanager
 def without_warnings() -> Iterator[None]:
     """Without what libraries log or warn of where it is known, and nothing to the user."""
     import logging
     import warnings
 
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(before)
+    with _one_at_a_time:
+        before, handlers = logging.root.manager.disable, logging.root.handlers[:]
+        logging.disable(logging.WARNING)
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                yield
+        finally:
+            logging.disable(before)
+            # The module's own `logging.warning` makes one where there is none.
+            logging.root.handlers[:] = handlers
 
 
 @contextmanager
 def quiet_converter() -> Iterator[None]:
     """Without what converters log or warn of; their progress not on the standard output."""
-    with redirect_stdout(sys.stderr), without_warnings():
+    with _one_at_a_time, redirect_stdout(sys.stderr), without_warnings():
         yield
