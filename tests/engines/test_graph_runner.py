@@ -175,6 +175,39 @@ def test_ctrl_c_after_openvino_was_let_go_by_another_thread():
     assert (done.returncode, done.stdout.strip()) == (0, "heard"), done.stderr
 
 
+AT_ONCE = """
+import builtins, threading, time
+from van_classification_tensorflow.engines.openvino import the_core
+
+the_core("this test")
+import openvino
+real = builtins.__import__
+
+def slowly(name, *arguments, **options):
+    time.sleep(0.05 if name.startswith("numpy") else 0)
+    return real(name, *arguments, **options)
+
+builtins.__import__ = slowly
+both = threading.Barrier(2)
+threads = [
+    threading.Thread(target=lambda: (both.wait(), openvino.Type.f32.to_dtype())) for _ in range(2)
+]
+for thread in threads:
+    thread.start()
+for thread in threads:
+    thread.join()
+print("done")
+"""
+
+
+def test_two_threads_that_are_openvinos_first():
+    """They held Python's lock and waited, each for the other one."""
+    pytest.importorskip("openvino")
+    command = [sys.executable, "-c", AT_ONCE]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout.strip()) == (0, "done"), done.stderr
+
+
 def test_answers_are_the_callers_own(model):
     runner = GraphRunner(graph_of(*model))
     images = seeded_images(4, (1, 32, 32, 3))

@@ -20,7 +20,8 @@ def the_core(what: str) -> Any:
 
     With the last one, its plugin for CPUs takes away the stack that it gave to the signals of the
     thread it began in. Where another thread lets it go, the next signal, as of Ctrl-C, is a
-    segmentation fault (seen with 2026.4.1).
+    segmentation fault. And where two threads are the first to ask it for NumPy's name of a type,
+    they may wait for each other for ever: that was asked before. (Seen with 2026.4.1.)
 
     Args:
         what: Needs it, if it is not installed.
@@ -34,6 +35,7 @@ def the_core(what: str) -> Any:
         raise missing(what, "openvino", "openvino", error) from error
     with _lock:
         if not _cores or _cores[-1] is None:
+            openvino.Type.f32.to_dtype()
             _cores.append(openvino.Core())
         return _cores[-1]
 
