@@ -33,7 +33,7 @@ def calibration():
 
 
 @pytest.fixture(scope="module")
-def test_pictures(calibration):
+def unseen(calibration):
     """40 that it has not seen, (N, 32, 32, 1)."""
     crops = np.kron(np.stack(digits(train=False)[:40]), np.ones((4, 4), np.uint8))[..., None]
     return calibration.prepared(crops)
@@ -62,7 +62,7 @@ def check(chosen, engine, model, pictures):
         pytest.param("litert", marks=pytest.mark.slow),
     ],
 )
-def test_near_float32(model, calibration, test_pictures, engine):
+def test_near_float32(model, calibration, unseen, engine):
     if engine == "openvino":
         pytest.importorskip("nncf")
     elif engine == "litert":
@@ -70,7 +70,7 @@ def test_near_float32(model, calibration, test_pictures, engine):
         if keras.backend.backend() != "tensorflow":
             pytest.skip("TensorFlow converts for it")
     chosen = choose_int8(model, calibration, no_keras, engine, threads=2)
-    check(chosen, engine, model, test_pictures)
+    check(chosen, engine, model, unseen)
     said = chosen.describe()
     assert "int8: as asked" in said
     assert (
@@ -81,12 +81,12 @@ def test_near_float32(model, calibration, test_pictures, engine):
 
 
 def test_without_nncf_onnxruntime_is_taken_and_that_is_said(
-    monkeypatch, model, calibration, test_pictures
+    monkeypatch, model, calibration, unseen
 ):
     pytest.importorskip("openvino")
     monkeypatch.setitem(__import__("sys").modules, "nncf", None)
     chosen = choose_int8(model, calibration, no_keras)
-    check(chosen, "onnxruntime", model, test_pictures)
+    check(chosen, "onnxruntime", model, unseen)
     assert "int8 of OpenVINO needs nncf: pip install" in chosen.describe()
     with pytest.raises(ValueError, match=r"was refused on 24 pictures .* nncf"):
         choose_int8(model, calibration, no_keras, "openvino")
@@ -182,7 +182,7 @@ def test_without_classes_the_difference_counts(monkeypatch, model, calibration, 
         choose_int8(one, calibration, no_keras, "onnxruntime")
 
 
-def test_it_is_quantised_once(monkeypatch, model, calibration, test_pictures):
+def test_it_is_quantised_once(monkeypatch, model, calibration, unseen):
     asked, quantise = [], int8._GRAPHS["onnxruntime"]
 
     def watched(*arguments):
@@ -191,13 +191,13 @@ def test_it_is_quantised_once(monkeypatch, model, calibration, test_pictures):
 
     monkeypatch.setitem(int8._GRAPHS, "onnxruntime", watched)
     chosen = choose_int8(model, calibration, no_keras, "onnxruntime", threads=2)
-    chosen.engine(test_pictures[:1])
-    chosen.engine(test_pictures[:3])
+    chosen.engine(unseen[:1])
+    chosen.engine(unseen[:3])
     assert asked == [(32, 32, 1)]
 
 
 @pytest.mark.slow
-def test_litert_in_float32(model, test_pictures):
+def test_litert_in_float32(model, unseen):
     """Proven as the others are; its interpreters are asked by many threads."""
     pytest.importorskip("ai_edge_litert")
     if keras.backend.backend() != "tensorflow":
@@ -208,10 +208,10 @@ def test_litert_in_float32(model, test_pictures):
     assert chosen.difference < 1e-5
     assert "LiteRT" in chosen.describe()
     assert "converted by TensorFlow" in chosen.describe()
-    features, logits = forward(model.tensors, model.sizes, test_pictures)
+    features, logits = forward(model.tensors, model.sizes, unseen)
     for count in (1, 2, 7):
-        np.testing.assert_allclose(chosen.engine(test_pictures[:count]), logits[:count], atol=1e-5)
-    np.testing.assert_allclose(chosen.engine(test_pictures, features=True), features, atol=1e-5)
+        np.testing.assert_allclose(chosen.engine(unseen[:count]), logits[:count], atol=1e-5)
+    np.testing.assert_allclose(chosen.engine(unseen, features=True), features, atol=1e-5)
     assert isinstance(chosen.engine.runner, GraphRunner)
     bare = {n: a for n, a in model.tensors.items() if not n.startswith("head.")}
     found = choose_engine(
@@ -219,4 +219,4 @@ def test_litert_in_float32(model, test_pictures):
         no_keras,
         "litert",
     )
-    np.testing.assert_allclose(found.engine(test_pictures), features, atol=1e-5)
+    np.testing.assert_allclose(found.engine(unseen), features, atol=1e-5)
