@@ -105,17 +105,22 @@ def test_commands_that_start_tensorflow_say_nothing_of_their_own(tmp_path):
 def test_what_is_switched_for_converters_is_as_it_was_after_several_threads():
     """Each would put back what it found, which may be what another one has switched."""
     before = sys.stdout, logging.root.manager.disable, logging.root.handlers[:]
-    first, second = threading.Event(), threading.Event()
+    entered, other, left = threading.Event(), threading.Event(), threading.Event()
 
-    def convert(mine, other):
+    def first():
         with quiet_converter():
-            mine.set()
-            other.wait(0.2)
+            entered.set()
+            other.wait(0.3)  # which comes only if both are in it
             logging.warning("which makes a handler")
+        left.set()
 
-    threads = [
-        threading.Thread(target=convert, args=pair) for pair in ((first, second), (second, first))
-    ]
+    def second():
+        entered.wait(5)
+        with quiet_converter():
+            other.set()
+            left.wait(5)
+
+    threads = [threading.Thread(target=first), threading.Thread(target=second)]
     for thread in threads:
         thread.start()
     for thread in threads:

@@ -48,7 +48,7 @@ def check_backend(what: str, backend: str | None = None) -> None:
 
 def check_named_backend(what: str) -> None:
     """`check_backend` of what the environment says, before Keras starts."""
-    check_backend(what, os.environ.get("KERAS_BACKEND", "tensorflow"))
+    check_backend(what, os.environ.get("KERAS_BACKEND") or "tensorflow")
 
 
 def tensorflow_function(

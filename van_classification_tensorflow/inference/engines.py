@@ -62,7 +62,7 @@ class Engines:
         self.used: Chosen | None = None
         self.numpy_limit = 0
         self._fast: dict[bool, Chosen] = {}  # for several pictures, or for one at a time
-        self._refused: ValueError | None = None
+        self._refused: str | None = None
         self._by_numpy = 0
         self._lock = threading.Lock()
         self._model: Model | None = None
@@ -79,7 +79,7 @@ class Engines:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
-        self._lock, self._fast, self.used = threading.Lock(), {}, None
+        self._lock, self._fast, self.used, self._refused = threading.Lock(), {}, None, None
 
     @cached_property
     def model(self) -> keras.Model:
@@ -130,10 +130,10 @@ class Engines:
         assert self._model is not None  # noqa: S101 - it is one of the three
         # Each has a program of its own, which has to prove itself; both do of what takes long to
         # convert.
-        slow = bool(slow_start(self.engine, self.precision))
+        slow = self.engine == "litert" or self.precision == "int8"
         several = slow or pictures != 1 or self._views > 1
         if self._refused is not None:
-            raise self._refused
+            raise ValueError(self._refused)
         if several in self._fast:
             return self._fast[several]
         automatic = (self.engine, self.precision) == ("auto", "float32")
@@ -150,12 +150,11 @@ class Engines:
         if self.precision != "int8":
             return choose_engine(model, keras, self.engine, self.precision, pictures)
         assert self._calibration is not None  # noqa: S101 - int8 has its pictures
+        calibration = self._calibration()
         try:
-            return choose_int8(
-                model, self._calibration(), keras, self.engine, self.opened.activation
-            )
+            return choose_int8(model, calibration, keras, self.engine, self.opened.activation)
         except ValueError as error:  # the next call would find the same, after minutes
-            self._refused = error
+            self._refused = str(error)
             raise
 
 

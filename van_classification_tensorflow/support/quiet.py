@@ -73,6 +73,16 @@ class _AtImport:
 _one_at_a_time = threading.RLock()
 
 
+def _begin_anew() -> None:
+    """In a forked process there is no thread that would give the lock back."""
+    global _one_at_a_time
+    _one_at_a_time = threading.RLock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_begin_anew)
+
+
 @contextmanager
 def without_warnings() -> Iterator[None]:
     """Without what libraries log or warn of where it is known, and nothing to the user."""
