@@ -21,6 +21,7 @@ FLOORS = [
     "evaluate",
     "benchmark",
     "train",
+    "serve",
     "cli",
     "__main__",
 ]

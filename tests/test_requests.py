@@ -17,6 +17,7 @@ COMMANDS = {
     "predict": ("x.png", "inference.classifier:Classifier"),
     "evaluate": ("--data digits", "evaluate.evaluate:evaluate"),
     "benchmark": ("", "benchmark.measure:benchmark"),
+    "serve": ("", None),
     "convert": ("a.pth b.pth", "export.convert:convert"),
     "export": ("--output x.onnx", "export.export:export"),
 }

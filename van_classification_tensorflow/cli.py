@@ -78,6 +78,11 @@ COMMANDS: dict[str, Command | dict[str, Command]] = {
         "benchmark.report:run",
         finding="launches of the same model disagree",
     ),
+    "serve": Command(
+        "Answer pictures over HTTP: an API, a page, the protocol of KServe and Triton.",
+        "serve.request:ServeRequest",
+        "serve.command:run",
+    ),
     "convert": Command(
         "Convert a weight file of any known format and naming to another, bit for bit.",
         "export.request:ConvertRequest",

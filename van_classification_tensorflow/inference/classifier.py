@@ -17,6 +17,7 @@ from ..engines.choice import Chosen
 from ..engines.of_weights import GraphEngine
 from ..images.decode import MAX_PIXELS, open_image
 from ..images.parallel import decoded, reason
+from ..spec.card import Card
 from ..spec.labels import Label, texts_of
 from ..spec.preprocessing import Preprocessing
 from ..spec.scores import (
@@ -278,7 +279,7 @@ class Classifier:
                 yield from flowing(engine, every, features)
             else:
                 size = 1 if engine.format == "numpy" and watch is None else size
-                yield from in_batches(engine, every, size, features, self._finished, watch)
+                yield from in_batches(engine, every, size, features, self.finished, watch)
 
     def ranked(self, logits: np.ndarray, top: int = 5) -> list[Prediction]:
         """The `top` classes of (outputs,) logits, best first."""
@@ -292,6 +293,33 @@ class Classifier:
             Prediction(self.labels[i].name, self.labels[i].wnid, int(i), float(shares[i]))
             for i in best
         ]
+
+    def prepare(self, source: Any) -> tuple[np.ndarray, tuple[int, int]]:
+        """A picture as an engine takes it, and its size.
+
+        Args:
+            source: As in `__call__`, one.
+
+        Returns:
+            Its views (views, input_size, input_size, C), and (width, height) of the upright
+            picture in pixels.
+
+        Raises:
+            ImageError: It cannot be read; says why.
+            OSError: The file cannot be opened.
+            ValueError: It cannot be resized.
+        """
+        image, prepare = open_image(source, self.max_pixels), self.preprocessing.views
+        if self.runtime is not None and self.runtime.dtype == np.uint8:
+            prepare = self.preprocessing.pixel_views
+        return prepare(image, self.crops, self.flip), image.size
+
+    @property
+    def card(self) -> Card | None:
+        """What is known of the weights; None of a model in memory, or a file of others."""
+        if self._opened.weights is not None:
+            return self._opened.weights.card
+        return None if self.runtime is None else self.runtime.about
 
     @property
     def classes(self) -> tuple[Label, ...]:
@@ -321,17 +349,14 @@ class Classifier:
                 "--features`, or give the weights themselves"
             )
 
-    def _finished(self, outputs: np.ndarray) -> np.ndarray:
-        """Logits or features of what an engine gives."""
+    def finished(self, outputs: np.ndarray) -> np.ndarray:
+        """Logits or features of what an engine gives: of an exported file perhaps probabilities."""
         about = None if self.runtime is None else self.runtime.about
         is_probabilities = about is not None and about.output == "probabilities"
         return logits_of(outputs, self.activation) if is_probabilities else outputs
 
     def _prepared(self, source: Any) -> np.ndarray:
-        image, prepare = open_image(source, self.max_pixels), self.preprocessing.views
-        if self.runtime is not None and self.runtime.dtype == np.uint8:
-            prepare = self.preprocessing.pixel_views
-        return prepare(image, self.crops, self.flip)
+        return self.prepare(source)[0]
 
 
 def _is_one(images: Any) -> bool:

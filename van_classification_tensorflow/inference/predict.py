@@ -38,8 +38,7 @@ from ..support.console import (
 from ..support.files import check_place_for_file, write_atomically
 from ..support.interrupt import Interrupted
 from ..support.text import printable
-from ..weights.address import address_of
-from ..weights.checkpoint import files_beside, weight_file
+from ..weights.pretrained import state_of_weights
 from .classifier import Classifier, Result
 from .engines import slow_start
 from .request import PredictRequest
@@ -204,22 +203,6 @@ def _run(
     if failed:
         say_failures(console, f"{len(failed):,} of {len(inputs):,} failed", failed)
     return len(failed)
-
-
-def state_of_weights(path: str) -> list[int]:
-    """Size and time of the weights' files, so that others of that name are noticed."""
-    address, files = address_of(path), [Path(path)]
-    if not address.is_path:
-        return []
-    if address.kind == "weights":
-        file = weight_file(path)
-        files = [file, *files_beside(file)]
-    elif address.format == "saved_model":
-        files = sorted(Path(path).rglob("*"))
-    elif address.format == "openvino":
-        files.append(Path(path).with_suffix(".bin"))
-    found = [file.stat() for file in files if file.is_file()]
-    return [number for info in found for number in (info.st_size, info.st_mtime_ns)]
 
 
 def name_of(source: str | bytes) -> str:

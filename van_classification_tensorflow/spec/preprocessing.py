@@ -222,24 +222,41 @@ class Preprocessing:
 
     def _resized(self, image: Image.Image) -> Image.Image:
         mode = "L" if self.channels == 1 else "RGB"
-        width, height = image.size
-        short = self.resize_to
-        if min(width, height) == short and (self.resize == "shorter side" or width == height):
+        size = self._resized_size(*image.size)
+        if size == image.size:
             return image if image.mode == mode else image.convert(mode)
-        if self.resize == "both sides":
-            size = short, short
-        # The longer side rounded down, as torchvision does.
-        elif width < height:
-            size = short, int(short * height / width)
-        else:
-            size = int(short * width / height), short
         return resized(image, size, Image.Resampling[self.interpolation.upper()], mode)
 
-    def _centre(self, resized: Image.Image) -> np.ndarray:
+    def _resized_size(self, width: int, height: int) -> tuple[int, int]:
+        short = self.resize_to
+        if min(width, height) == short and (self.resize == "shorter side" or width == height):
+            return width, height
+        if self.resize == "both sides":
+            return short, short
+        # The longer side rounded down, as torchvision does.
+        if width < height:
+            return short, int(short * height / width)
+        return int(short * width / height), short
+
+    def seen(self, width: int, height: int) -> tuple[float, float, float, float]:
+        """What the centre crop shows of a picture, in its own pixels.
+
+        Returns:
+            Left, top, width and height.
+        """
+        across, down = self._resized_size(width, height)
+        left, top = self._corner(across, down)
+        x, y = width / across, height / down
+        return left * x, top * y, self.input_size * x, self.input_size * y
+
+    def _corner(self, width: int, height: int) -> tuple[int, int]:
+        """Where the centre crop of a resized picture begins: left, top."""
         whole = round if self.crop_rounding == "nearest" else math.floor
-        left = whole((resized.width - self.input_size) / 2.0)
-        top = whole((resized.height - self.input_size) / 2.0)
-        return self._cut(resized, left, top)
+        left, top = (whole((side - self.input_size) / 2.0) for side in (width, height))
+        return left, top
+
+    def _centre(self, resized: Image.Image) -> np.ndarray:
+        return self._cut(resized, *self._corner(*resized.size))
 
     def _cut(self, image: Image.Image, left: int, top: int) -> np.ndarray:
         side = self.input_size

@@ -19,7 +19,7 @@ from ..support.text import printable
 from .address import address_of
 from .cache import fetch
 from .catalogue import Weights
-from .checkpoint import CheckpointError, ModelWeights, read_weights
+from .checkpoint import CheckpointError, ModelWeights, files_beside, read_weights, weight_file
 from .sidecars import OPENMMLAB
 
 
@@ -211,3 +211,19 @@ def check_file(path: Path, record: Weights) -> None:
             f"{path}: it should hold {record.name} ({record.num_classes:,} classes); "
             f"it holds {found}"
         )
+
+
+def state_of_weights(path: str) -> list[int]:
+    """Size and time of the weights' files, so that others of that name are noticed."""
+    address, files = address_of(path), [Path(path)]
+    if not address.is_path:
+        return []
+    if address.kind == "weights":
+        file = weight_file(path)
+        files = [file, *files_beside(file)]
+    elif address.format == "saved_model":
+        files = sorted(Path(path).rglob("*"))
+    elif address.format == "openvino":
+        files.append(Path(path).with_suffix(".bin"))
+    found = [file.stat() for file in files if file.is_file()]
+    return [number for info in found for number in (info.st_size, info.st_mtime_ns)]

@@ -1,0 +1,1 @@
+"""`van serve`: pictures to answers over HTTP. Nothing here imports Keras."""

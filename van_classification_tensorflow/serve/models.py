@@ -1,0 +1,330 @@
+"""The models that are served: each opened, proven and warm before its first picture."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..engines.choice import TOLERANCES, Chosen, largest_difference, title
+from ..engines.of_weights import GraphEngine
+from ..images.decode import ImageError
+from ..inference.classifier import Classifier
+from ..support.text import one_line, printable
+from ..weights.address import address_of
+from ..weights.catalogue import Weights
+from ..weights.pretrained import state_of_weights
+from .batching import Batcher, GoneError, OverdueError
+
+METHODS = ("grad-cam", "hires-cam", "layer-cam", "grad-cam++", "eigen-cam")
+
+
+class PictureError(Exception):
+    """A picture that gets no answer; says why."""
+
+
+@dataclass(frozen=True)
+class Call:
+    """For whom something is computed.
+
+    Args:
+        deadline: By `time.monotonic`; what was not begun by then is given up.
+        gone: Tells whether nobody waits for it any more.
+    """
+
+    deadline: float = float("inf")
+    gone: Callable[[], bool] = lambda: False
+
+    def check(self) -> None:
+        """Raises `OverdueError` or `GoneError` where it should be given up."""
+        if time.monotonic() > self.deadline:
+            raise OverdueError
+        if self.gone():
+            raise GoneError
+
+
+@dataclass(frozen=True)
+class Question:
+    """What is to be explained.
+
+    Args:
+        method: One of `Served.methods`.
+        index: The output; None: the best one of each picture.
+    """
+
+    method: str
+    index: int | None = None
+
+
+@dataclass(frozen=True)
+class Map:
+    """An explanation of one picture: as of `explanation.last_stage`, without its batch axis."""
+
+    values: np.ndarray
+    index: int
+    layer: str
+    empty: bool
+
+
+class Served:
+    """A model that is open, its pictures and its queue. Never changed: a new file is a new one.
+
+    Args:
+        name: In addresses.
+        options: Of its `Classifier`.
+        wait: As of `Batcher`, in seconds.
+        watch: As of `Batcher`.
+
+    Attributes:
+        classifier: What it is made of.
+        chosen: Its engine, and why.
+        outputs: How many numbers it gives for a picture.
+        batcher: Its queue.
+
+    Raises:
+        ValueError: As of `Classifier`; or it has no head.
+        OSError: As of `Classifier`.
+        ModuleNotFoundError: As of `Classifier`.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        options: Mapping[str, Any],
+        wait: float = 0.0,
+        watch: Callable[[int], None] = lambda size: None,
+    ):
+        self.name, self.weights = name, options["weights"]
+        self._users, self._retired = 0, False
+        self.state = state_of_weights(self.weights)  # before it is read: a later one is another
+        self.classifier = classifier = Classifier(**options)
+        classifier.check_top(1)
+        self.chosen: Chosen = classifier.choose_engine()
+        self._engine = self.chosen.engine
+        self.explainer = _explainer(classifier)
+        self.outputs, alone = self._warm()
+        several = isinstance(self._engine, GraphEngine)
+        self.batcher = Batcher(
+            self._run,
+            lanes=self._engine.runner.threads if several else 1,
+            most=classifier.batch_size,
+            wait=wait,
+            alone=alone,
+            watch=watch,
+        )
+        self._explaining = Batcher(self._explain, most=1)
+
+    def _warm(self) -> tuple[int, bool]:
+        """Runs each program once.
+
+        Returns:
+            How many numbers it gives for a picture, and whether a single one has a program of its
+            own, which gives the same.
+        """
+        picture = np.random.default_rng(0).random((1, *self.input_shape), np.float32)
+        engine = self._engine
+        if not isinstance(engine, GraphEngine):
+            return engine((255 * picture).astype(engine.dtype)).shape[-1], False
+        alone, together, _ = engine.runner.both_ways(picture)
+        difference = largest_difference(alone[:1], together[:1])
+        right = difference <= TOLERANCES[self.chosen.precision]
+        return alone[0].shape[-1], right and engine.runner.threads > 1
+
+    @contextmanager
+    def in_use(self) -> Iterator[None]:
+        """While it is open, the model stays, whatever takes over meanwhile."""
+        self._users += 1
+        try:
+            yield
+        finally:
+            self._users -= 1
+            self._close_if_unused()
+
+    def retire(self) -> None:
+        """Another one took over: closed as soon as nobody uses it."""
+        self._retired = True
+        self._close_if_unused()
+
+    def _close_if_unused(self) -> None:
+        if self._retired and not self._users:
+            self.batcher.close()
+            self._explaining.close()
+            del self.batcher, self._explaining  # which hold this, and the weights with it
+
+    @property
+    def methods(self) -> tuple[str, ...]:
+        """How it can explain itself; none of an exported file."""
+        return METHODS if self.explainer is not None else ()
+
+    @property
+    def input_shape(self) -> tuple[int, int, int]:
+        """Of a picture as the model takes it: (height, width, channels)."""
+        record = self.classifier.preprocessing
+        return record.input_size, record.input_size, record.channels
+
+    @property
+    def dtype(self) -> np.dtype:
+        """Of the numbers in it."""
+        return self._engine.dtype
+
+    def class_of(self, output: int) -> int:
+        """The position among `Classifier.classes` that an output stands for; a single one: 1."""
+        return 1 if self.outputs == 1 else output
+
+    def prepare(self, data: bytes | memoryview, call: Call) -> tuple[np.ndarray, tuple[int, int]]:
+        """`Classifier.prepare` of the bytes of a file, for a thread of the decoders.
+
+        Raises:
+            PictureError: It cannot be read.
+            OverdueError: It waited too long.
+            GoneError: Nobody waits for it.
+        """
+        call.check()
+        try:
+            return self.classifier.prepare(data)
+        except MemoryError:
+            raise PictureError("too large for the memory") from None
+        except (ImageError, OSError, ValueError) as error:
+            raise PictureError(one_line(error)) from None
+
+    async def logits(self, views: np.ndarray, call: Call) -> np.ndarray:
+        """The model's (outputs,) of one picture's views, in a batch with those of others.
+
+        Raises:
+            PictureError: The model gives no number for it.
+            OverdueError: It waited too long.
+            GoneError: Nobody waits for it.
+        """
+        return _numbers(await self.batcher.submit(views, call.deadline, call.gone))
+
+    async def explained(
+        self, views: np.ndarray, question: Question, call: Call
+    ) -> tuple[np.ndarray, Map]:
+        """(logits, the explanation) of one picture; the same errors."""
+        item = (views[:1], question)
+        logits, found = await self._explaining.submit(item, call.deadline, call.gone)
+        return _numbers(logits), found
+
+    def _run(self, items: list[np.ndarray], alone: bool) -> list[np.ndarray]:
+        engine = self._engine
+        views = items[0] if len(items) == 1 else np.concatenate(items)
+        if not isinstance(engine, GraphEngine):
+            outputs = self.classifier.finished(engine(views))
+        else:
+            outputs = engine(views) if alone else engine.in_turn(views)
+        if len(outputs) == len(items):
+            return list(outputs)
+        ends = np.cumsum([len(one) for one in items])[:-1]
+        return [part.mean(axis=0) for part in np.split(outputs, ends)]
+
+    def _explain(self, items: list[Any], alone: bool) -> list[tuple[np.ndarray, Map]]:
+        made = []
+        for views, question in items:
+            found = self.explainer(views, question.index, question.method)
+            index = int(found.class_index[0])
+            one = Map(np.asarray(found.maps[0]), index, str(found.layer), bool(found.empty[0]))
+            made.append((found.logits[0], one))
+        return made
+
+    def about(self) -> dict[str, Any]:
+        """What a person may want to know of it."""
+        classifier, card, chosen = self.classifier, self.classifier.card, self.chosen
+        return {
+            "name": self.name,
+            "title": classifier.name,
+            "classes": len(classifier.classes),
+            "parameters": classifier.parameters,
+            "input_size": classifier.preprocessing.input_size,
+            "preprocessing": classifier.preprocessing.to_dict(),
+            "engine": title(chosen.name, chosen.version),
+            "precision": chosen.precision,
+            "licence": (card and card.licence) or None,
+            "source": _source(self.weights, card),
+            "published_top1": card and card.top1,
+            "notes": classifier.notes,
+            "explains": bool(self.methods),
+        }
+
+
+def _numbers(logits: np.ndarray) -> np.ndarray:
+    if not np.isfinite(logits).all():
+        raise PictureError("the model gives no finite number for it")
+    return logits
+
+
+def _source(weights: str, card: Any) -> str | None:
+    """Where weights come from: an address, or the name of their file, not its folder."""
+    if address_of(weights).is_path:
+        return printable(Path(weights).name)
+    if isinstance(card, Weights) and card.sources:
+        return card.sources[0].url
+    return None
+
+
+def _explainer(classifier: Classifier) -> Any:
+    """What explains its answers; None where nothing does."""
+    module = f"{__package__.rpartition('.')[0]}.explanation"
+    if find_spec(module) is None or find_spec(f"{module}.last_stage") is None:
+        return None
+    try:
+        return import_module(f"{module}.last_stage").LastStage(classifier)
+    except ValueError:  # it is an exported file, or the like
+        return None
+
+
+class Models:
+    """All models by name, and their taking over of new files.
+
+    Args:
+        served: The default first.
+        again: (name) -> the model opened anew.
+        workers: Threads that decode.
+    """
+
+    def __init__(self, served: Sequence[Served], again: Callable[[str], Served], workers: int):
+        self._served, self._again = {one.name: one for one in served}, again
+        self.decoders = ThreadPoolExecutor(workers, thread_name_prefix="decode")
+        self._one_reload = asyncio.Lock()
+
+    def __getitem__(self, name: str) -> Served:
+        """The model of a name, "" the default.
+
+        Raises:
+            KeyError: There is none.
+        """
+        return self._served[name] if name else self.all[0]
+
+    @property
+    def all(self) -> list[Served]:
+        """The default first."""
+        return list(self._served.values())
+
+    async def reload(self, name: str) -> bool:
+        """Opens a model anew where its file is another one, and lets it take over.
+
+        Whoever has asked the old one gets its answer; it goes on where the new one is refused.
+
+        Returns:
+            Whether there was something new.
+
+        Raises:
+            ValueError: The new file is refused.
+            OSError: It cannot be opened.
+        """
+        async with self._one_reload:
+            old = self._served[name]
+            if state_of_weights(old.weights) == old.state:
+                return False
+            new = await asyncio.to_thread(self._again, name)
+            self._served[name] = new
+            old.retire()
+            return True

@@ -1,0 +1,160 @@
+"""`POST /predict`: pictures -> ranked labels, and why."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from ..support.text import shown
+from .batching import OverdueError
+from .http import HttpError, Reply, Request, busy, json_reply, whole
+from .models import Call, Map, PictureError, Question, Served
+from .service import Service
+from .uploads import Upload, body_of, uploads_of
+
+PARAMETERS = ("top", "model", "explain", "class")
+
+
+async def predict(service: Service, request: Request) -> Reply:
+    """Answers each picture of a request by itself: one that cannot be read is an error alone."""
+    query = request.query(PARAMETERS)
+    model = service.model(query.get("model", ""))
+    top = whole(query, "top", 5, 100_000)
+    question = _question(model, query)
+    service.admission.check()
+    with model.in_use():
+        async with body_of(request, service.limits, service.uploads) as body:
+            service.metrics.bytes.inc(len(body))
+            kind = request.header(b"content-type")
+            pictures = uploads_of(body, kind, service.limits.pictures)
+            with service.admission.enter(len(pictures)):
+                call = service.call(request)
+                results = await answers(service, model, pictures, question, top, call)
+                service.admission.answered(len(pictures))
+    good = sum(one["error"] is None for one in results)
+    for outcome, count in (("answered", good), ("refused", len(results) - good)):
+        if count:
+            service.metrics.pictures.labels(model.name, outcome).inc(count)
+    answer: dict[str, Any] = {"model": model.name, "results": results}
+    if not good:
+        answer["error"] = results[0]["error"] if len(results) == 1 else "no picture could be read"
+    return json_reply(answer, 200 if good else 422)
+
+
+async def answers(
+    service: Service,
+    model: Served,
+    pictures: Sequence[Upload],
+    question: Question | None,
+    top: int,
+    call: Call,
+) -> list[dict[str, Any]]:
+    """What is said of each picture, in their order.
+
+    Raises:
+        HttpError: 503, one of them waited too long.
+    """
+    asked = [_answer(service, model, one, question, top, call) for one in pictures]
+    try:
+        if len(asked) == 1:
+            return [await asked[0]]
+        return await gathered(asked)
+    except OverdueError:
+        raise busy("it waited too long in the queue: try again", "overdue", 503) from None
+
+
+async def gathered(asked: Sequence[Any]) -> list[Any]:
+    """The results of coroutines; where one fails, the others are stopped."""
+    tasks = [asyncio.ensure_future(one) for one in asked]
+    try:
+        return await asyncio.gather(*tasks)
+    except BaseException:
+        for one in tasks:
+            one.cancel()
+        raise
+
+
+async def _answer(
+    service: Service,
+    model: Served,
+    picture: Upload,
+    question: Question | None,
+    top: int,
+    call: Call,
+) -> dict[str, Any]:
+    said: dict[str, Any] = {"name": picture.name, "width": None, "height": None, "error": None}
+    said["predictions"] = []
+    try:
+        views, size = await service.decoded(model, picture.data, call)
+        said["width"], said["height"] = size
+        if question is None:
+            logits, found = await model.logits(views, call), None
+        else:
+            logits, found = await model.explained(views, question, call)
+        said["predictions"] = [
+            {"label": p.label, "wnid": p.wnid, "index": p.index, "probability": p.probability}
+            for p in model.classifier.ranked(logits, top)
+        ]
+        if question is not None and found is not None:
+            said["explanation"] = _explanation(model, question, found, size)
+    except PictureError as error:
+        said["error"] = str(error)
+    return said
+
+
+def _question(model: Served, query: Mapping[str, str]) -> Question | None:
+    """What is to be explained, if anything.
+
+    Raises:
+        HttpError: There is no such method or class.
+    """
+    method, wanted = query.get("explain"), query.get("class")
+    if method is None:
+        if wanted is not None:
+            raise HttpError(400, "`class` goes with `explain`: it is the class to explain")
+        return None
+    if not model.methods:
+        raise HttpError(400, f"`explain`: the model {model.name} cannot explain itself")
+    if method not in model.methods:
+        allowed = ", ".join(model.methods)
+        raise HttpError(400, f"`explain` must be one of {allowed}. Received: {shown(method)}")
+    return Question(method, None if wanted is None else _class(model, wanted))
+
+
+def _class(model: Served, wanted: str) -> int:
+    """The output that stands for a class, given by its name, its WordNet id or its position."""
+    names = [(one.name, one.wnid) for one in model.classifier.classes]
+    found = [i for i, one in enumerate(names) if wanted in one]
+    if not found and wanted.isascii() and wanted.isdigit() and len(wanted) < 9:
+        found = [int(wanted)] if int(wanted) < len(names) else []
+    if not found:
+        raise HttpError(
+            400,
+            f"`class` must be a name of `GET /labels`, or its position, 0 to {len(names) - 1}. "
+            f"Received: {shown(wanted)}",
+        )
+    outputs = [output for output in range(model.outputs) if model.class_of(output) == found[0]]
+    if not outputs:
+        raise HttpError(400, f"`class`: of two classes only {names[1][0]} can be explained")
+    return outputs[0]
+
+
+def _explanation(
+    model: Served, question: Question, found: Map, size: tuple[int, int]
+) -> dict[str, Any]:
+    height, width = found.values.shape
+    values = np.round(found.values.astype(np.float64), 4).ravel().tolist()
+    left, top, across, down = model.classifier.preprocessing.seen(*size)
+    index = model.class_of(found.index)
+    return {
+        "method": question.method,
+        "layer": found.layer,
+        "class": {"index": index, "label": model.classifier.classes[index].name},
+        "crop": {"left": left, "top": top, "width": across, "height": down},
+        "map": {"height": height, "width": width, "values": values},
+        "empty": found.empty,
+        "note": "the map is the same everywhere: nothing stands out" if found.empty else "",
+    }
