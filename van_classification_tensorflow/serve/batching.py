@@ -1,15 +1,21 @@
-"""Pictures of many requests through one model: how many at once, and when. Knows no HTTP."""
+"""Pictures of many requests through one model: how many at once, and when.
+
+Knows neither HTTP nor asyncio: answers come by a call, in the thread that found them.
+"""
 
 from __future__ import annotations
 
-import asyncio
+import threading
 import time
 from collections import deque
-from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
+
+# A lane that has company takes no more than it is done with in so many seconds: who comes next may
+# find the other one free sooner, and answers are told when a batch is done.
+_QUICK = 0.005
+_KEPT = 0.9  # of the seconds that an item takes, when the next ones are done
 
 
 class OverdueError(Exception):
@@ -20,49 +26,57 @@ class GoneError(Exception):
     """Nobody waits for it any more; it was not computed."""
 
 
-@dataclass(slots=True)
-class Waiting:
-    """Something that is to be computed.
+@dataclass(frozen=True, slots=True)
+class Call:
+    """For whom something is computed.
 
     Args:
-        item: What `Batcher.run` takes.
-        answer: What becomes of it.
-        deadline: By `time.monotonic`; it is given up where it was not begun by then.
+        deadline: By `time.monotonic`; what was not begun by then is given up.
         gone: Tells whether nobody waits for it any more.
-        since: When it came, by `time.monotonic`.
     """
 
+    deadline: float = float("inf")
+    gone: Callable[[], bool] = lambda: False
+
+    def check(self) -> None:
+        """Raises `OverdueError` or `GoneError` where it should be given up."""
+        if time.monotonic() > self.deadline:
+            raise OverdueError
+        if self.gone():
+            raise GoneError
+
+
+Tell = Callable[[Any], None]
+"""Called with an answer, or with the exception that stands for it."""
+
+
+@dataclass(slots=True)
+class _Waiting:
     item: Any
-    answer: asyncio.Future[Any]
-    deadline: float
-    gone: Callable[[], bool]
+    tell: Tell
+    call: Call
     since: float
 
 
 class Batcher:
     """Collects what comes while the model is busy, and gives it to the model at once.
 
-    Several lanes run at a time. A lane that is free takes its share of what waits; only where
-    fewer wait than it could take, and `wait` allows it, it waits for more. Something that is
-    alone, with every lane free, may be run by a way of its own, which takes all lanes.
-
-    All but `run` happens in the event loop's thread.
+    Each lane is a thread. One that is free takes its share of what waits; only where that is less
+    than it could take, and `wait` allows it, it waits for more. Something that is alone, with every
+    lane free, may be run by a way of its own, while which the other lanes rest.
 
     Args:
-        run: Items -> an answer for each, in a thread. Given True where the item is alone.
+        run: (items, whether it is one alone) -> an answer for each.
         lanes: How many may run at a time.
         most: Items that a lane takes at once.
         wait: Seconds that an item may wait for others, with a lane free.
         alone: Whether there is another way for a single item.
         watch: Called with the size of each batch.
-
-    Attributes:
-        waiting: How many wait.
     """
 
     def __init__(
         self,
-        run: Callable[[list[Any], bool], list[Any]],
+        run: Callable[[list[Any], bool], Sequence[Any]],
         lanes: int = 1,
         most: int = 32,
         wait: float = 0.0,
@@ -71,99 +85,87 @@ class Batcher:
     ):
         self.run, self.lanes, self.most, self.wait = run, lanes, most, wait
         self.alone, self.watch = alone, watch
-        self._queue: deque[Waiting] = deque()
-        self._busy = 0
-        self._timer: asyncio.TimerHandle | None = None
-        self._threads = ThreadPoolExecutor(lanes, thread_name_prefix="batch")
+        self._queue: deque[_Waiting] = deque()
+        self._changed = threading.Condition()
+        self._busy, self._resting, self._closed = 0, False, False
+        self._pace = 0.0  # seconds an item
+        for _ in range(lanes):
+            threading.Thread(target=self._lane, name="batch", daemon=True).start()
 
-    @property
-    def waiting(self) -> int:
-        return len(self._queue)
+    def submit(self, item: Any, tell: Tell, call: Call | None = None) -> None:
+        """Has an item computed; any thread may ask.
+
+        Args:
+            item: What `run` takes.
+            tell: Called with its answer; with an `OverdueError` or a `GoneError` where `call` says
+                so when its turn has come; or with what `run` raised.
+            call: For whom.
+        """
+        with self._changed:
+            self._queue.append(_Waiting(item, tell, call or Call(), time.monotonic()))
+            self._changed.notify()
 
     def close(self) -> None:
-        """Lets the threads go, when what they do is done."""
-        self._threads.shutdown(wait=False)
+        """Ends the threads when nothing waits any more."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
 
-    def submit(
-        self, item: Any, deadline: float = float("inf"), gone: Callable[[], bool] = lambda: False
-    ) -> asyncio.Future[Any]:
-        """The answer to an item, later.
+    def _lane(self) -> None:
+        while True:
+            with self._changed:
+                batch = self._next()
+                if not batch:
+                    return
+                alone = self.alone and len(batch) == 1 and not self._queue and not self._busy
+                self._busy += 1
+                self._resting = alone
+            began = time.monotonic()
+            self._answer(batch, alone)
+            with self._changed:
+                self._busy -= 1
+                if not alone:
+                    seconds = (time.monotonic() - began) / len(batch)
+                    self._pace = _KEPT * self._pace + (1 - _KEPT) * seconds
+                elif self._queue:
+                    self._changed.notify_all()
+                self._resting = False
 
-        Raises:
-            OverdueError: Of the answer: it was not begun before its deadline.
-            GoneError: Of the answer: `gone` said so when its turn had come.
-            Exception: Of the answer: what `run` raised.
-        """
-        loop = asyncio.get_running_loop()
-        one = Waiting(item, loop.create_future(), deadline, gone, time.monotonic())
-        self._queue.append(one)
-        self._begin(loop)
-        return one.answer
+    def _next(self) -> list[_Waiting]:
+        """Waits for a batch; none where it is closed."""
+        while self._queue or not self._closed:
+            left = None
+            if self._queue and not self._resting:
+                left = self._queue[0].since + self.wait - time.monotonic()
+                if not self.wait or left <= 0 or len(self._queue) >= self.most:
+                    if batch := self._taken():
+                        return batch
+                    continue
+            self._changed.wait(left)
+        return []
 
-    def _begin(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Gives every free lane what there is for it."""
-        while self._queue and self._busy < self.lanes:
-            count = len(self._queue)
-            if count < self.most and self._waits(loop):
-                return
-            share = -(-count // (self.lanes - self._busy))  # rounded up
-            batch = self._taken(min(share, self.most))
-            if not batch:
-                continue
-            alone = self.alone and len(batch) == 1 and not self._queue and not self._busy
-            lanes = self.lanes if alone else 1
-            self._busy += lanes
-            self.watch(len(batch))
-            done = self._threads.submit(self.run, [one.item for one in batch], alone)
-            done.add_done_callback(partial(self._tell, loop, batch, lanes))
-
-    def _taken(self, most: int) -> list[Waiting]:
+    def _taken(self) -> list[_Waiting]:
         """The next ones; what is overdue or not wanted any more is given up."""
-        batch: list[Waiting] = []
-        now = time.monotonic()
-        while self._queue and len(batch) < most:
+        share, most = -(-len(self._queue) // (self.lanes - self._busy)), self.most
+        if self.lanes > 1 and self._pace:
+            most = min(most, max(1, int(_QUICK / self._pace)))
+        batch: list[_Waiting] = []
+        while self._queue and len(batch) < min(share, most):
             one = self._queue.popleft()
-            if one.answer.done():  # the request was given up
-                continue
-            if now > one.deadline:
-                one.answer.set_exception(OverdueError())
-            elif one.gone():
-                one.answer.set_exception(GoneError())
+            try:
+                one.call.check()
+            except (OverdueError, GoneError) as error:
+                one.tell(error)
             else:
                 batch.append(one)
         return batch
 
-    def _waits(self, loop: asyncio.AbstractEventLoop) -> bool:
-        """Whether the first of a batch that is not full should wait for more."""
-        left = self._queue[0].since + self.wait - time.monotonic()
-        if not self.wait or left <= 0:
-            return False
-        if self._timer is None:
-            self._timer = loop.call_later(left, self._time_is_up, loop)
-        return True
-
-    def _time_is_up(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._timer = None
-        self._begin(loop)
-
-    def _tell(
-        self, loop: asyncio.AbstractEventLoop, batch: list[Waiting], lanes: int, done: Future[Any]
-    ) -> None:
-        """In the thread that ran it."""
-        if not loop.is_closed():
-            loop.call_soon_threadsafe(self._finish, loop, batch, lanes, done)
-
-    def _finish(
-        self, loop: asyncio.AbstractEventLoop, batch: list[Waiting], lanes: int, done: Future[Any]
-    ) -> None:
-        self._busy -= lanes
-        self._begin(loop)  # first: the lanes should not wait for the answers to be written
-        error = done.exception()
-        answers = [None] * len(batch) if error else done.result()
+    def _answer(self, batch: list[_Waiting], alone: bool) -> None:
+        self.watch(len(batch))
+        answers: Sequence[Any]
+        try:
+            answers = self.run([one.item for one in batch], alone)
+        except Exception as error:  # of whatever runs the model
+            answers = [error] * len(batch)
         for one, answer in zip(batch, answers, strict=True):
-            if one.answer.done():  # the request was given up
-                continue
-            if error:
-                one.answer.set_exception(error)
-            else:
-                one.answer.set_result(answer)
+            one.tell(answer)

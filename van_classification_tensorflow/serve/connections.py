@@ -28,8 +28,9 @@ class Connection(HttpToolsProtocol):
         since: When that began, in the loop's time.
     """
 
-    upload_seconds = 30.0  # set by the server
     most = 4_000  # connections
+
+    app: Any
 
     def connection_made(self, transport: Any) -> None:
         """Of asyncio."""
@@ -119,7 +120,7 @@ class Connection(HttpToolsProtocol):
             return
         if self.stage == "head" and waited > HEAD_SECONDS:
             self.refuse(408, "the head of the request took too long")
-        elif self.stage == "body" and waited > self.upload_seconds + 5:
+        elif self.stage == "body" and waited > self.app.service.limits.upload_seconds + 5:
             self.transport.abort()  # the application has answered long ago
 
     def close_if_idle(self, now: float) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -23,33 +22,13 @@ from ..support.text import one_line, printable
 from ..weights.address import address_of
 from ..weights.catalogue import Weights
 from ..weights.pretrained import state_of_weights
-from .batching import Batcher, GoneError, OverdueError
+from .batching import Batcher, Call, Tell
 
 METHODS = ("grad-cam", "hires-cam", "layer-cam", "grad-cam++", "eigen-cam")
 
 
 class PictureError(Exception):
     """A picture that gets no answer; says why."""
-
-
-@dataclass(frozen=True)
-class Call:
-    """For whom something is computed.
-
-    Args:
-        deadline: By `time.monotonic`; what was not begun by then is given up.
-        gone: Tells whether nobody waits for it any more.
-    """
-
-    deadline: float = float("inf")
-    gone: Callable[[], bool] = lambda: False
-
-    def check(self) -> None:
-        """Raises `OverdueError` or `GoneError` where it should be given up."""
-        if time.monotonic() > self.deadline:
-            raise OverdueError
-        if self.gone():
-            raise GoneError
 
 
 @dataclass(frozen=True)
@@ -70,9 +49,24 @@ class Map:
     """An explanation of one picture: as of `explanation.last_stage`, without its batch axis."""
 
     values: np.ndarray
-    index: int
+    output: int
     layer: str
     empty: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What the model says of a picture.
+
+    Args:
+        size: Width and height of the upright picture in pixels.
+        logits: (outputs,).
+        explanation: Where one was asked for.
+    """
+
+    size: tuple[int, int]
+    logits: np.ndarray
+    explanation: Map | None = None
 
 
 class Served:
@@ -180,15 +174,34 @@ class Served:
         """The position among `Classifier.classes` that an output stands for; a single one: 1."""
         return 1 if self.outputs == 1 else output
 
-    def prepare(self, data: bytes | memoryview, call: Call) -> tuple[np.ndarray, tuple[int, int]]:
-        """`Classifier.prepare` of the bytes of a file, for a thread of the decoders.
+    def answer(
+        self, data: bytes | memoryview, question: Question | None, call: Call, tell: Tell
+    ) -> None:
+        """Decodes a picture, and has it answered, perhaps with those of others.
 
-        Raises:
-            PictureError: It cannot be read.
-            OverdueError: It waited too long.
-            GoneError: Nobody waits for it.
+        Args:
+            data: Of its file.
+            question: What is to be explained of it, if anything.
+            call: For whom.
+            tell: Called with an `Answer`, or with a `PictureError`, `OverdueError`, `GoneError`
+                or, where the model fails, something else.
         """
-        call.check()
+        try:
+            call.check()
+            views, size = self._prepared(data)
+        except Exception as error:
+            tell(error)
+            return
+
+        def done(found: Any) -> None:
+            tell(found if isinstance(found, Exception) else Answer(size, *found))
+
+        if question is None:
+            self.batcher.submit(views, done, call)
+        else:
+            self._explaining.submit((views[:1], question), done, call)
+
+    def _prepared(self, data: bytes | memoryview) -> tuple[np.ndarray, tuple[int, int]]:
         try:
             return self.classifier.prepare(data)
         except MemoryError:
@@ -196,43 +209,24 @@ class Served:
         except (ImageError, OSError, ValueError) as error:
             raise PictureError(one_line(error)) from None
 
-    async def logits(self, views: np.ndarray, call: Call) -> np.ndarray:
-        """The model's (outputs,) of one picture's views, in a batch with those of others.
-
-        Raises:
-            PictureError: The model gives no number for it.
-            OverdueError: It waited too long.
-            GoneError: Nobody waits for it.
-        """
-        return _numbers(await self.batcher.submit(views, call.deadline, call.gone))
-
-    async def explained(
-        self, views: np.ndarray, question: Question, call: Call
-    ) -> tuple[np.ndarray, Map]:
-        """(logits, the explanation) of one picture; the same errors."""
-        item = (views[:1], question)
-        logits, found = await self._explaining.submit(item, call.deadline, call.gone)
-        return _numbers(logits), found
-
-    def _run(self, items: list[np.ndarray], alone: bool) -> list[np.ndarray]:
+    def _run(self, items: list[np.ndarray], alone: bool) -> list[Any]:
         engine = self._engine
         views = items[0] if len(items) == 1 else np.concatenate(items)
         if not isinstance(engine, GraphEngine):
             outputs = self.classifier.finished(engine(views))
         else:
             outputs = engine(views) if alone else engine.in_turn(views)
-        if len(outputs) == len(items):
-            return list(outputs)
         ends = np.cumsum([len(one) for one in items])[:-1]
-        return [part.mean(axis=0) for part in np.split(outputs, ends)]
+        means = (part.mean(axis=0) for part in np.split(outputs, ends))
+        return [_finite(one) or (one,) for one in means]
 
-    def _explain(self, items: list[Any], alone: bool) -> list[tuple[np.ndarray, Map]]:
+    def _explain(self, items: list[Any], alone: bool) -> list[Any]:
         made = []
         for views, question in items:
             found = self.explainer(views, question.index, question.method)
-            index = int(found.class_index[0])
-            one = Map(np.asarray(found.maps[0]), index, str(found.layer), bool(found.empty[0]))
-            made.append((found.logits[0], one))
+            output = int(found.class_index[0])
+            one = Map(np.asarray(found.maps[0]), output, str(found.layer), bool(found.empty[0]))
+            made.append(_finite(found.logits[0]) or (found.logits[0], one))
         return made
 
     def about(self) -> dict[str, Any]:
@@ -255,10 +249,11 @@ class Served:
         }
 
 
-def _numbers(logits: np.ndarray) -> np.ndarray:
-    if not np.isfinite(logits).all():
-        raise PictureError("the model gives no finite number for it")
-    return logits
+def _finite(logits: np.ndarray) -> PictureError | None:
+    """What is wrong with the logits of a picture; None where nothing is."""
+    if np.isfinite(logits).all():
+        return None
+    return PictureError("the model gives no finite number for it")
 
 
 def _source(weights: str, card: Any) -> str | None:

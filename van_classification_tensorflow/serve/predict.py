@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from ..support.text import shown
-from .batching import OverdueError
-from .http import HttpError, Reply, Request, busy, json_reply, whole
-from .models import Call, Map, PictureError, Question, Served
+from .http import HttpError, Reply, Request, json_reply, whole
+from .models import Answer, Map, PictureError, Question, Served
 from .service import Service
-from .uploads import Upload, body_of, uploads_of
+from .uploads import body_of, uploads_of
 
 PARAMETERS = ("top", "model", "explain", "class")
 
@@ -30,10 +28,12 @@ async def predict(service: Service, request: Request) -> Reply:
             service.metrics.bytes.inc(len(body))
             kind = request.header(b"content-type")
             pictures = uploads_of(body, kind, service.limits.pictures)
-            with service.admission.enter(len(pictures)):
-                call = service.call(request)
-                results = await answers(service, model, pictures, question, top, call)
-                service.admission.answered(len(pictures))
+            files = [one.data for one in pictures]
+            found = await service.answers(model, files, question, request)
+    results = [
+        _result(model, one.name, answer, question, top)
+        for one, answer in zip(pictures, found, strict=True)
+    ]
     good = sum(one["error"] is None for one in results)
     for outcome, count in (("answered", good), ("refused", len(results) - good)):
         if count:
@@ -44,64 +44,24 @@ async def predict(service: Service, request: Request) -> Reply:
     return json_reply(answer, 200 if good else 422)
 
 
-async def answers(
-    service: Service,
+def _result(
     model: Served,
-    pictures: Sequence[Upload],
+    name: str | None,
+    found: Answer | PictureError,
     question: Question | None,
     top: int,
-    call: Call,
-) -> list[dict[str, Any]]:
-    """What is said of each picture, in their order.
-
-    Raises:
-        HttpError: 503, one of them waited too long.
-    """
-    asked = [_answer(service, model, one, question, top, call) for one in pictures]
-    try:
-        if len(asked) == 1:
-            return [await asked[0]]
-        return await gathered(asked)
-    except OverdueError:
-        raise busy("it waited too long in the queue: try again", "overdue", 503) from None
-
-
-async def gathered(asked: Sequence[Any]) -> list[Any]:
-    """The results of coroutines; where one fails, the others are stopped."""
-    tasks = [asyncio.ensure_future(one) for one in asked]
-    try:
-        return await asyncio.gather(*tasks)
-    except BaseException:
-        for one in tasks:
-            one.cancel()
-        raise
-
-
-async def _answer(
-    service: Service,
-    model: Served,
-    picture: Upload,
-    question: Question | None,
-    top: int,
-    call: Call,
 ) -> dict[str, Any]:
-    said: dict[str, Any] = {"name": picture.name, "width": None, "height": None, "error": None}
-    said["predictions"] = []
-    try:
-        views, size = await service.decoded(model, picture.data, call)
-        said["width"], said["height"] = size
-        if question is None:
-            logits, found = await model.logits(views, call), None
-        else:
-            logits, found = await model.explained(views, question, call)
-        said["predictions"] = [
-            {"label": p.label, "wnid": p.wnid, "index": p.index, "probability": p.probability}
-            for p in model.classifier.ranked(logits, top)
-        ]
-        if question is not None and found is not None:
-            said["explanation"] = _explanation(model, question, found, size)
-    except PictureError as error:
-        said["error"] = str(error)
+    """What is said of a picture."""
+    said: dict[str, Any] = {"name": name, "width": None, "height": None, "error": None}
+    if isinstance(found, PictureError):
+        return said | {"error": str(found), "predictions": []}
+    said["width"], said["height"] = found.size
+    said["predictions"] = [
+        {"label": p.label, "wnid": p.wnid, "index": p.index, "probability": p.probability}
+        for p in model.classifier.ranked(found.logits, top)
+    ]
+    if question is not None and found.explanation is not None:
+        said["explanation"] = _explanation(model, question.method, found.explanation, found.size)
     return said
 
 
@@ -142,15 +102,13 @@ def _class(model: Served, wanted: str) -> int:
     return outputs[0]
 
 
-def _explanation(
-    model: Served, question: Question, found: Map, size: tuple[int, int]
-) -> dict[str, Any]:
+def _explanation(model: Served, method: str, found: Map, size: tuple[int, int]) -> dict[str, Any]:
     height, width = found.values.shape
     values = np.round(found.values.astype(np.float64), 4).ravel().tolist()
     left, top, across, down = model.classifier.preprocessing.seen(*size)
-    index = model.class_of(found.index)
+    index = model.class_of(found.output)
     return {
-        "method": question.method,
+        "method": method,
         "layer": found.layer,
         "class": {"index": index, "label": model.classifier.classes[index].name},
         "crop": {"left": left, "top": top, "width": across, "height": down},

@@ -19,10 +19,8 @@ import numpy as np
 from .. import __version__
 from ..spec.scores import probabilities
 from ..support.text import shown
-from .batching import OverdueError
-from .http import HttpError, Reply, Request, busy, json_reply, parsed_json
-from .models import Call, PictureError, Served
-from .predict import gathered
+from .http import HttpError, Reply, Request, json_reply, parsed_json
+from .models import Answer, PictureError, Served
 from .service import Service
 from .uploads import body_of
 
@@ -93,30 +91,24 @@ async def infer(service: Service, request: Request, model: Served) -> Reply:
             service.metrics.bytes.inc(len(body))
             length = request.header(_JSON_LENGTH)
             asked = await service.in_pool(_understood, model, body, length, service.limits.pictures)
-            count = len(asked.pictures) if asked.images is None else len(asked.images)
-            with service.admission.enter(count):
-                call = service.call(request)
-                logits = await _logits(service, model, asked, call)
-                service.admission.answered(count)
-        service.metrics.pictures.labels(model.name, "answered").inc(count)
+            logits = await _logits(service, request, model, asked)
+        service.metrics.pictures.labels(model.name, "answered").inc(len(logits))
         return await service.in_pool(_reply, model, asked, np.stack(logits))
 
 
-async def _logits(service: Service, model: Served, asked: _Asked, call: Call) -> list[np.ndarray]:
-    async def of_file(data: bytes) -> np.ndarray:
-        views, _ = await service.decoded(model, data, call)
-        return await model.logits(views, call)
-
-    if asked.images is None:
-        work = [of_file(one) for one in asked.pictures]
+async def _logits(
+    service: Service, request: Request, model: Served, asked: _Asked
+) -> list[np.ndarray]:
+    found: Sequence[Any]
+    if asked.images is not None:
+        found = await service.logits(model, asked.images, request)
     else:
-        work = [model.logits(one[None], call) for one in asked.images]
-    try:
-        return await gathered(work)
-    except PictureError as error:
-        raise HttpError(422, f"a picture cannot be answered: {error}") from None
-    except OverdueError:
-        raise busy("it waited too long in the queue: try again", "overdue", 503) from None
+        answers = await service.answers(model, asked.pictures, None, request)
+        found = [one.logits if isinstance(one, Answer) else one for one in answers]
+    for i, one in enumerate(found):
+        if isinstance(one, PictureError):
+            raise HttpError(422, f"picture {i} cannot be answered: {one}")
+    return list(found)
 
 
 # --- What was asked ---

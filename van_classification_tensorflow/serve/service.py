@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from ..support.text import shown
-from .http import HttpError, Request
+from .batching import Call, OverdueError, Tell
+from .http import HttpError, Request, busy
 from .limits import Admission, Limits, Uploads
 from .metrics import Metrics
-from .models import Call, Models, Served
+from .models import Answer, Models, PictureError, Question, Served
 
 
 @dataclass
@@ -47,17 +48,76 @@ class Service:
             there = ", ".join(one.name for one in self.models.all)
             raise HttpError(404, f"the models here are {there}. Received: {shown(name)}") from None
 
-    def call(self, request: Request) -> Call:
-        """For what a request wants computed, from now on."""
-        return Call(time.monotonic() + self.limits.timeout, lambda: request.gone)
-
     async def in_pool(self, function: Callable[..., Any], *arguments: Any) -> Any:
         """Runs something in a thread of the decoders."""
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self.models.decoders, function, *arguments)
 
-    async def decoded(
-        self, model: Served, data: bytes | memoryview, call: Call
-    ) -> tuple[np.ndarray, tuple[int, int]]:
-        """`Served.prepare`, in a thread of the decoders."""
-        return await self.in_pool(model.prepare, data, call)
+    async def answers(
+        self,
+        model: Served,
+        pictures: Sequence[bytes | memoryview],
+        question: Question | None,
+        request: Request,
+    ) -> list[Answer | PictureError]:
+        """What the model says of each file, in their order; all are taken in, or none.
+
+        Raises:
+            HttpError: 429, or 503 where one waited too long.
+            GoneError: The client has gone.
+        """
+
+        def begin(i: int, tell: Tell, call: Call) -> None:
+            self.models.decoders.submit(model.answer, pictures[i], question, call, tell)
+
+        return await self._gathered(len(pictures), begin, request)
+
+    async def logits(
+        self, model: Served, images: np.ndarray, request: Request
+    ) -> list[np.ndarray | PictureError]:
+        """The same of pictures as the model takes them, (N, H, W, C)."""
+
+        def begin(i: int, tell: Tell, call: Call) -> None:
+            model.batcher.submit(images[i : i + 1], tell, call)
+
+        found = await self._gathered(len(images), begin, request)
+        return [one if isinstance(one, PictureError) else one[0] for one in found]
+
+    async def _gathered(
+        self, count: int, begin: Callable[[int, Tell, Call], None], request: Request
+    ) -> list[Any]:
+        with self.admission.enter(count):
+            call = Call(time.monotonic() + self.limits.timeout, lambda: request.gone)
+            found = await _all(count, lambda i, tell: begin(i, tell, call))
+            self.admission.answered(count)
+        for one in found:
+            if isinstance(one, OverdueError):
+                raise busy("it waited too long in the queue: try again", "overdue", 503)
+            if isinstance(one, Exception) and not isinstance(one, PictureError):
+                raise one
+        return found
+
+
+async def _all(count: int, begin: Callable[[int, Tell], None]) -> list[Any]:
+    """What so many tasks, in whatever threads, tell; this wakes up once, for the last of them."""
+    loop = asyncio.get_running_loop()
+    done: asyncio.Future[None] = loop.create_future()
+    found: list[Any] = [None] * count
+    left = iter(range(count - 1, -1, -1))  # the next of an iterator is taken by one thread only
+
+    def settle() -> None:
+        if not done.done():
+            done.set_result(None)
+
+    def teller(i: int) -> Tell:
+        def tell(answer: Any) -> None:
+            found[i] = answer
+            if next(left) == 0:
+                loop.call_soon_threadsafe(settle)
+
+        return tell
+
+    for i in range(count):
+        begin(i, teller(i))
+    await done
+    return found
