@@ -1,0 +1,242 @@
+"""How many requests `van serve` answers, and how soon: measurements of `serving.py`."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import subprocess
+import time
+from collections import Counter
+from typing import Any
+
+from serving_bench import (
+    EXPECTED,
+    Bench,
+    Part,
+    capacity,
+    costs,
+    even,
+    lost_of,
+    measured_load,
+    milliseconds,
+    offered,
+    poisson,
+    steady,
+    told,
+)
+from serving_client import (
+    Address,
+    Answer,
+    Client,
+    Load,
+    open_loop,
+    percentile,
+)
+from serving_server import (
+    HERE,
+)
+
+
+def baseline(bench: Bench, batch_size: int) -> dict[str, Any]:
+    """Decode + engine without HTTP: `Classifier.stream` in a process alone."""
+    folder = bench.folder / f"{bench.files.model}-bytes"
+    folder.mkdir(exist_ok=True)
+    for i, picture in enumerate(bench.files.pictures):
+        (folder / f"{i:04d}").write_bytes(picture)
+    command = [bench.python, str(HERE / "serving_baseline.py"), str(folder)]
+    command += ["--weights", str(bench.files.weights), "--batch-size", str(batch_size)]
+    command += ["--seconds", str(bench.seconds)]
+    environment = {**os.environ, "PYTHONPATH": str(HERE.parent), "TF_CPP_MIN_LOG_LEVEL": "3"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    if done.returncode:
+        raise SystemExit(f"failed: {' '.join(command)}\n{done.stderr[-2000:]}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def throughput(bench: Bench) -> Part:
+    """Pictures a second beside those without HTTP, launches in turn; the best of each counts."""
+    part, size = Part(), 8
+    alone: list[dict[str, Any]] = []
+    loads: dict[str, list[Load]] = {"one picture": [], f"{size} pictures": []}
+    details: list[dict[str, Any]] = []
+    for _ in range(bench.rounds):
+        alone += [baseline(bench, batch) for batch in (8, 32)]
+        with bench.server() as server:
+            groups = (bench.singles(server.address), bench.several(server.address, size))
+            for (name, found), requests in zip(loads.items(), groups, strict=True):
+                load, clients = capacity(server, requests, bench.seconds)
+                found.append(load)
+                details.append({"request": name, "clients": clients, **load.summary()})
+    best = max(one["per_second"] for one in alone)
+    part.details = {"without_http": alone, "loads": details}
+    part.add("Without HTTP, pictures/s", "", f"{best:.1f} ({alone[0]['engine']})")
+    for (name, found), pictures in zip(loads.items(), (1, size), strict=True):
+        load = max(found, key=Load.rate)
+        ratio = pictures * load.rate() / best
+        text = f"{pictures * load.rate():.1f} = {ratio:.2f}; {costs(load)}"
+        part.add(f"Pictures/s, {name} a request", ">= 0.85 of it", text, ratio >= 0.85)
+    return part
+
+
+def latency(bench: Bench) -> Part:
+    """A single client's latency, and the slowest percent at half the capacity."""
+    part = Part()
+    with bench.server() as server:
+        requests = bench.singles(server.address)
+        best, clients = capacity(server, requests, bench.seconds / 2)
+        half = best.rate() / 2
+        seconds = max(bench.seconds, min(3 * bench.seconds, 1000 / half))
+        single = steady(server, requests, 1, bench.seconds)
+        schedules = {
+            "evenly spaced": even(half, seconds),
+            "at random (Poisson)": poisson(half, seconds, bench.seed),
+        }
+        loads = {name: offered(server, requests, s) for name, s in schedules.items()}
+    one = single.percentile(0.5)
+    part.details = {"capacity": best.summary() | {"clients": clients}, "single": single.summary()}
+    part.details |= {name: load.summary() for name, load in loads.items()}
+    part.add("A single request, median", "", milliseconds(one))
+    for name, load in loads.items():
+        slowest, answered = load.percentile(0.99), len(load.of(200)) == len(load.answers)
+        text = f"{milliseconds(slowest)} = {slowest / one:.2f}; {costs(load)}"
+        if not answered:
+            text += f"; {told(load.counts())}"
+        what = f"p99 at half load ({half:.0f}/s), {name}"
+        part.add(what, "<= 3 x it", text, answered and slowest <= 3 * one)
+    return part
+
+
+def clients(bench: Bench) -> Part:
+    """All clients connect, then all ask at once, three times each."""
+    part, each = Part(), 3
+
+    async def work(address: Address, requests: list[bytes]) -> Load:
+        client, cpu = Client(address, timeout=120.0), time.process_time()
+        # One's own connection each, made before anybody asks.
+        made = await asyncio.gather(
+            *(client.connect() for _ in range(bench.clients)), return_exceptions=True
+        )
+        begun = time.perf_counter()
+
+        async def one(i: int, connection: Any) -> list[Answer]:
+            own = Client(address, timeout=120.0)
+            if isinstance(connection, BaseException):
+                return [Answer("refused")]
+            own._idle.append(connection)
+            found = [await own.ask(requests[(i + k) % len(requests)]) for k in range(each)]
+            own.close()
+            return found
+
+        found = await asyncio.gather(*(one(i, c) for i, c in enumerate(made)))
+        took = time.perf_counter() - begun
+        return Load([a for many in found for a in many], took, time.process_time() - cpu)
+
+    with bench.server() as server:
+        requests = bench.singles(server.address)
+        load = measured_load(server, work(server.address, requests))
+        after = steady(server, requests, 4, 1.0)
+        memory = server.memory()
+    part.details = {**load.summary(), "memory_after": memory, "after": after.summary()}
+    good = sum(load.counts().get(str(status), 0) for status in EXPECTED)
+    lost = len(load.answers) - good
+    text = f"{lost} lost: {told(load.counts())} in {load.seconds:.1f} s; {costs(load)}"
+    part.add(f"{bench.clients:,} clients at once, {each} requests each", "0 lost", text, lost == 0)
+    return part
+
+
+def overload(bench: Bench) -> Part:
+    """Twice as many as it can answer: what is answered beside what could be."""
+    part = Part()
+    with bench.server() as server:
+        requests = bench.singles(server.address)
+        before, n = capacity(server, requests, bench.seconds / 2)
+        offer = 2 * before.rate()
+        load = offered(server, requests, poisson(offer, 2 * bench.seconds, bench.seed))
+        after = steady(server, requests, n, bench.seconds)
+    able = (before.rate() + after.rate()) / 2
+    ratio, lost = load.rate() / able, lost_of(load)
+    part.details = {"before": before.summary(), "after": after.summary(), "load": load.summary()}
+    text = f"{load.rate():.1f}/s = {ratio:.2f} of {able:.1f}/s, {lost} lost, p99 of them "
+    text += f"{milliseconds(load.percentile(0.99))}: {told(load.counts())}; {costs(load)}"
+    part.add(f"Answered at twice the capacity ({offer:.0f}/s)", ">= 0.9 of it", text, ratio >= 0.9)
+    return part
+
+
+class Slow(asyncio.Protocol):
+    """A client that sends a byte at a time and comes again when it is thrown out."""
+
+    def __init__(self) -> None:
+        self.closed = asyncio.get_running_loop().create_future()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = transport
+
+    def connection_lost(self, error: Exception | None) -> None:
+        if not self.closed.done():
+            self.closed.set_result(None)
+
+
+async def crawl(address: Address, request: bytes, at_once: int, tally: Counter[str]) -> None:
+    """Sends the first bytes of a request at once and the others one by one, every 0.5 s."""
+    loop = asyncio.get_running_loop()
+    while True:
+        try:
+            transport, slow = await loop.create_connection(Slow, *address)
+        except OSError:
+            tally["refused"] += 1
+            await asyncio.sleep(0.5)
+            continue
+        tally["connected"] += 1
+        transport.write(request[:at_once])
+        for i in range(at_once, len(request)):
+            await asyncio.wait([slow.closed], timeout=0.5)
+            if slow.closed.done():
+                tally["thrown out"] += 1
+                break
+            transport.write(request[i : i + 1])
+        transport.abort()
+
+
+def slow(bench: Bench) -> Part:
+    """The latency of others while clients send heads and bodies byte by byte."""
+    part, tally = Part(), Counter[str]()
+
+    async def work(address: Address, requests: list[bytes], starts: list[float], n: int) -> Load:
+        whole = requests[0]
+        head = whole.index(b"\r\n\r\n") + 4
+        crawling = [
+            asyncio.create_task(crawl(address, whole, (20, head + 10)[i % 2], tally))
+            for i in range(n)
+        ]
+        await asyncio.sleep(1.0 if n else 0.0)
+        client = Client(address)
+        try:
+            return await open_loop(client, requests, starts)
+        finally:
+            client.close()
+            for task in crawling:
+                task.cancel()
+            await asyncio.gather(*crawling, return_exceptions=True)
+
+    loads: dict[int, list[Load]] = {0: [], bench.slow: []}
+    with bench.server() as server:
+        requests = bench.singles(server.address)
+        rate = capacity(server, requests, bench.seconds / 4)[0].rate() / 2
+        for i in range(bench.rounds):
+            starts = poisson(rate, bench.seconds, bench.seed + i)  # both meet the same
+            for n, found in loads.items():
+                found.append(measured_load(server, work(server.address, requests, starts, n)))
+    without, beside = (
+        percentile([a.seconds for load in found for a in load.of(200)], 0.99)
+        for found in loads.values()
+    )
+    others = sum(len(load.answers) - len(load.of(200)) for load in loads[bench.slow])
+    part.details = {str(n): [load.summary() for load in found] for n, found in loads.items()}
+    part.details["slow_clients"] = dict(tally)
+    ratio = beside / without
+    text = f"{milliseconds(beside)} beside {milliseconds(without)} = {ratio:.2f}; others than 200: "
+    text += f"{others}; slow ones: {told(dict(tally))}"
+    what = f"p99 at half load beside {bench.slow} slow clients"
+    part.add(what, "<= 1.5 x without", text, ratio <= 1.5 and others == 0)
+    return part
