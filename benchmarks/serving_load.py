@@ -74,7 +74,7 @@ def throughput(bench: Bench) -> Part:
     for (name, found), pictures in zip(loads.items(), (1, size), strict=True):
         load = max(found, key=Load.rate)
         ratio = pictures * load.rate() / best
-        text = f"{pictures * load.rate():.1f} = {ratio:.2f}; {costs(load)}"
+        text = f"{pictures * load.rate():.1f} = {ratio:.3f}; {costs(load)}"
         part.add(f"Pictures/s, {name} a request", ">= 0.85 of it", text, ratio >= 0.85)
     return part
 
@@ -135,7 +135,7 @@ def clients(bench: Bench) -> Part:
     with bench.server() as server:
         requests = bench.singles(server.address)
         load = measured_load(server, work(server.address, requests))
-        after = steady(server, requests, 4, 1.0)
+        after = steady(server, requests, 4, min(bench.seconds, 1.0))
         memory = server.memory()
     part.details = {**load.summary(), "memory_after": memory, "after": after.summary()}
     good = sum(load.counts().get(str(status), 0) for status in EXPECTED)

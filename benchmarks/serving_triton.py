@@ -33,11 +33,11 @@ def triton(bench: Bench) -> Part:
         )
         client = client_of.InferenceServerClient(f"{server.address.host}:{server.address.port}")
         try:
-            alive = (
+            alive = [
                 client.is_server_live(headers=headers),
-                client.is_server_ready(headers=dict(headers)),
-            )
-            alive += [client.is_model_ready(name, headers=headers)]
+                client.is_server_ready(headers=headers),
+                client.is_model_ready(name, headers=headers),
+            ]
             about = client.get_server_metadata(headers=headers)
             model = client.get_model_metadata(name, headers=headers)
             inputs = [one["name"] for one in model["inputs"]]

@@ -311,3 +311,74 @@ def test_the_table():
         "| b |  | 3 |  |",
         "| c | 4 | 4 | met |",
     ]
+
+
+@pytest.fixture(scope="module")
+def short(tmp_path_factory):
+    """What is asked for, in seconds instead of minutes."""
+    import serving_bench
+    from serving_server import prepare
+
+    folder = tmp_path_factory.mktemp("load")
+    return serving_bench.Bench(
+        prepare("digits", folder, 8),
+        folder,
+        seconds=0.2,
+        rounds=1,
+        times=2,
+        clients=100,
+        slow=10,
+        requests=400,
+        mutants=70,
+    )
+
+
+def require_met(part):
+    """For what does not depend on how fast the machine is."""
+    json.dumps(part.details)
+    assert part.rows
+    assert all(row.met is not False for row in part.rows), part
+
+
+def test_many_clients(short):
+    import serving_load
+
+    require_met(serving_load.clients(short))
+
+
+def test_reloads(short):
+    import serving_life
+
+    require_met(serving_life.reload_(short))
+
+
+def test_changed_requests(short):
+    import serving_fuzz
+
+    require_met(serving_fuzz.fuzz(short))
+
+
+@pytest.mark.slow
+def test_signals(short):
+    import serving_life
+
+    (ended, *_) = serving_life.sigterm(short).rows
+    assert ended.met, ended
+
+
+@pytest.mark.slow
+def test_a_client_of_others(short):
+    pytest.importorskip("tritonclient.http")
+    import serving_triton
+
+    require_met(serving_triton.triton(short))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["throughput", "latency", "overload", "slow", "memory", "ready"])
+def test_what_depends_on_the_machine_is_measured(short, name):
+    import serving
+
+    part = serving.MEASUREMENTS[name](short)
+    json.dumps(part.details)
+    assert any(row.met is not None for row in part.rows)
