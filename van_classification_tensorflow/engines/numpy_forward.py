@@ -71,14 +71,14 @@ def _forward(
         )
         return x * scale + (tensors[f"{name}.bias"] - tensors[f"{name}.running_mean"] * scale)
 
-    def depthwise(name: str, x: np.ndarray, dilation: int = 1) -> np.ndarray:
-        return _depthwise(x, tensors[f"{name}.weight"], tensors[f"{name}.bias"], dilation)
+    def spatial(name: str, x: np.ndarray, dilation: int = 1) -> np.ndarray:
+        return depthwise(x, tensors[f"{name}.weight"], tensors[f"{name}.bias"], dilation)
 
     x = images
     for i, depth in enumerate(sizes.depths, start=1):
         kernel, stride = stage_kernel_stride(i)
         embed = f"patch_embed{i}.proj"
-        x = _patches(x, kernel, stride)
+        x = windows_of(x, kernel, stride)
         weight = tensors[f"{embed}.weight"]
         x = x @ weight.transpose(2, 3, 1, 0).reshape(-1, weight.shape[0]) + tensors[f"{embed}.bias"]
         x = batch_norm(f"patch_embed{i}.norm", x)
@@ -87,13 +87,13 @@ def _forward(
             gating = f"{b}.attn.spatial_gating_unit"
             n = batch_norm(f"{b}.norm1", x)
             u = gelu(linear(f"{b}.attn.proj_1", n))
-            attention = depthwise(f"{gating}.conv_spatial", depthwise(f"{gating}.conv0", u), 3)
+            attention = spatial(f"{gating}.conv_spatial", spatial(f"{gating}.conv0", u), 3)
             u *= linear(f"{gating}.conv1", attention)
             n += linear(f"{b}.attn.proj_2", u)
             n *= tensors[f"{b}.layer_scale_1"]
             x = x + n
             hidden = linear(f"{b}.mlp.fc1", batch_norm(f"{b}.norm2", x))
-            hidden = gelu(depthwise(f"{b}.mlp.dwconv.dwconv", hidden))
+            hidden = gelu(spatial(f"{b}.mlp.dwconv.dwconv", hidden))
             hidden = linear(f"{b}.mlp.fc2", hidden)
             hidden *= tensors[f"{b}.layer_scale_2"]
             x += hidden
@@ -104,7 +104,7 @@ def _forward(
     return features, None if sizes.num_classes is None else linear("head", features)
 
 
-def _patches(x: np.ndarray, kernel: int, stride: int) -> np.ndarray:
+def windows_of(x: np.ndarray, kernel: int, stride: int) -> np.ndarray:
     """(N, H, W, C) -> (N, h, w, kernel * kernel * C): what a strided convolution sees."""
     pad = kernel // 2
     x = np.pad(x, ((0, 0), (pad, pad), (pad, pad), (0, 0)))
@@ -113,7 +113,7 @@ def _patches(x: np.ndarray, kernel: int, stride: int) -> np.ndarray:
     return windows.reshape(*windows.shape[:3], -1)
 
 
-def _depthwise(x: np.ndarray, weight: np.ndarray, bias: np.ndarray, dilation: int) -> np.ndarray:
+def depthwise(x: np.ndarray, weight: np.ndarray, bias: np.ndarray, dilation: int) -> np.ndarray:
     """(N, H, W, C) with (C, 1, k, k): a sum of shifted images, tap by tap."""
     kernel = weight.shape[-1]
     reach = kernel // 2 * dilation
@@ -168,18 +168,23 @@ def gelu(x: np.ndarray) -> np.ndarray:
     flat = x.reshape(-1)
     for start in range(0, flat.size, _CHUNK):
         part = flat[start : start + _CHUNK]
-        z = np.clip(part * np.float32(0.5**0.5), -4, 4)
-        square = z * z
-        above, below = np.full_like(z, _P[0]), np.full_like(z, _Q[0])
-        for coefficient in _P[1:]:
-            above *= square
-            above += coefficient
-        for coefficient in _Q[1:]:
-            below *= square
-            below += coefficient
-        above *= z
-        above /= below
-        above += 1
-        above *= 0.5
-        part *= above
+        part *= normal_cdf(part)
     return x
+
+
+def normal_cdf(x: np.ndarray) -> np.ndarray:
+    """(1 + erf(x / sqrt 2)) / 2, float32."""
+    z = np.clip(x * np.float32(0.5**0.5), -4, 4)
+    square = z * z
+    above, below = np.full_like(z, _P[0]), np.full_like(z, _Q[0])
+    for coefficient in _P[1:]:
+        above *= square
+        above += coefficient
+    for coefficient in _Q[1:]:
+        below *= square
+        below += coefficient
+    above *= z
+    above /= below
+    above += 1
+    above *= 0.5
+    return above

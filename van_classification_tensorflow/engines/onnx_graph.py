@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..spec.architecture import Architecture
-from ..spec.config import stage_kernel_stride
+from ..spec.config import patches, stage_kernel_stride
 from ..spec.preprocessing import Preprocessing
 from ..spec.scores import SIGMOID, SOFTMAX
 from .onnx_nodes import Nodes
@@ -33,6 +33,7 @@ def onnx_model(
     activation: str | None = None,
     pooling: str = "avg",
     also_features: bool = False,
+    up_to: int | None = None,
 ) -> onnx.ModelProto:
     """The graph: `images` (B, H, W, C) -> `logits`, `probabilities` or `features` (B, K).
 
@@ -47,28 +48,44 @@ def onnx_model(
         activation: Ends in probabilities, by "softmax" or "sigmoid"; None: in logits.
         pooling: "avg" or "max"; without classes only.
         also_features: With classes: give pooled `features` (B, C) as a second output.
+        up_to: Give what the last block of that stage, from 1, gives instead: `map` (B, C, h, w).
     """
     from onnx import TensorProto
 
     graph = _Graph(folded)
     x = graph.channels_first("images", normalisation)
-    for i, depth in enumerate(sizes.depths, start=1):
-        x = graph.stage(i, depth, x)
-    has_head = sizes.num_classes is not None
-    also_features &= has_head
-    output = graph.head(x, has_head, activation, pooling, "features" if also_features else "pool")
     batch: int | str = "batch" if batch_size is None else batch_size
     height, width = (
         axis if size is None else size
         for size, axis in zip(image_size, ("height", "width"), strict=True)
     )
     kind = TensorProto.FLOAT if normalisation is None else TensorProto.UINT8
+    images = "images", kind, [batch, height, width, sizes.in_chans]
+    for i, depth in enumerate(sizes.depths[:up_to], start=1):
+        x = graph.blocks(i, depth, x)
+        if i == up_to:
+            x = graph.op("Identity", x, name="map")
+            shape = [batch, sizes.embed_dims[i - 1], *_positions(image_size, i)]
+            return graph.model(name, images, {x: shape})
+        x = graph.layer_norm(f"norm{i}", x)
+    has_head = sizes.num_classes is not None
+    also_features &= has_head
+    output = graph.head(x, has_head, activation, pooling, "features" if also_features else "pool")
     lengths = {output: sizes.embed_dims[-1] if sizes.num_classes is None else sizes.num_classes}
     if also_features:
         lengths["features"] = sizes.embed_dims[-1]
-    shape = [batch, height, width, sizes.in_chans]
     outputs = {made: [batch, length] for made, length in lengths.items()}
-    return graph.model(name, ("images", kind, shape), outputs)
+    return graph.model(name, images, outputs)
+
+
+def _positions(image_size: tuple[int | None, int | None], stage: int) -> list[int | str]:
+    """(h, w) of the maps of a stage; a name where the size is any."""
+    found: list[int | str] = []
+    for size, axis in zip(image_size, ("rows", "columns"), strict=True):
+        for i in range(1, stage + 1):
+            size = None if size is None else patches(size, *stage_kernel_stride(i))
+        found.append(axis if size is None else size)
+    return found
 
 
 class _Graph(Nodes):
@@ -104,12 +121,12 @@ class _Graph(Nodes):
             x = self.op("Add", x, shift, name="images.normalised")
         return self.op("Transpose", x, name="images.channels_first", perm=[0, 3, 1, 2])
 
-    def stage(self, i: int, depth: int, x: str) -> str:
-        """Patch embedding, blocks and layer norm of stage `i`, from 1."""
+    def blocks(self, i: int, depth: int, x: str) -> str:
+        """Patch embedding and blocks of stage `i`, from 1."""
         x = self.conv(f"patch_embed{i}.proj", x, stride=stage_kernel_stride(i)[1])
         for j in range(depth):
             x = self.block(f"block{i}.{j}", x)
-        return self.layer_norm(f"norm{i}", x)
+        return x
 
     def head(
         self, x: str, has_head: bool, activation: str | None, pooling: str, pooled: str

@@ -36,6 +36,8 @@ from .request import ClassifierOptions
 if TYPE_CHECKING:
     import keras
 
+    from ..weights.checkpoint import ModelWeights
+
 
 @dataclass(frozen=True)
 class Prediction:
@@ -178,6 +180,14 @@ class Classifier:
         if self.runtime is not None:
             raise ValueError(f"{self.name} is an exported file: it holds no Keras model")
         return self._engines.model
+
+    @property
+    def opened_weights(self) -> ModelWeights | None:
+        """The tensors, by the authors' names, and their sizes; None of an exported file or a model.
+
+        They are not to be changed.
+        """
+        return None if self._opened.weights is None else self._opened.weights.weights
 
     @property
     def numpy_limit(self) -> int:

@@ -88,8 +88,13 @@ class InMemory:
         return logits_of(found, str(self.activation)) if as_logits else found
 
 
-def look_at(model: keras.Model, batch_size: int) -> InMemory:
+def look_at(model: keras.Model, batch_size: int, argument: str = "weights") -> InMemory:
     """Looks at a model.
+
+    Args:
+        model: Any model.
+        batch_size: As of `KerasEngine`.
+        argument: What the caller calls it.
 
     Raises:
         ValueError: It holds no VAN, or is no classifier and no backbone of pictures.
@@ -98,23 +103,23 @@ def look_at(model: keras.Model, batch_size: int) -> InMemory:
     firsts = [layer for layer in every if isinstance(layer, OverlapPatchEmbed)]
     shapes = [getattr(model, name, None) for name in ("input_shape", "output_shape")]
     if not firsts:
-        raise ValueError(f"`weights` must be a model with a VAN in it. Received: {model.name!r}")
+        raise ValueError(f"`{argument}` must be a model with a VAN in it. Received: {model.name!r}")
     for what, shape, rank in zip(("input", "output"), shapes, (4, 2), strict=True):
         if not isinstance(shape, tuple) or len(shape) != rank or shape[0] is not None:
             raise ValueError(
-                f"`weights` must be a model with one {what} of {rank} axes, the first of them any "
-                f"number of pictures. Received: {model.name!r}, {what} {shape}"
+                f"`{argument}` must be a model with one {what} of {rank} axes, the first of them "
+                f"any number of pictures. Received: {model.name!r}, {what} {shape}"
             )
     first = next((one for one in firsts if one.name == "patch_embed1"), firsts[0])
     channels = first.proj.kernel.shape[2]
     permuted = any(layer.name == "to_channels_last" for layer in every)
-    last, before = _decisive(model)
+    last, before = decisive(model)
     activation, inside = _activation(last), model
     if activation in ACTIVATIONS and _is_apart(last) and len(before.shape) == 2:
         inside = _up_to(model, before) or model  # exact, where probabilities are rounded
     if inside is model and activation == "softmax" and model.output_shape[-1] == 1:
         raise ValueError(
-            "`weights` must not be a softmax of one output, which is 1 for every picture: give "
+            f"`{argument}` must not be a softmax of one output, which is 1 for every picture: give "
             f"its layer {last.name} activation='sigmoid'"
         )
     labels, notes, notes_on_labels = texts_of(_said(model, firsts, "labels")), "", []
@@ -175,7 +180,7 @@ def _backwards(model: Any) -> Iterator[tuple[Any, list[Any]]]:
             yield step, tensors
 
 
-def _decisive(model: Any) -> tuple[Any, Any]:
+def decisive(model: Any) -> tuple[Any, Any]:
     """(the last step that changes the scores, its input): what they are is said by that one."""
     for step, tensors in _backwards(model):
         passes = isinstance(step, _NO_CHANGE_IN_INFERENCE) or _operation(step) == "Cast"
