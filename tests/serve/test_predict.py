@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from van_classification_tensorflow.explanation.last_stage import LAST_STAGE_METHODS, LastStage
 from van_classification_tensorflow.inference.classifier import Classifier
 
 from .conftest import picture
@@ -47,3 +48,50 @@ def test_nothing_to_be_read(client):
     answer = client.post("/predict", content=b"nonsense", headers=PNG)
     assert answer.status_code == 422
     assert "not a picture" in answer.json()["error"]
+
+
+def explained(client, path, content=None):
+    answer = client.post(path, content=content or picture(), headers=PNG)
+    assert answer.status_code == 200, answer.text
+    (result,) = answer.json()["results"]
+    return result
+
+
+@pytest.mark.parametrize("method", LAST_STAGE_METHODS)
+def test_explanations(client, classifier, method):
+    result = explained(client, f"/predict?explain={method}")
+    why = result["explanation"]
+    assert (why["method"], why["class"]["index"]) == (method, result["predictions"][0]["index"])
+    assert why["class"]["label"] == result["predictions"][0]["label"]
+    views, _ = classifier.prepare(picture())
+    expected = LastStage(classifier)(views, None, method)
+    assert why["layer"] == expected.layer
+    found = np.reshape(why["map"]["values"], (why["map"]["height"], why["map"]["width"]))
+    np.testing.assert_allclose(found, expected.maps[0], atol=1e-3)
+    assert why["empty"] == (not found.any()) == bool(why["note"])
+    # Resized to 42 x 32 pixels, of which it sees 32 from the 5th.
+    crop = {"left": 5 * 40 / 42, "top": 0, "width": 32 * 40 / 42, "height": 30}
+    assert why["crop"] == pytest.approx(crop)
+
+
+@pytest.mark.parametrize("wanted", ["7", "07"])
+def test_a_class_to_explain(client, wanted):
+    answer = client.post(
+        f"/predict?explain=grad-cam&class={wanted}", content=picture(), headers=PNG
+    )
+    assert answer.json()["results"][0]["explanation"]["class"] == {"index": 7, "label": "7"}
+
+
+@pytest.mark.parametrize("wanted", ["ten", "10", "-1", "", "1e0"])
+def test_no_such_class(client, wanted):
+    answer = client.post(
+        f"/predict?explain=grad-cam&class={wanted}", content=picture(), headers=PNG
+    )
+    assert answer.status_code == 400
+    assert "`class` must be" in answer.json()["error"]
+
+
+def test_no_such_method(client):
+    answer = client.post("/predict?explain=magic", content=picture(), headers=PNG)
+    assert answer.status_code == 400
+    assert "grad-cam" in answer.json()["error"]

@@ -161,7 +161,7 @@ def test_reload_by_signal_and_by_request(tmp_path):
     path = tmp_path / "mine.safetensors"
     digits = asset("digits.safetensors").read_bytes()
     path.write_bytes(digits)
-    with served(f"--weights=a={path}", VAN_TOKEN="secret") as server:  # noqa: S106
+    with served(f"--weights=a={path}", VAN_TOKEN="secret") as server:
         assert server.get("/labels")[0] == 401
         path.write_bytes(digits[: len(digits) // 2])
         server.signal(signal.SIGHUP)

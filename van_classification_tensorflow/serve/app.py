@@ -15,12 +15,13 @@ from importlib.resources import files
 from typing import Any
 
 from .. import __version__
+from ..explanation.last_stage import LAST_STAGE_METHODS
 from ..images.decode import FORMATS
 from ..support.text import one_line, shown
 from . import protocol
 from .batching import GoneError
 from .http import Headers, HttpError, Receive, Reply, Request, Scope, Send, json_reply, send_reply
-from .models import METHODS, Served
+from .models import Served
 from .openapi import DOCUMENT, docs_page
 from .predict import predict
 from .service import Service
@@ -172,7 +173,7 @@ class App:
         if self._may(request):
             models = self.service.models.all
             said["formats"] = list(FORMATS)
-            said["explain"] = list(METHODS) if any(one.methods for one in models) else []
+            said["explain"] = list(LAST_STAGE_METHODS) if any(one.methods for one in models) else []
             said["models"] = [one.about() for one in models]
         return json_reply(said)
 

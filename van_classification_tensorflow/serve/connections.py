@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import ctypes
 import json
 import select
 import socket
+import struct
+import sys
 from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
@@ -14,6 +18,7 @@ from .http import GONE
 
 MAX_HEAD = 65_536  # bytes of an address and all headers
 HEAD_SECONDS = 10.0
+_LONG_HEAD = 431, f"address and headers may have {MAX_HEAD:,} bytes"
 KEEP_ALIVE = 75  # seconds; longer than proxies keep theirs, so that it is they who close
 _STUCK = 30.0  # seconds without reading a byte of the answer
 _QUIET = 0.2  # seconds since the last answer, before an idle connection is closed at the end
@@ -36,7 +41,8 @@ class Connection(HttpToolsProtocol):
         """Of asyncio."""
         super().connection_made(transport)
         self.stage, self.since = "head", self.loop.time()
-        self._head_bytes, self._refusal = 0, (400, "no HTTP request")
+        self._head_bytes = self._unfinished = 0
+        self._refusal = 400, "no HTTP request"
         self._stuck_since: float | None = None
         if len(self.connections) > self.most:
             self.refuse(503, "too many connections: try again")
@@ -45,7 +51,12 @@ class Connection(HttpToolsProtocol):
         """Of asyncio."""
         if self.stage == "idle":
             self._enter("head")
+        if self.stage == "head":
+            self._unfinished += len(data)
         super().data_received(data)
+        if self.stage == "head" and self._unfinished > MAX_HEAD:
+            # httptools keeps a header until it is whole, however long that is.
+            self.refuse(*_LONG_HEAD)
         if self.cycle is not None and self.parser is not None and self.parser.should_upgrade():
             self.cycle.keep_alive = False  # what follows the request would be no HTTP
 
@@ -73,12 +84,13 @@ class Connection(HttpToolsProtocol):
     def _count(self, size: int) -> None:
         self._head_bytes += size
         if self._head_bytes > MAX_HEAD:
-            self._refusal = 431, f"address and headers may have {MAX_HEAD:,} bytes"
+            self._refusal = _LONG_HEAD
             raise ValueError  # which ends in `send_400_response`
 
     def on_headers_complete(self) -> None:
         """Of httptools."""
         self._enter("body")
+        self._unfinished = 0
         super().on_headers_complete()
 
     def on_message_complete(self) -> None:
@@ -99,6 +111,8 @@ class Connection(HttpToolsProtocol):
 
     def refuse(self, status: int, text: str) -> None:
         """Answers without the application, and closes."""
+        if self.transport.is_closing():
+            return
         body = json.dumps({"error": text}).encode()
         head = (
             b"content-type: application/json\r\nconnection: close\r\ncontent-length: %d\r\n"
@@ -141,13 +155,41 @@ def _has_data(given: Any) -> bool:
         return False
 
 
-async def stop_listening(sockets: list[socket.socket], servers: list[Any]) -> None:
+# A program for the system's packet filter: drops what asks for a new connection (SYN without ACK).
+_NO_NEW_CONNECTIONS = (
+    (0x30, 0, 0, 13),  # the flags of the TCP header
+    (0x54, 0, 0, 0x12),  # of them SYN and ACK
+    (0x15, 0, 1, 0x02),  # SYN alone?
+    (0x06, 0, 0, 0),  # drop it
+    (0x06, 0, 0, 0xFFFFFFFF),  # let it pass
+)
+_SO_ATTACH_FILTER = 26  # of Linux
+_HANDSHAKE = 0.05  # seconds that one may take which has begun
+
+
+def _refuse_new(listener: socket.socket) -> None:
+    """Lets nobody begin a connection any more, where the system can do that.
+
+    Whoever tries meanwhile tries again a second later, and finds that nobody listens. Without
+    this, a connection that comes just when the socket is closed, perhaps with its request, is lost.
+    """
+    program = b"".join(struct.pack("HBBI", *one) for one in _NO_NEW_CONNECTIONS)
+    kept = ctypes.create_string_buffer(program)
+    size = len(_NO_NEW_CONNECTIONS)
+    with contextlib.suppress(OSError):
+        if sys.platform == "linux":
+            filtered = struct.pack("HP", size, ctypes.addressof(kept))
+            listener.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, filtered)
+
+
+async def stop_listening(listener: socket.socket, servers: list[Any]) -> None:
     """Stops taking connections; those that the system has taken already are taken over first."""
-    for _ in range(100):
-        if not any(map(_has_data, sockets)):
+    _refuse_new(listener)
+    await asyncio.sleep(_HANDSHAKE)
+    for _ in range(1_000):
+        if not _has_data(listener):
             break
         await asyncio.sleep(0.001)
     for server in servers:
         server.close()
-    for one in sockets:
-        one.close()
+    listener.close()

@@ -7,8 +7,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib import import_module
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +14,7 @@ import numpy as np
 
 from ..engines.choice import TOLERANCES, Chosen, largest_difference, title
 from ..engines.of_weights import GraphEngine
+from ..explanation.last_stage import LAST_STAGE_METHODS, LastStage
 from ..images.decode import ImageError
 from ..inference.classifier import Classifier
 from ..support.text import one_line, printable
@@ -23,8 +22,6 @@ from ..weights.address import address_of
 from ..weights.catalogue import Weights
 from ..weights.pretrained import state_of_weights
 from .batching import Batcher, Call, Tell
-
-METHODS = ("grad-cam", "hires-cam", "layer-cam", "grad-cam++", "eigen-cam")
 
 
 class PictureError(Exception):
@@ -37,7 +34,7 @@ class Question:
 
     Args:
         method: One of `Served.methods`.
-        index: The output; None: the best one of each picture.
+        index: The class; None: the one that the picture is taken for.
     """
 
     method: str
@@ -49,7 +46,7 @@ class Map:
     """An explanation of one picture: as of `explanation.last_stage`, without its batch axis."""
 
     values: np.ndarray
-    output: int
+    index: int
     layer: str
     empty: bool
 
@@ -157,7 +154,7 @@ class Served:
     @property
     def methods(self) -> tuple[str, ...]:
         """How it can explain itself; none of an exported file."""
-        return METHODS if self.explainer is not None else ()
+        return LAST_STAGE_METHODS if self.explainer is not None else ()
 
     @property
     def input_shape(self) -> tuple[int, int, int]:
@@ -169,10 +166,6 @@ class Served:
     def dtype(self) -> np.dtype:
         """Of the numbers in it."""
         return self._engine.dtype
-
-    def class_of(self, output: int) -> int:
-        """The position among `Classifier.classes` that an output stands for; a single one: 1."""
-        return 1 if self.outputs == 1 else output
 
     def answer(
         self, data: bytes | memoryview, question: Question | None, call: Call, tell: Tell
@@ -221,11 +214,12 @@ class Served:
         return [_finite(one) or (one,) for one in means]
 
     def _explain(self, items: list[Any], alone: bool) -> list[Any]:
-        made = []
+        made, explainer = [], self.explainer
+        assert explainer is not None  # noqa: S101 - else there are no methods
         for views, question in items:
-            found = self.explainer(views, question.index, question.method)
-            output = int(found.class_index[0])
-            one = Map(np.asarray(found.maps[0]), output, str(found.layer), bool(found.empty[0]))
+            found = explainer(views, question.index, question.method)
+            index, empty = int(found.class_index[0]), bool(found.empty[0])
+            one = Map(found.maps[0], index, found.layer, empty)
             made.append(_finite(found.logits[0]) or (found.logits[0], one))
         return made
 
@@ -265,13 +259,9 @@ def _source(weights: str, card: Any) -> str | None:
     return None
 
 
-def _explainer(classifier: Classifier) -> Any:
-    """What explains its answers; None where nothing does."""
-    module = f"{__package__.rpartition('.')[0]}.explanation"
-    if find_spec(module) is None or find_spec(f"{module}.last_stage") is None:
-        return None
+def _explainer(classifier: Classifier) -> LastStage | None:
     try:
-        return import_module(f"{module}.last_stage").LastStage(classifier)
+        return LastStage(classifier)
     except ValueError:  # it is an exported file, or the like
         return None
 

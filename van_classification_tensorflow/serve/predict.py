@@ -78,6 +78,7 @@ def _question(model: Served, query: Mapping[str, str]) -> Question | None:
         return None
     if not model.methods:
         raise HttpError(400, f"`explain`: the model {model.name} cannot explain itself")
+    method = method.replace(" ", "+")  # which a "+" means that was not written %2B
     if method not in model.methods:
         allowed = ", ".join(model.methods)
         raise HttpError(400, f"`explain` must be one of {allowed}. Received: {shown(method)}")
@@ -85,7 +86,7 @@ def _question(model: Served, query: Mapping[str, str]) -> Question | None:
 
 
 def _class(model: Served, wanted: str) -> int:
-    """The output that stands for a class, given by its name, its WordNet id or its position."""
+    """The position of a class, given by its name, its WordNet id or its position."""
     names = [(one.name, one.wnid) for one in model.classifier.classes]
     found = [i for i, one in enumerate(names) if wanted in one]
     if not found and wanted.isascii() and wanted.isdigit() and len(wanted) < 9:
@@ -96,17 +97,14 @@ def _class(model: Served, wanted: str) -> int:
             f"`class` must be a name of `GET /labels`, or its position, 0 to {len(names) - 1}. "
             f"Received: {shown(wanted)}",
         )
-    outputs = [output for output in range(model.outputs) if model.class_of(output) == found[0]]
-    if not outputs:
-        raise HttpError(400, f"`class`: of two classes only {names[1][0]} can be explained")
-    return outputs[0]
+    return found[0]
 
 
 def _explanation(model: Served, method: str, found: Map, size: tuple[int, int]) -> dict[str, Any]:
     height, width = found.values.shape
     values = np.round(found.values.astype(np.float64), 4).ravel().tolist()
     left, top, across, down = model.classifier.preprocessing.seen(*size)
-    index = model.class_of(found.output)
+    index = found.index
     return {
         "method": method,
         "layer": found.layer,

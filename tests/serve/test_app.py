@@ -1,0 +1,163 @@
+"""Addresses, tokens, pages, metrics, and the end."""
+
+import json
+import re
+
+import pytest
+
+from van_classification_tensorflow.serve.openapi import DOCUMENT
+
+from .conftest import picture
+
+PNG = {"content-type": "image/png"}
+
+
+@pytest.fixture(scope="module")
+def guarded(make_client):
+    return make_client(token="secret", weights=("digits", "other=digits"))
+
+
+def bearer(token):
+    return {"authorization": f"Bearer {token}"}
+
+
+def test_health_and_about(client):
+    for path in ("/v2/health/live", "/v2/health/ready", "/v2/models/digits/ready", "/v2"):
+        assert client.get(path).status_code == 200
+    about = client.get("/about").json()
+    (model,) = about["models"]
+    assert model["name"] == "digits"
+    assert model["classes"] == 10
+    assert model["input_size"] == model["preprocessing"]["input_size"] == 32
+    assert model["engine"].split()[0] in ("ONNX", "OpenVINO")
+    assert about["limits"] == {"bytes": 20_000_000, "pixels": 50_000_000, "pictures": 32}
+    assert client.get("/labels").json() == {"labels": list("0123456789")}
+
+
+OPEN = ("/", "/about", "/docs", "/openapi.json", "/v2", "/v2/health/live", "/v2/health/ready")
+
+
+def every_address():
+    for path, methods in DOCUMENT["paths"].items():
+        for method in methods:
+            yield method.upper(), path.replace("{model}", "digits").replace("{version}", "1")
+
+
+@pytest.mark.parametrize(("method", "path"), every_address())
+def test_the_token_is_asked_for(guarded, method, path):
+    for headers in ({}, bearer("wrong"), bearer("secre"), {"authorization": "Basic secret"}):
+        answer = guarded(method, path, headers=headers)
+        if path in OPEN:
+            assert answer.status_code == 200
+        else:
+            assert answer.status_code == 401
+            assert answer.headers["www-authenticate"] == "Bearer"
+            assert set(answer.json()) == {"error"}
+    assert guarded(method, path, headers=bearer("secret")).status_code != 401
+
+
+def test_about_says_less_to_strangers(guarded):
+    assert set(guarded.get("/about").json()) == {"version", "token_required", "limits"}
+    known = guarded.get("/about", headers=bearer("secret")).json()
+    assert [one["name"] for one in known["models"]] == ["digits", "other"]
+
+
+def test_an_address_that_is_not_there_is_not_told_to_strangers(guarded):
+    assert guarded.get("/nothing").status_code == 401
+    assert guarded.get("/nothing", headers=bearer("secret")).status_code == 404
+
+
+def test_models_by_name(guarded):
+    for name in ("digits", "other"):
+        answer = guarded.post(
+            f"/predict?model={name}", content=picture(), headers={**PNG, **bearer("secret")}
+        )
+        assert answer.json()["model"] == name
+    answer = guarded.get("/labels?model=third", headers=bearer("secret"))
+    assert answer.status_code == 404
+    assert "digits, other" in answer.json()["error"]
+
+
+def test_reload_of_what_did_not_change(guarded, client):
+    answer = guarded.post("/reload", headers=bearer("secret"))
+    assert answer.json()["reloaded"] == [
+        {"name": "digits", "changed": False},
+        {"name": "other", "changed": False},
+    ]
+    assert client.post("/reload").status_code == 403
+
+
+def test_the_document_has_every_route(client):
+    routes = {path: {one.lower() for one in found} for path, found in client.app._routes().items()}
+    assert routes == {path: set(methods) for path, methods in DOCUMENT["paths"].items()}
+    text = client.get("/openapi.json").text
+    assert json.loads(text) == DOCUMENT
+    for name in re.findall(r"#/components/schemas/(\w+)", text):
+        assert name in DOCUMENT["components"]["schemas"]
+    names = [one["operationId"] for found in DOCUMENT["paths"].values() for one in found.values()]
+    assert len(names) == len(set(names))
+
+
+@pytest.mark.parametrize("path", ["/", "/docs"])
+def test_pages_load_nothing_from_outside(client, path):
+    answer = client.get(path)
+    assert answer.headers["content-type"].startswith("text/html")
+    policy = answer.headers["content-security-policy"]
+    assert policy.startswith("default-src 'none'")
+    assert "unsafe" not in policy
+    assert not re.search(r"""(src|href)=["']?(https?:)?//""", answer.text)
+    assert "@import" not in answer.text
+
+
+def test_what_is_not_there_and_what_is_not_done(client):
+    assert client.get("/nothing").status_code == 404
+    answer = client.get("/predict")
+    assert (answer.status_code, answer.headers["allow"]) == (405, "POST")
+    assert client("HEAD", "/about").status_code == 200
+    assert client.get("/v2/models/digits/versions/2").status_code == 404
+
+
+def test_metrics(client):
+    before = counted(client)
+    client.post("/predict", content=picture(), headers=PNG)
+    client.post("/predict", content=b"x", headers=PNG)
+    after = counted(client)
+    for name, more in (
+        ('van_requests_total{path="/predict",status="200"}', 1),
+        ('van_requests_total{path="/predict",status="422"}', 1),
+        ('van_pictures_total{model="digits",outcome="answered"}', 1),
+        ('van_pictures_total{model="digits",outcome="refused"}', 1),
+        ('van_request_seconds_count{path="/predict"}', 2),
+        ('van_batch_pictures_sum{model="digits"}', 1),
+        ("van_upload_bytes_total", len(picture()) + 1),
+    ):
+        assert after[name] - before.get(name, 0) == more, name
+    assert after["van_queue_pictures"] == after["van_upload_held_bytes"] == 0
+    assert [name for name in after if name.startswith('van_model_info{engine="')]
+    assert after["process_resident_memory_bytes"] > 0
+
+
+def counted(client):
+    lines = client.get("/metrics").text.splitlines()
+    pairs = (line.rpartition(" ") for line in lines if not line.startswith("#"))
+    return {name: float(value) for name, _, value in pairs}
+
+
+def test_while_the_server_ends(client):
+    client.app.draining = True
+    try:
+        answer = client.get("/v2/health/ready")
+        assert (answer.status_code, answer.headers["connection"]) == (503, "close")
+        assert client.get("/v2/health/live").status_code == 200
+        answer = client.post("/predict", content=picture(), headers=PNG)
+        assert (answer.status_code, answer.headers["connection"]) == (200, "close")
+    finally:
+        client.app.draining = False
+
+
+def test_a_mistake_of_the_server_is_one_answer(client, monkeypatch, capsys):
+    monkeypatch.setattr(client.app.service, "answers", None)
+    answer = client.post("/predict", content=picture(), headers=PNG)
+    assert answer.status_code == 500
+    assert set(answer.json()) == {"error"}
+    assert "Traceback" in capsys.readouterr().err
