@@ -171,7 +171,7 @@ def site(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def browser():
-    api = pytest.importorskip("playwright.sync_api", reason="needs: pip install playwright")
+    api = pytest.importorskip("playwright.sync_api", reason="needs: pip install '.[browser]'")
     if CHROMIUM is None:
         pytest.skip("needs Chromium on the PATH: apt-get install chromium")
     with api.sync_playwright() as playwright:
@@ -362,9 +362,9 @@ def test_drop_answer_explanation_download(visit, scans, text):
     page.locator("#another").fill("no such thing")
     page.locator("#another").press("Enter")
     see(page, "#nobody", "no class of this name")
-    methods = page.locator("#method option").evaluate_all("all => all.map(one => one.value)")
-    with page.expect_request(lambda request: f"explain={methods[1]}&" in request.url):
-        page.locator("#method").select_option(methods[1])
+    with page.expect_response(lambda one: "explain=grad-cam%2B%2B&" in one.url) as answered:
+        page.locator("#method").select_option("grad-cam++")
+    assert answered.value.json()["results"][0]["explanation"]["method"] == "grad-cam++"
 
     data, rows = table(page)
     assert data.endswith(b"\r\n")
