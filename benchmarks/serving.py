@@ -34,6 +34,7 @@ from speed import check_output, machine, positive
 
 MODELS = ("digits", "van_b0")
 PICTURES = 64
+QUIET = 0.1  # cores that others may take
 MEASUREMENTS: dict[str, Callable[[Bench], Part]] = {
     "throughput": load.throughput,
     "latency": load.latency,
@@ -65,6 +66,14 @@ LIBRARIES = (
 )
 
 
+def disturbed(details: Any) -> float:
+    """The most cores that other processes took in any of the loads in a record."""
+    if isinstance(details, dict):
+        inside = max(map(disturbed, details.values()), default=0.0)
+        return max(details.get("others_cores", 0.0), inside)
+    return max(map(disturbed, details), default=0.0) if isinstance(details, list) else 0.0
+
+
 def table(rows: Sequence[Row]) -> str:
     """Markdown, to be read here and pasted into the README."""
     lines = ["| | asked | measured | |", "|---|---|---|---|"]
@@ -92,7 +101,7 @@ def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     add("--python-ours", default=sys.executable, help="interpreter that runs `van serve`")
     add("--server-options", default="", help="more of `van serve`, in one word of the shell")
     add("--environments", type=Path, help="folder of the peers' environments; made if missing")
-    add("--install-ours", action="store_true", help="there too, to know its size")
+    add("--whole", action="store_true", help="there too ours with Keras, to know its size")
     add("--output", type=Path, help="JSON file with all that was measured")
     args = parser.parse_args(arguments)
     check_output(parser, args.output)
@@ -126,7 +135,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     measurements: dict[str, Any] = dict(MEASUREMENTS)
     versions = {"van": versions_of(args.python_ours, LIBRARIES)}
     if "peers" in args.only:
-        pythons = environments(args.environments.resolve(), args.install_ours)
+        pythons = environments(args.environments.resolve(), args.whole)
         measurements["peers"] = partial(peers, pythons=pythons)
         versions |= {name: versions_of(pythons[name], LIBRARIES) for name in PEERS}
     rows: list[Row] = []
@@ -137,7 +146,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             begun = time.perf_counter()
             found = measurements[measurement](bench)
             seconds = time.perf_counter() - begun
-            print(f"{measurement}: {seconds:.0f} s", file=sys.stderr)
+            others = disturbed(found.details)
+            print(f"{measurement}: {seconds:.0f} s, others {others:.2f} cores", file=sys.stderr)
             rows += found.rows
             details[measurement] = {"took_s": seconds, **found.details}
     where = machine()
@@ -147,8 +157,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         record |= {"rows": [row._asdict() for row in rows], "details": details}
         args.output.write_text(json.dumps(record, indent=1) + "\n")
     libraries = ", ".join(f"{k} {v}" for k, v in versions["van"].items())
+    others = disturbed(details)
     print(f"{args.model}; {where['cpu']}, {where['cores']} cores, client and server; {libraries}\n")
     print(table(rows))
+    if others > QUIET:
+        print(f"\nNot quiet: other processes took up to {others:.2f} cores during a load.")
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -22,16 +23,7 @@ from serving_client import (
     request_bytes,
     run,
 )
-from serving_server import (
-    HERE,
-    HOST,
-    READY,
-    Files,
-    Server,
-    asked,
-    free_port,
-    started,
-)
+from serving_server import HERE, HOST, READY, Files, Server, asked, busy, free_port, started
 
 TOKEN = "benchmark"  # noqa: S105 - of a server on the loopback
 CLIENTS = (2, 4, 8, 16, 32)  # among which the best is looked for
@@ -126,10 +118,12 @@ def told(counts: dict[str, int]) -> str:
 
 
 def measured_load(server: Server, work: Any) -> Load:
-    """Runs a load, and adds the processor time that the server took for it."""
-    before = server.cpu()
+    """Runs a load, and adds the processor time that the server and others took meanwhile."""
+    ours, all_before, client = server.cpu(), busy(), time.process_time()
     load: Load = run(work)
-    return replace(load, server_cpu=server.cpu() - before)
+    took = server.cpu() - ours
+    others = busy() - all_before - took - (time.process_time() - client)
+    return replace(load, server_cpu=took, others_cpu=max(others, 0.0))
 
 
 def steady(server: Server, requests: Sequence[bytes], clients: int, seconds: float) -> Load:

@@ -255,12 +255,21 @@ class Client:
 
 @dataclass(frozen=True)
 class Load:
-    """What a load found: every answer, the seconds it took, the client's processor time."""
+    """What a load found.
+
+    Args:
+        answers: Of all requests.
+        seconds: That it took.
+        client_cpu, server_cpu: Seconds of processor time of the two.
+        others_cpu: Of all other processes of the machine: of a figure to believe, next to none.
+        details: More for the JSON file.
+    """
 
     answers: list[Answer]
     seconds: float
     client_cpu: float
     server_cpu: float | None = None
+    others_cpu: float | None = None
     details: dict[str, Any] = field(default_factory=dict)
 
     def of(self, status: int) -> list[Answer]:
@@ -294,12 +303,16 @@ class Load:
             **{f"p{q:g}_ms": 1e3 * self.percentile(q / 100) for q in (50, 90, 99, 99.9)},
             "client_cpu_share": self.client_cpu / self.seconds,
             "client_us_per_request": 1e6 * self.client_cpu / count,
-            **(
-                {}
-                if self.server_cpu is None
-                else {"server_ms_per_request": 1e3 * self.server_cpu / count}
-            ),
+            **self._of_machine(count),
             **self.details,
+        }
+
+    def _of_machine(self, count: int) -> dict[str, float]:
+        if self.server_cpu is None or self.others_cpu is None:
+            return {}
+        return {
+            "server_ms_per_request": 1e3 * self.server_cpu / count,
+            "others_cores": self.others_cpu / self.seconds,
         }
 
 

@@ -12,17 +12,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from serving_bench import TOKEN, Bench, Part, alike, answers_now, results_of, told, told_answer
-from serving_client import (
-    Address,
-    Answer,
-    Client,
-    multipart,
-    request_bytes,
-    run,
-)
-from serving_server import (
-    READY,
-)
+from serving_client import Address, Answer, Client, multipart, request_bytes, run
+from serving_server import READY
 
 BOUNDARY = b"a-boundary-that-no-picture-has"
 NUMBERS = ("-1", "0", "1e9", "NaN", "99999999999999999999", "0x10", "", "1.5", "+3", "%00", "'")

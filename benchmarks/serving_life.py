@@ -25,20 +25,8 @@ from serving_bench import (
     told,
     told_answer,
 )
-from serving_client import (
-    Address,
-    Client,
-    Load,
-    closed_loop,
-    percentile,
-    request_bytes,
-    run,
-)
-from serving_server import (
-    READY,
-    Server,
-    asked,
-)
+from serving_client import Address, Client, Load, closed_loop, percentile, request_bytes, run
+from serving_server import READY, Server, asked
 
 
 def sigterm(bench: Bench) -> Part:

@@ -25,17 +25,8 @@ from serving_bench import (
     steady,
     told,
 )
-from serving_client import (
-    Address,
-    Answer,
-    Client,
-    Load,
-    open_loop,
-    percentile,
-)
-from serving_server import (
-    HERE,
-)
+from serving_client import Address, Answer, Client, Load, open_loop, percentile
+from serving_server import HERE, busy
 
 
 def baseline(bench: Bench, batch_size: int) -> dict[str, Any]:
@@ -48,10 +39,13 @@ def baseline(bench: Bench, batch_size: int) -> dict[str, Any]:
     command += ["--weights", str(bench.files.weights), "--batch-size", str(batch_size)]
     command += ["--seconds", str(bench.seconds)]
     environment = {**os.environ, "PYTHONPATH": str(HERE.parent), "TF_CPP_MIN_LOG_LEVEL": "3"}
+    begun, all_before, mine = time.perf_counter(), busy(), sum(os.times()[:4])
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    others = (busy() - all_before) - (sum(os.times()[:4]) - mine)
     if done.returncode:
         raise SystemExit(f"failed: {' '.join(command)}\n{done.stderr[-2000:]}")
-    return json.loads(done.stdout.splitlines()[-1])
+    others /= time.perf_counter() - begun
+    return json.loads(done.stdout.splitlines()[-1]) | {"others_cores": max(others, 0.0)}
 
 
 def throughput(bench: Bench) -> Part:

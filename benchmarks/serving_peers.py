@@ -7,13 +7,14 @@ what the table shows, with the others in the JSON file.
 from __future__ import annotations
 
 import json
-import math
 import os
 import subprocess
 import sys
+import tomllib
 import venv
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -65,18 +66,34 @@ def best_of(logits: Any) -> list[dict[str, float]]:
     return [{"index": int(i), "probability": float(shares[i])} for i in best]
 
 
-def environments(folder: Path, ours: bool) -> dict[str, str]:
-    """Makes what is missing of the peers' environments, and ours; their interpreters."""
-    packages = {**INSTALLED, **({"van": (f"{HERE.parent}[serve]",)} if ours else {})}
+def environments(folder: Path, whole: bool) -> dict[str, str]:
+    """Makes what is missing of the peers' environments, and ours; their interpreters.
+
+    Ours, "van", has what `van serve` needs on ONNX Runtime: neither Keras nor TensorFlow. "whole"
+    is what `pip install '.[serve]'` gives.
+    """
+    packages = {**INSTALLED, "van": tuple(without_keras())}
+    if whole:
+        packages["whole"] = (f"{HERE.parent}[serve]",)
     found = {}
     for name, wanted in packages.items():
-        python = folder / name / "bin" / "python"
-        if not python.exists():
+        python = str(folder / name / "bin" / "python")
+        if not Path(python).exists():
             print(f"installing {' '.join(wanted)}", file=sys.stderr)
             venv.create(folder / name, with_pip=True)
-            subprocess.run([str(python), "-m", "pip", "install", "-q", *wanted], check=True)
-        found[name] = str(python)
+            pip = [python, "-m", "pip", "install", "-q"]
+            subprocess.run([*pip, *wanted], check=True)
+            if name == "van":
+                subprocess.run([*pip, "--no-deps", str(HERE.parent)], check=True)
+        found[name] = python
     return found
+
+
+def without_keras() -> list[str]:
+    """The requirements of the package and of its extra `serve`, without Keras and TensorFlow."""
+    project = tomllib.loads((HERE.parent / "pyproject.toml").read_text())["project"]
+    needed = project["dependencies"] + project["optional-dependencies"]["serve"]
+    return [one for one in needed if not one.startswith(("keras", "tensorflow"))]
 
 
 def size_of(python: str) -> int:
@@ -182,7 +199,7 @@ def _server(
     bench: Bench, name: str, setting: Setting | None, pythons: dict[str, str], onnx: Path
 ) -> Any:
     if setting is None:
-        return bench.server(onnx)
+        return replace(bench, python=pythons["van"]).server(onnx)
     return peer_server(name, setting, pythons[name], onnx, bench.folder)
 
 
@@ -207,17 +224,20 @@ def _row(
         load = offered(server, asked, starts)
         memory = server.memory()
         ready_s = server.ready_s
-    python = pythons.get("van" if setting is None else name)
-    size = size_of(python) if python else math.nan
+    size = size_of(pythons["van" if setting is None else name])
+    whole = size_of(pythons["whole"]) if setting is None and "whole" in pythons else None
     text = (
         f"{best.rate():.1f} pictures/s; at {rate:.0f}/s p50 {1e3 * load.percentile(0.5):.1f} and "
     )
     text += f"p99 {1e3 * load.percentile(0.99):.1f} ms; {memory / 1e6:.0f} MB of memory; "
-    text += f"{size / 1e6:,.0f} MB installed; ready after {ready_s:.1f} s"
+    text += f"{size / 1e6:,.0f} MB installed"
+    if whole:
+        text += f" ({whole / 1e6:,.0f} with Keras and TensorFlow)"
+    text += f"; ready after {ready_s:.1f} s"
     part.add(f"{name} ({setting})" if setting else name, "", text)
     part.details[name] = {
         **{"best": best.summary(), "at_rate": load.summary(), "rate": rate, "memory": memory},
-        **{"installed": size, "ready_s": ready_s, "setting": str(setting)},
+        **{"installed": size, "whole": whole, "ready_s": ready_s, "setting": str(setting)},
     }
 
 

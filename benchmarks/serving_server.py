@@ -93,6 +93,14 @@ def read_or_empty(path: Path) -> str:
         return ""
 
 
+def busy() -> float:
+    """Seconds of processor time that all processes of this machine have taken."""
+    user, nice, system, _, _, interrupts, soft = (
+        int(text) for text in read_or_empty(Path("/proc/stat")).split(maxsplit=8)[1:8]
+    )
+    return (user + nice + system + interrupts + soft) / os.sysconf("SC_CLK_TCK")
+
+
 def _pss(pid: int) -> int:
     rollup = read_or_empty(Path(f"/proc/{pid}/smaps_rollup"))
     return sum(int(line.split()[1]) * 1024 for line in rollup.splitlines() if line[:4] == "Pss:")
