@@ -139,6 +139,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         measurements["peers"] = partial(peers, pythons=pythons)
         versions |= {name: versions_of(pythons[name], LIBRARIES) for name in PEERS}
     rows: list[Row] = []
+    tables: list[str] = []
     details: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as name:
         bench = bench_of(args, Path(name))
@@ -149,6 +150,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             others = disturbed(found.details)
             print(f"{measurement}: {seconds:.0f} s, others {others:.2f} cores", file=sys.stderr)
             rows += found.rows
+            tables += [found.table] if found.table else []
             details[measurement] = {"took_s": seconds, **found.details}
     where = machine()
     options = {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items()}
@@ -159,7 +161,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     libraries = ", ".join(f"{k} {v}" for k, v in versions["van"].items())
     others = disturbed(details)
     print(f"{args.model}; {where['cpu']}, {where['cores']} cores, client and server; {libraries}\n")
-    print(table(rows))
+    print(*([table(rows)] if rows else []), *tables, sep="\n\n")
     if others > QUIET:
         print(f"\nNot quiet: other processes took up to {others:.2f} cores during a load.")
 

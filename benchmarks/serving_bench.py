@@ -41,9 +41,10 @@ class Row(NamedTuple):
 
 @dataclass
 class Part:
-    """What one measurement found, for the table and for the JSON file."""
+    """What one measurement found, for the table and for the JSON file; perhaps a table more."""
 
     rows: list[Row] = field(default_factory=list)
+    table: str = ""
     details: dict[str, Any] = field(default_factory=dict)
 
     def add(self, what: str, asked: str, measured: str, met: bool | None = None) -> None:
@@ -164,10 +165,16 @@ def poisson(rate: float, seconds: float, seed: int) -> list[float]:
     return found or [0.0]
 
 
-def capacity(server: Server, requests: Sequence[bytes], seconds: float) -> tuple[Load, int]:
-    """The most pictures a second that any number of `CLIENTS` gets, and that number."""
-    steady(server, requests, CLIENTS[-1], min(1.0, seconds))  # warm
-    loads = [(steady(server, requests, n, seconds), n) for n in CLIENTS]
+def capacity(
+    server: Server, requests: Sequence[bytes], seconds: float, pictures: int = 1
+) -> tuple[Load, int]:
+    """The most requests a second that any number of clients gets, and that number.
+
+    Of requests of several pictures, so that not more are at work than with one a request.
+    """
+    numbers = sorted({max(n // pictures, 1) for n in CLIENTS})
+    steady(server, requests, numbers[-1], min(1.0, seconds))  # warm
+    loads = [(steady(server, requests, n, seconds), n) for n in numbers]
     return max(loads, key=lambda pair: pair[0].rate())
 
 

@@ -50,26 +50,27 @@ def baseline(bench: Bench, batch_size: int) -> dict[str, Any]:
 
 def throughput(bench: Bench) -> Part:
     """Pictures a second beside those without HTTP, launches in turn; the best of each counts."""
-    part, size = Part(), 8
-    alone: list[dict[str, Any]] = []
-    loads: dict[str, list[Load]] = {"one picture": [], f"{size} pictures": []}
+    part, alone = Part(), []
+    loads: dict[int, list[Load]] = {1: [], 8: []}  # pictures a request -> launches
     details: list[dict[str, Any]] = []
     for _ in range(bench.rounds):
         alone += [baseline(bench, batch) for batch in (8, 32)]
         with bench.server() as server:
-            groups = (bench.singles(server.address), bench.several(server.address, size))
-            for (name, found), requests in zip(loads.items(), groups, strict=True):
-                load, clients = capacity(server, requests, bench.seconds)
+            for size, found in loads.items():
+                address = server.address
+                requests = bench.singles(address) if size == 1 else bench.several(address, size)
+                load, clients = capacity(server, requests, bench.seconds, size)
                 found.append(load)
-                details.append({"request": name, "clients": clients, **load.summary()})
+                details.append({"pictures": size, "clients": clients, **load.summary()})
     best = max(one["per_second"] for one in alone)
     part.details = {"without_http": alone, "loads": details}
     part.add("Without HTTP, pictures/s", "", f"{best:.1f} ({alone[0]['engine']})")
-    for (name, found), pictures in zip(loads.items(), (1, size), strict=True):
+    for size, found in loads.items():
         load = max(found, key=Load.rate)
-        ratio = pictures * load.rate() / best
-        text = f"{pictures * load.rate():.1f} = {ratio:.3f}; {costs(load)}"
-        part.add(f"Pictures/s, {name} a request", ">= 0.85 of it", text, ratio >= 0.85)
+        rate = size * load.rate()
+        text = f"{rate:.1f} = {rate / best:.3f}; {costs(load)}"
+        what = f"Pictures/s, {size} a request"
+        part.add(what, ">= 0.85 of it", text, rate / best >= 0.85)
     return part
 
 

@@ -12,17 +12,17 @@ import subprocess
 import sys
 import tomllib
 import venv
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
-if TYPE_CHECKING:
-    from serving_bench import Bench, Part
-    from serving_server import Server
+from serving_bench import Bench, Part, alike, capacity, offered, poisson, steady, told_answer
+from serving_client import Address, Client, Load, multipart, request_bytes, run
+from serving_server import HERE, HOST, Server, free_port, started
 
-HERE = Path(__file__).resolve().parent
 PEERS = ("litserve", "bentoml")
 INSTALLED = {
     "litserve": ("litserve", "python-multipart", "onnxruntime", "pillow", "numpy"),
@@ -129,9 +129,6 @@ def peer_server(
     name: str, setting: Setting, python: str, onnx: Path, folder: Path
 ) -> Iterator[Server]:
     """LitServe or BentoML, ready."""
-    from serving_client import Address
-    from serving_server import HOST, free_port, started
-
     address, log = Address(HOST, free_port()), folder / f"{name}.log"
     environment = {
         "VAN_ONNX": str(onnx),
@@ -157,97 +154,109 @@ def peer_server(
         yield server
 
 
+@dataclass(frozen=True)
+class Contender:
+    """Who serves the model in one way.
+
+    Args:
+        name: For the table.
+        python: Its interpreter, whose environment is measured.
+        serve: Starts it; gives a `Server` that is ready.
+        requests: One picture a request, as it wants them.
+        how: Its settings.
+    """
+
+    name: str
+    python: str
+    serve: Callable[[], AbstractContextManager[Server]]
+    requests: Callable[[Address], list[bytes]]
+    how: str = ""
+
+
+def contenders(bench: Bench, pythons: dict[str, str]) -> list[Contender]:
+    """`van serve` with the ONNX file and with the weights that it is of, then the peers' ways."""
+    onnx = export(bench)
+    ours = replace(bench, python=pythons["van"])
+    found = [
+        Contender("van serve", ours.python, partial(ours.server, onnx), ours.singles),
+        Contender("van serve, of the weights", ours.python, ours.server, ours.singles),
+    ]
+
+    def requests(address: Address) -> list[bytes]:
+        bodies = [multipart([one], "picture", bench.files.kind) for one in bench.files.pictures]
+        return [request_bytes(address, "POST", "/predict", *body) for body in bodies]
+
+    for name in PEERS:
+        for setting in SETTINGS[name]:
+            serve = partial(peer_server, name, setting, pythons[name], onnx, bench.folder)
+            found.append(Contender(name, pythons[name], serve, requests, str(setting)))
+    return found
+
+
 def peers(bench: Bench, pythons: dict[str, str]) -> Part:
     """Throughput, latency at one load for all, memory, and what each has installed."""
-    from serving_bench import Part, capacity
-    from serving_client import Load, multipart, request_bytes
-
-    part, onnx = Part(), export(bench)
-    reference: list[Any] = []
-
-    def requests(server: Server, name: str) -> list[bytes]:
-        if name == "van serve":
-            return bench.singles(server.address)
-        bodies = [multipart([one], "picture", bench.files.kind) for one in bench.files.pictures]
-        return [request_bytes(server.address, "POST", "/predict", *body) for body in bodies]
-
-    contenders: dict[str, list[Setting | None]] = {"van serve": [None]}
-    contenders |= {name: list(SETTINGS[name]) for name in PEERS if name in pythons}
-    found: dict[tuple[str, Setting | None], tuple[Load, int]] = {}
-    records: list[dict[str, Any]] = []
-    for name, settings in contenders.items():
-        for setting in settings:
-            with _server(bench, name, setting, pythons, onnx) as server:
-                asked = requests(server, name)
-                require_alike(name, server, asked, reference)
-                load, clients = capacity(server, asked, bench.seconds / 2)
-                found[name, setting] = load, clients
-                record = {"name": name, "setting": str(setting), "clients": clients}
-                records.append({**record, "ready_s": server.ready_s, **load.summary()})
-    best = {
-        name: max(settings, key=lambda s, name=name: found[name, s][0].rate())
-        for name, settings in contenders.items()
-    }
-    rate = min(found[name, setting][0].rate() for name, setting in best.items()) / 2
-    for name, setting in best.items():
-        _row(bench, part, name, setting, found[name, setting][0], rate, pythons, onnx, requests)
-    part.details["settings"] = records
+    part, reference = Part(), []  # type: ignore[var-annotated]
+    best: dict[str, tuple[Load, Contender]] = {}
+    tried: list[dict[str, Any]] = []
+    for one in contenders(bench, pythons):
+        with one.serve() as server:
+            requests = one.requests(server.address)
+            require_alike(one.name, server, requests, reference)
+            load, clients = capacity(server, requests, bench.seconds / 2)
+        tried.append({"name": one.name, "how": one.how, "clients": clients, **load.summary()})
+        if one.name not in best or load.rate() > best[one.name][0].rate():
+            best[one.name] = load, one
+    rate = min(load.rate() for load, _ in best.values()) / 2
+    found = [at_rate(bench, one, load, rate) for load, one in best.values()]
+    part.details = {"tried": tried, "rate": rate, "contenders": found}
+    part.table = table(found, rate)
+    if "whole" in pythons:
+        whole = size_of(pythons["whole"])
+        part.details["whole"] = whole
+        part.table += f"\n\nvan serve with Keras and TensorFlow: {whole / 1e6:,.0f} MB installed."
     return part
 
 
-def _server(
-    bench: Bench, name: str, setting: Setting | None, pythons: dict[str, str], onnx: Path
-) -> Any:
-    if setting is None:
-        return replace(bench, python=pythons["van"]).server(onnx)
-    return peer_server(name, setting, pythons[name], onnx, bench.folder)
-
-
-def _row(
-    bench: Bench,
-    part: Part,
-    name: str,
-    setting: Setting | None,
-    best: Any,
-    rate: float,
-    pythons: dict[str, str],
-    onnx: Path,
-    requests: Any,
-) -> None:
-    """The figures of one contender: its line of the table."""
-    from serving_bench import offered, poisson, steady
-
-    with _server(bench, name, setting, pythons, onnx) as server:
-        asked = requests(server, name)
-        steady(server, asked, 8, min(2.0, bench.seconds))
-        starts = poisson(rate, max(bench.seconds, 300 / rate), bench.seed)
-        load = offered(server, asked, starts)
+def at_rate(bench: Bench, one: Contender, best: Load, rate: float) -> dict[str, Any]:
+    """What a contender takes, and how soon it answers, at this many requests a second."""
+    with one.serve() as server:
+        requests = one.requests(server.address)
+        steady(server, requests, 8, min(2.0, bench.seconds))
+        starts = poisson(rate, max(bench.seconds, min(300 / rate, 3 * bench.seconds)), bench.seed)
+        load = offered(server, requests, starts)
         memory = server.memory()
-        ready_s = server.ready_s
-    size = size_of(pythons["van" if setting is None else name])
-    whole = size_of(pythons["whole"]) if setting is None and "whole" in pythons else None
-    text = (
-        f"{best.rate():.1f} pictures/s; at {rate:.0f}/s p50 {1e3 * load.percentile(0.5):.1f} and "
-    )
-    text += f"p99 {1e3 * load.percentile(0.99):.1f} ms; {memory / 1e6:.0f} MB of memory; "
-    text += f"{size / 1e6:,.0f} MB installed"
-    if whole:
-        text += f" ({whole / 1e6:,.0f} with Keras and TensorFlow)"
-    text += f"; ready after {ready_s:.1f} s"
-    part.add(f"{name} ({setting})" if setting else name, "", text)
-    part.details[name] = {
-        **{"best": best.summary(), "at_rate": load.summary(), "rate": rate, "memory": memory},
-        **{"installed": size, "whole": whole, "ready_s": ready_s, "setting": str(setting)},
+    return {
+        "name": one.name,
+        "how": one.how,
+        "best": best.summary(),
+        "at_rate": load.summary(),
+        "memory": memory,
+        "installed": size_of(one.python),
+        "ready_s": server.ready_s,
     }
+
+
+def table(found: Sequence[dict[str, Any]], rate: float) -> str:
+    """Markdown: a line a contender."""
+    lines = [
+        f"| | pictures/s | p50 at {rate:.0f}/s, ms | p99 at {rate:.0f}/s, ms | memory, MB "
+        "| installed, MB | ready, s |",
+        "|---|---:|---:|---:|---:|---:|---:|",
+    ]
+    for one in found:
+        load, name = one["at_rate"], f"{one['name']} ({one['how']})" if one["how"] else one["name"]
+        lines.append(
+            f"| {name} | {one['best']['per_second']:.1f} | {load['p50_ms']:.0f} "
+            f"| {load['p99_ms']:.0f} | {one['memory'] / 1e6:.0f} | {one['installed'] / 1e6:.0f} "
+            f"| {one['ready_s']:.1f} |"
+        )
+    return "\n".join(lines)
 
 
 def require_alike(
     name: str, server: Server, requests: Sequence[bytes], reference: list[Any]
 ) -> None:
     """Ends where a contender's first answers are not those of the first contender."""
-    from serving_bench import alike, told_answer
-    from serving_client import Client, run
-
     answers = []
     for request in requests[:4]:
         answer = run(Client(server.address).ask(request))

@@ -313,6 +313,40 @@ def test_the_table():
     ]
 
 
+def test_what_others_took_of_the_machine_is_found():
+    import serving
+
+    details = {"a": {"loads": [{"others_cores": 0.2}, {"others_cores": 0.5, "per_second": 9}]}}
+    assert serving.disturbed(details | {"took_s": 3.0, "b": {"others_cores": 0.1}}) == 0.5
+    assert serving.disturbed({"a": [1, "x"]}) == 0.0
+
+
+def test_capacity_is_that_of_the_best_number_of_clients(bench, client, monkeypatch):
+    rates = {1: 10, 2: 30, 4: 20}
+
+    def steady(server, requests, clients, seconds):
+        return client.Load([client.Answer("answered", 200)] * rates[clients], 1.0, 0.0)
+
+    monkeypatch.setattr(bench, "steady", steady)
+    load, clients = bench.capacity(None, [], 1.0, pictures=8)
+    assert (clients, load.rate()) == (2, 30)
+
+
+def test_the_table_of_peers():
+    import serving_peers
+
+    load = {"per_second": 90.0, "p50_ms": 20.0, "p99_ms": 41.7}
+    one = {"best": load, "at_rate": load, "memory": 3e8, "installed": 2.3e8, "ready_s": 0.84}
+    found = [{"name": "van serve", "how": "", **one}, {"name": "x", "how": "2 workers", **one}]
+    text = serving_peers.table(found, 45.2)
+    assert text.splitlines()[0].startswith("| | pictures/s | p50 at 45/s, ms | p99 at 45/s, ms |")
+    assert text.splitlines()[2:] == [
+        "| van serve | 90.0 | 20 | 42 | 300 | 230 | 0.8 |",
+        "| x (2 workers) | 90.0 | 20 | 42 | 300 | 230 | 0.8 |",
+    ]
+    assert not any(one.startswith(("keras", "tensorflow")) for one in serving_peers.without_keras())
+
+
 @pytest.fixture(scope="module")
 def short(tmp_path_factory):
     """What is asked for, in seconds instead of minutes."""
