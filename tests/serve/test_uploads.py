@@ -2,11 +2,13 @@
 
 import asyncio
 import time
+from dataclasses import replace
 
 import httpx
 import pytest
 
 from van_classification_tensorflow.serve.http import HttpError
+from van_classification_tensorflow.serve.limits import Admission, Limits
 from van_classification_tensorflow.serve.uploads import uploads_of
 
 from .conftest import picture
@@ -152,12 +154,30 @@ def test_too_much_is_being_uploaded(client, monkeypatch):
     assert uploads.held == 0
 
 
-def test_what_waits_too_long_is_not_computed(client, limited, monkeypatch):
-    limited(timeout=-1)
-    client.app.service.admission._pace = 0
+def test_what_waits_too_long_is_not_computed(client, monkeypatch):
+    later = replace(client.app.service.limits, timeout=-1)
+    monkeypatch.setattr(client.app.service, "limits", later)
     answer = client.post("/predict", content=picture(), headers=PNG)
-    assert answer.status_code in (429, 503)
-    assert "retry-after" in answer.headers
+    assert answer.status_code == 503
+    assert "waited too long" in answer.json()["error"]
+    assert answer.headers["retry-after"] == "1"
+
+
+def test_what_would_wait_too_long_is_refused():
+    limits = Limits(bytes=1, pixels=1, pictures=50, upload_seconds=1, timeout=10.0, queue=1_000)
+    admission = Admission(limits)
+    admission.pace = 0.5
+    with admission.enter(20):
+        admission.check(1)
+    admission.pace = 0.5
+    with admission.enter(21), pytest.raises(HttpError) as error:
+        admission.check()
+    assert error.value.status == 429
+    assert dict(error.value.headers)[b"retry-after"] == b"5"
+    for _ in range(100):  # alone, it may always try
+        with admission.enter(1):
+            pass
+    assert admission.pace < 0.001
 
 
 def asked(client, messages, **scope):

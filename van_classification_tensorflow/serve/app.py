@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hmac
 import re
 import sys
@@ -28,6 +29,7 @@ from .service import Service
 
 Handler = Callable[[Request], Awaitable[Reply]]
 _CLOSE: Headers = ((b"connection", b"close"),)
+_CALM = 0.1  # seconds before a refusal, lest who asks again at once takes the cores from the others
 _HTML = b"text/html; charset=utf-8"
 
 
@@ -87,6 +89,8 @@ class App:
             reply = await self._answer(request)
         except HttpError as error:
             reply = error.reply
+            if error.status == 429:
+                await asyncio.sleep(_CALM)
             if error.reason:
                 self.service.metrics.refusals.labels(error.reason).inc()
         except GoneError:  # nobody will read it

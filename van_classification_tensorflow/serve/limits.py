@@ -9,7 +9,8 @@ from dataclasses import dataclass
 
 from .http import busy
 
-_KEPT = 0.9  # of the pace, when the next picture is done
+_KEPT = 0.9  # of the pace, when the next request is done
+_FEW = 8  # pictures, among which the time of one says little of that of many
 
 
 @dataclass(frozen=True)
@@ -48,12 +49,11 @@ class Admission:
 
     Attributes:
         count: Pictures taken in now.
+        pace: Seconds from one picture to the next, while there are enough of them to tell.
     """
 
     def __init__(self, limits: Limits):
-        self.limits, self.count = limits, 0
-        self._pace = 0.0  # seconds a picture, while there are more than a few
-        self._last = 0.0
+        self.limits, self.count, self.pace = limits, 0, 0.0
 
     def check(self, pictures: int = 1) -> None:
         """Refuses what has no place now; costs nothing, so it is asked before a body is read.
@@ -61,7 +61,7 @@ class Admission:
         Raises:
             HttpError: 429.
         """
-        limits, wait = self.limits, self.count * self._pace
+        limits, wait = self.limits, self.count * self.pace
         if self.count + pictures > limits.queue or wait > limits.timeout:
             raise busy("the queue is full: try again", "queue full", seconds=wait / 2)
 
@@ -74,20 +74,13 @@ class Admission:
         """
         self.check(pictures)
         self.count += pictures
+        before, began = self.count, time.monotonic()
         try:
             yield
+            seconds = (time.monotonic() - began) / before if before > _FEW else 0.0
+            self.pace = _KEPT * self.pace + (1 - _KEPT) * seconds
         finally:
             self.count -= pictures
-
-    def answered(self, pictures: int) -> None:
-        """Notes the pace."""
-        now = time.monotonic()
-        if self.count > 8:  # else the pace is that of the clients
-            seconds = min((now - self._last) / pictures, 60.0)
-            self._pace = _KEPT * self._pace + (1 - _KEPT) * seconds
-        else:
-            self._pace *= _KEPT
-        self._last = now
 
 
 class Uploads:

@@ -89,7 +89,6 @@ class Service:
         with self.admission.enter(count):
             call = Call(time.monotonic() + self.limits.timeout, lambda: request.gone)
             found = await _all(count, lambda i, tell: begin(i, tell, call))
-            self.admission.answered(count)
         for one in found:
             if isinstance(one, OverdueError):
                 raise busy("it waited too long in the queue: try again", "overdue", 503)
