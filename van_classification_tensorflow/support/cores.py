@@ -2,16 +2,32 @@
 
 from __future__ import annotations
 
+import math
 import os
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
+
+_LIMIT = Path("/sys/fs/cgroup/cpu.max")  # of a container: microseconds of CPU, and in how many
 
 
 def cores() -> int:
-    """Of the process's affinity, where the system has such a thing; at least 1."""
+    """Of the process's affinity and of the container's limit, as far as there are any; at least 1.
+
+    More threads than the limit has cores would be stopped in turn, each while others wait for it.
+    """
     mine = hasattr(os, "sched_getaffinity") and len(os.sched_getaffinity(0))
-    return mine or os.cpu_count() or 1
+    return min(mine or os.cpu_count() or 1, _of_container())
+
+
+def _of_container() -> int:
+    try:
+        allowed, period = map(int, _LIMIT.read_text("ascii").split())
+        return max(1, math.ceil(allowed / period))
+    except (OSError, ValueError, ZeroDivisionError):  # none, or "max"
+        return sys.maxsize
 
 
 _turn = threading.Lock()
