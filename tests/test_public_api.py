@@ -28,8 +28,10 @@ NAMES = {
     "__version__",
     "accelerate",
     "decode_predictions",
+    "explain",
     "fuse",
     "load_checkpoint",
+    "overlay",
     "preprocess_input",
 }
 

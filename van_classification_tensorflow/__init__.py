@@ -27,8 +27,10 @@ _HOME = {
     "VANB6": "model.applications",
     "accelerate": "inference.accelerate",
     "decode_predictions": "model.applications",
+    "explain": "explanation.explain",
     "fuse": "model.fused",
     "load_checkpoint": "model.load",
+    "overlay": "explanation.overlay",
     "preprocess_input": "model.applications",
 }
 
@@ -37,6 +39,8 @@ __all__ = [*_HOME, "__version__"]
 _register()
 
 if TYPE_CHECKING:  # `as`: for others to import from here
+    from .explanation.explain import explain as explain
+    from .explanation.overlay import overlay as overlay
     from .inference.accelerate import accelerate as accelerate
     from .inference.classifier import Classifier as Classifier
     from .model.applications import VANB0 as VANB0

@@ -66,6 +66,12 @@ COMMANDS: dict[str, Command | dict[str, Command]] = {
         "inference.predict:run",
         finding="a picture could not be read",
     ),
+    "explain": Command(
+        "Show what in pictures a class came from: heat maps over them, arrays, a record of all.",
+        "explanation.request:ExplainRequest",
+        "explanation.command:run",
+        finding="a picture could not be read",
+    ),
     "evaluate": Command(
         "Measure accuracy on labelled pictures; beside the published and the original's.",
         "evaluate.request:EvaluateRequest",

@@ -66,19 +66,6 @@ def case(request) -> Case:
     return Case(request.param)
 
 
-@pytest.fixture(autouse=True)
-def _mostly_eager(request):
-    """To trace a model for each of its layers would take most of the time of these tests."""
-    if keras.backend.backend() != "tensorflow" or "compiled" in request.node.name:
-        yield
-        return
-    import tensorflow as tf
-
-    tf.config.run_functions_eagerly(True)
-    yield
-    tf.config.run_functions_eagerly(False)
-
-
 def off(found: np.ndarray, expected: np.ndarray) -> float:
     """Largest difference, in parts of the largest value."""
     assert found.shape == expected.shape
@@ -111,6 +98,7 @@ def test_logits_and_raw_and_final_maps_of_every_method_layer_and_picture(case):
     assert compared == sum(key.endswith("/map_sub") for key in case.golden) - 1  # three layers
 
 
+@pytest.mark.parametrize("case", ["micro"], indirect=True)
 def test_several_layers_together_compiled(case):
     layers = [case.layer(f"block{i}") for i in (1, 2, 3)]
     found = case.explainer(case.images, case.classes, "grad-cam", layers)
@@ -128,7 +116,7 @@ def test_what_is_zero_but_for_rounding_is_zero_and_says_why(case):
         found = case.at(METHODS[theirs], layer)
         assert not found.raw.any(), key
         assert found.empty.all()
-        assert "norm" in found.note() or "single position" in found.note()
+        assert "norm" in found.reason() or "single position" in found.reason()
 
 
 def test_gates_of_the_large_kernel_attention(case):
@@ -141,7 +129,7 @@ def test_gates_of_the_large_kernel_attention(case):
         assert off(found.raw[:2], expected) < TOLERANCE, key
         layer = case.model.get_layer(block).attn.spatial_gating_unit.conv1
         whole = case.explainer.differentiated(layer)(case.images, case.classes, back=False)
-        assert off(whole.activation[:2], case.golden[key]) < TOLERANCE, key
+        assert off(whole.activations[0][:2], case.golden[key]) < TOLERANCE, key
 
 
 @pytest.fixture
@@ -160,8 +148,8 @@ def pixels(case):
 
 
 def test_saliency_and_smooth_grad(case, pixels):
-    run = case.explainer.differentiated(None)
-    found, expected = pixels("saliency", np.abs(run(case.images, case.classes).gradient))
+    run = case.explainer.differentiated()
+    found, expected = pixels("saliency", np.abs(run(case.images, case.classes).gradients[0]))
     assert off(found, expected) < TOLERANCE
 
     two = slice(0, 2) if case.name == "micro" else slice(None)
@@ -173,19 +161,20 @@ def test_saliency_and_smooth_grad(case, pixels):
     assert off(found, expected) < TOLERANCE
 
 
-def test_integrated_gradients_are_complete(case, pixels):
+def test_integrated_gradients_are_complete_compiled(case, pixels):
     found = case.explainer.integrated_gradients(case.images, case.classes, 32)
     ours, expected = pixels("ig_gausslegendre", found)
     assert off(ours, expected) < TOLERANCE
     each = np.arange(len(case.images)), case.classes
-    logits = case.explainer.differentiated(None)(case.images, case.classes).logits[each]
+    logits = case.explainer.differentiated()(case.images, case.classes).logits[each]
     zero = np.zeros_like(case.images)
-    without = case.explainer.differentiated(None)(zero, case.classes).logits[each]
+    without = case.explainer.differentiated()(zero, case.classes).logits[each]
     left = found.sum(axis=(1, 2, 3)) - (logits - without)
     expected = case.golden["pix/ig_gausslegendre_delta"]
     assert np.abs(left[: len(expected)] - expected).max() < 1e-3
 
 
+@pytest.mark.parametrize("case", ["micro"], indirect=True)
 def test_a_picture_alone_has_the_map_that_it_has_among_others_compiled(case):
     """On PyTorch the gradient of a batch of one is its own trap (see the golden README)."""
     for method, layer in (("grad-cam", "block2"), ("layer-cam", "block1")):
@@ -195,9 +184,9 @@ def test_a_picture_alone_has_the_map_that_it_has_among_others_compiled(case):
                 case.images[i : i + 1], case.classes[i : i + 1], method, case.layer(layer)
             )
             assert off(alone.raw, together[i : i + 1]) < TOLERANCE
-    run = case.explainer.differentiated(None)
-    together = run(case.images, case.classes).gradient
-    alone = run(case.images[:1], case.classes[:1]).gradient
+    run = case.explainer.differentiated()
+    together = run(case.images, case.classes).gradients[0]
+    alone = run(case.images[:1], case.classes[:1]).gradients[0]
     assert off(alone, together[:1]) < TOLERANCE
 
 

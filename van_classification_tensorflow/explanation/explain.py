@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import warnings
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import keras
@@ -16,8 +17,8 @@ from ..model.blocks import LKA
 from ..spec.scores import ACTIVATIONS
 from ..support.checks import at_least, check_choice, check_flag, is_number, is_whole
 from . import methods
-from .gradients import OWN_CLASS, Differentiated, Found
-from .methods import METHODS, ROUNDING, Explained
+from .gradients import Differentiated, Found
+from .methods import METHODS, OWN_CLASS, ROUNDING, Explained
 
 _ON_GPUS = 5e-3  # where products are rounded to 10 bits, so much is nothing
 
@@ -87,7 +88,8 @@ def explain(
             raise ValueError(f"`raw` goes with one layer only. Received: layer={layer!r}")
         return found.raw
     if found.empty.any():
-        warnings.warn(found.note(), stacklevel=2)
+        count = f"{found.empty.sum():,} of {len(found.maps):,} maps of {method} at {found.layer}"
+        warnings.warn(f"{count} show nothing: {found.reason()}", stacklevel=2)
     return found.maps
 
 
@@ -143,7 +145,7 @@ class Explainer:
         at_least("seed", seed, 0)
         if not is_number(noise) or not 0 <= noise < 10:
             raise ValueError(f"`noise` must be a share from 0 on. Received: noise={noise!r}")
-        images = self._checked(images)
+        images = self.checked(images)
         wanted = self._checked_classes(class_index, images)
         if at == "pixels":
             if layer is not None:
@@ -157,14 +159,16 @@ class Explainer:
         names = [layer] if isinstance(layer, str) else layer
         if names is None:
             return self._at_default(images, wanted, method, batch_size)
-        if not names or not all(isinstance(one, str) for one in names):
+        is_list = isinstance(names, (list, tuple)) and bool(names)
+        if not is_list or not all(isinstance(one, str) for one in names):
             raise ValueError(f"`layer` must be a name, or several. Received: layer={layer!r}")
-        found = [self._at(images, wanted, method, one, batch_size) for one in names]
+        found = self.at_each(images, wanted, method, names, batch_size)
         if len(found) == 1:
             return found[0]
-        raws = [one.raw for one in found if one.raw is not None]
-        maps = methods.together(raws, self._size(images))
-        return Explained(maps, None, found[0].logits, found[0].class_index, "+".join(names), method)
+        maps = methods.together(
+            [one.raw for one in found if one.raw is not None], self._size(images)
+        )
+        return replace(found[0], maps=maps, raw=None, layer="+".join(names))
 
     # --- Layers ---
 
@@ -175,7 +179,7 @@ class Explainer:
         names = self.default_layers(method)
         found = None
         for name in names:
-            found = self._at(images, wanted, method, name, batch_size)
+            (found,) = self.at_each(images, wanted, method, [name], batch_size)
             if found.maps[0].size > 1:
                 return found
         if found is None:
@@ -214,74 +218,80 @@ class Explainer:
             )
         return every[0]
 
-    def _at(
-        self, images: np.ndarray, wanted: np.ndarray, method: str, name: str, batch_size: int
-    ) -> Explained:
-        layer = self.layer(name)
+    def at_each(
+        self,
+        images: np.ndarray,
+        wanted: np.ndarray,
+        method: str,
+        names: Sequence[str],
+        batch_size: int = 32,
+    ) -> list[Explained]:
+        """The maps of each of several layers, from the same pass.
+
+        Args:
+            images: As in `explain`.
+            wanted: (N,), classes or `OWN_CLASS`.
+            method: One that looks at layers.
+            names: Of layers.
+            batch_size: As in `explain`.
+        """
+        layers = [self.layer(one) for one in names]
         if METHODS[method].at == "gate":
-            layer = _gate_of(layer)
-        raws, founds = [], []
+            layers = [_gate_of(one) for one in layers]
+        back = method in methods.OF_GRADIENTS
+        run = self.differentiated(*layers)
+        raws: list[list[np.ndarray]] = [[] for _ in layers]
+        logits, chosen = [], []
         for some, classes in _batches(images, wanted, batch_size):
-            back = method in methods.OF_GRADIENTS
-            found = self._run(layer, some, classes, back)
-            founds.append(found)
-            raws.append(self._raw(method, found, layer, some))
-        raw = np.concatenate(raws)
-        return Explained(
-            methods.to_unit(raw),
-            raw,
-            np.concatenate([one.logits for one in founds]),
-            np.concatenate([one.class_index for one in founds]),
-            name,
-            method,
-        )
+            found = run(some, classes, back)
+            self._check_outputs(found.logits)
+            for i, layer in enumerate(layers):
+                raws[i].append(self._raw(method, found, i, layer, some))
+            logits.append(found.logits)
+            chosen.append(found.class_index)
+        every, whose = np.concatenate(logits), np.concatenate(chosen)
+        wholes = [np.concatenate(one) for one in raws]
+        return [
+            Explained(methods.to_unit(raw), raw, every, whose, name, method)
+            for raw, name in zip(wholes, names, strict=True)
+        ]
 
-    def _run(self, layer: Any, images: np.ndarray, classes: np.ndarray, back: bool) -> Found:
-        found = self.differentiated(layer)(images, classes, back)
-        self._check_outputs(found.logits)
-        if found.activation.ndim != 4:
-            raise ValueError(
-                f"`layer` must give maps (N, h, w, C). Received: {layer.name!r}, which gives "
-                f"{found.activation.shape}"
-            )
-        if getattr(layer, "data_format", None) != "channels_first":
-            return found
-        activation = np.moveaxis(found.activation, 1, 3)
-        gradient = np.moveaxis(found.gradient, 1, 3) if back else found.gradient
-        return Found(activation, gradient, found.logits, found.class_index)
-
-    def _raw(self, method: str, found: Found, layer: Any, images: np.ndarray) -> np.ndarray:
+    def _raw(self, method: str, found: Found, i: int, layer: Any, images: np.ndarray) -> np.ndarray:
+        activation = _channels_last(found.activations[i], layer)
         if method in methods.OF_GRADIENTS:
             rounding = max(ROUNDING[layer.compute_dtype], _ON_GPUS if on_accelerator() else 0)
-            return methods.of_gradients(method, found.activation, found.gradient, rounding)
+            gradient = _channels_last(found.gradients[i], layer)
+            return methods.of_gradients(method, activation, gradient, rounding)
         if method == "eigen-cam":
-            return methods.eigen_cam(found.activation)
+            return methods.eigen_cam(activation)
         if method == "lka":
-            return methods.gate(found.activation)
-        return self._score_cam(found, images)
+            return methods.gate(activation)
+        return self._score_cam(activation, found.class_index, images)
 
-    def _score_cam(self, found: Found, images: np.ndarray) -> np.ndarray:
+    def _score_cam(
+        self, activations: np.ndarray, classes: np.ndarray, images: np.ndarray
+    ) -> np.ndarray:
         """A pass of each picture for each channel, which hides all else."""
         raws = []
-        run = self.differentiated(None)
-        for i, activation in enumerate(found.activation):
+        run = self.differentiated()
+        for image, activation, which in zip(images, activations, classes, strict=True):
             masks = methods.score_cam_masks(activation, self._size(images))
             masks = masks[:, None] if self.channels_first else masks[..., None]
-            classes = np.full(len(masks), found.class_index[i])
-            scores = []
-            for some, which in _batches(masks, classes, 32):
-                logits = run(images[i] * some, which, back=False).logits
-                scores.append(_of_class(logits, which))
+            every = np.full(len(masks), which)
+            scores = [
+                _of_class(run(image * some, same, back=False).logits, same)
+                for some, same in _batches(masks, every, 32)
+            ]
             score = np.concatenate(scores)
             weight = np.exp(score - score.max())
             raws.append(activation @ (weight / weight.sum()))
         return np.stack(raws)
 
-    def differentiated(self, layer: Any, centre_of: Any = None) -> Differentiated:
-        """What runs the model and goes back to a layer, compiled for it once."""
-        key = layer, centre_of
+    def differentiated(self, *layers: Any, centre_of: Any = None) -> Differentiated:
+        """What runs the model and goes back to layers, or the pixels, compiled for them once."""
+        key = layers, centre_of
         if key not in self._compiled:
-            self._compiled[key] = Differentiated(self.model, layer, self.last, centre_of)
+            self._compiled[key] = Differentiated(self.model, layers, self.last, centre_of)
         return self._compiled[key]
 
     # --- Pixels ---
@@ -300,7 +310,7 @@ class Explainer:
         attributions, logits, chosen = [], [], []
         rng = np.random.default_rng(seed)
         for some, classes in _batches(images, wanted, batch_size):
-            found = self.differentiated(None)(some, classes)
+            found = self.differentiated()(some, classes)
             self._check_outputs(found.logits)
             own = found.class_index  # of the picture as it is, also where it is changed below
             if method == "smooth-grad":
@@ -311,21 +321,21 @@ class Explainer:
             elif method == "integrated-gradients":
                 attributions.append(self.integrated_gradients(some, own, steps))
             else:
-                attributions.append(np.abs(found.gradient))
+                attributions.append(np.abs(found.gradients[0]))
             logits.append(found.logits)
             chosen.append(own)
         raw = np.concatenate(attributions).sum(axis=1 if self.channels_first else 3)
-        maps = methods.to_unit(np.abs(raw))
+        maps = methods.pixels_to_unit(raw)
         return Explained(
             maps, raw, np.concatenate(logits), np.concatenate(chosen), "pixels", method
         )
 
     def smooth_grad(self, images: np.ndarray, classes: np.ndarray, added: np.ndarray) -> np.ndarray:
         """The mean of |gradient| over noisy pictures, as the images are; `added`: (S, N, ...)."""
-        run = self.differentiated(None)
+        run = self.differentiated()
         whole = np.zeros_like(images)
         for one in added:
-            whole += np.abs(run(images + one.astype(np.float32), classes).gradient)
+            whole += np.abs(run(images + one.astype(np.float32), classes).gradients[0])
         return whole / np.float32(len(added))
 
     def integrated_gradients(
@@ -335,11 +345,11 @@ class Explainer:
 
         By the Gauss-Legendre rule. Their sum is the difference of the logits of both ends.
         """
-        run = self.differentiated(None)
+        run = self.differentiated()
         points, weights = np.polynomial.legendre.leggauss(steps)
         whole = np.zeros_like(images)
         for point, weight in zip((points + 1) / 2, weights / 2, strict=True):
-            gradient = run(images * np.float32(point), classes).gradient
+            gradient = run(images * np.float32(point), classes).gradients[0]
             whole += np.float32(weight) * gradient
         return images * whole
 
@@ -348,7 +358,7 @@ class Explainer:
     def _size(self, images: np.ndarray) -> tuple[int, int]:
         return images.shape[2:] if self.channels_first else images.shape[1:3]
 
-    def _checked(self, images: Any) -> np.ndarray:
+    def checked(self, images: Any) -> np.ndarray:
         images = np.asarray(images)
         if images.ndim != 4 or not len(images):
             raise ValueError(
@@ -383,7 +393,7 @@ class Explainer:
 
     def _outputs_for(self, images: np.ndarray) -> int:
         if self._outputs is None:  # of a subclassed model
-            run = self.differentiated(None)
+            run = self.differentiated()
             self._outputs = run(images[:1], np.full(1, OWN_CLASS), back=False).logits.shape[-1]
         return self._outputs
 
@@ -423,6 +433,16 @@ def _last(opened: InMemory) -> Any:
             f"{', '.join(ACTIVATIONS)}. Received: {opened.model.name!r}, which ends in {last.name}"
         )
     return last
+
+
+def _channels_last(map: np.ndarray, layer: Any) -> np.ndarray:
+    if map.ndim != 4:
+        raise ValueError(
+            f"`layer` must give maps (N, h, w, C). Received: {layer.name!r}, which gives "
+            f"{map.shape}"
+        )
+    is_first = getattr(layer, "data_format", None) == "channels_first"
+    return np.moveaxis(map, 1, 3) if is_first else map
 
 
 def _gate_of(layer: Any) -> Any:

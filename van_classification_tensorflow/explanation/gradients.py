@@ -7,7 +7,7 @@ time of one call, in one thread, the layer's output passes through a function of
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -18,8 +18,6 @@ import keras
 import numpy as np
 
 Hook = Callable[[Any], Any]
-OWN_CLASS = -1  # of a picture, in place of an index: the class with the largest logit
-
 _hooks: ContextVar[dict[int, Hook] | None] = ContextVar("hooks", default=None)
 _lock = threading.Lock()
 
@@ -29,26 +27,26 @@ class Found:
     """What `Differentiated` gives for N pictures.
 
     Args:
-        activation: What the layer gave, as it gave it.
-        gradient: Of the logit of each picture's class with respect to that; the same shape.
+        activations: What each layer gave, as it gave it.
+        gradients: Of the logit of each picture's class with respect to these, in their shapes.
         logits: (N, K).
         class_index: (N,), the class of each.
     """
 
-    activation: np.ndarray
-    gradient: np.ndarray
+    activations: list[np.ndarray]
+    gradients: list[np.ndarray]
     logits: np.ndarray
     class_index: np.ndarray
 
 
 class Differentiated:
-    """Pictures -> logits, and their gradient with respect to what a layer gives, or the pictures.
+    """Pictures -> logits, and their gradient with respect to what layers give, or the pictures.
 
     Compiled once for a shape of pictures; the model's variables are those of the time of a call.
 
     Args:
         model: (N, ...) -> (N, K), built.
-        layer: In it, called once; None for the pictures themselves.
+        layers: In it, each called once; none for the pictures themselves.
         last: Its last layer where that makes probabilities of logits, which is left out.
         centre_of: Another layer, called once: instead of the logit, the sum of its channels in the
             middle position is differentiated.
@@ -57,8 +55,14 @@ class Differentiated:
         ValueError: Keras's backend has no gradients.
     """
 
-    def __init__(self, model: keras.Model, layer: Any, last: Any = None, centre_of: Any = None):
-        self.model, self.layer, self.last, self.centre_of = model, layer, last, centre_of
+    def __init__(
+        self,
+        model: keras.Model,
+        layers: Sequence[Any] = (),
+        last: Any = None,
+        centre_of: Any = None,
+    ):
+        self.model, self.layers, self.last, self.centre_of = model, layers, last, centre_of
         make = {"tensorflow": _by_tensorflow, "jax": _by_jax, "torch": _by_torch}
         backend = keras.backend.backend()
         if backend not in make:
@@ -66,47 +70,54 @@ class Differentiated:
         self._run = make[backend](self)
 
     def __call__(self, images: np.ndarray, class_index: np.ndarray, back: bool = True) -> Found:
-        """Runs the model, and back to the layer.
+        """Runs the model, and back to the layers.
 
         Args:
             images: (N, ...), float32, as the model takes them.
-            class_index: (N,), whole numbers; `OWN_CLASS` for the class with the largest logit.
-            back: False: without the gradient, which is empty then.
+            class_index: (N,), whole numbers; `methods.OWN_CLASS` for that of the largest logit.
+            back: False: without gradients.
 
         Raises:
             ValueError: A layer is not called once.
         """
         found = self._run(images.astype(np.float32), class_index.astype(np.int32), back)
-        activation, gradient, logits, chosen = map(keras.ops.convert_to_numpy, found)
-        activation, gradient, logits = (
-            np.asarray(one, np.float32) for one in (activation, gradient, logits)
+        activations, gradients, logits, chosen = keras.tree.map_structure(
+            keras.ops.convert_to_numpy, found
         )
-        return Found(activation, gradient, logits, chosen)
+        return Found(
+            [np.asarray(one, np.float32) for one in activations],
+            [np.asarray(one, np.float32) for one in gradients],
+            np.asarray(logits, np.float32),
+            chosen,
+        )
 
     def forward(self, images: Any, wanted: Any, hook: Hook, run: Callable) -> tuple[Any, Any, Any]:
         """Runs the model on backend tensors: (what is to be differentiated, logits, classes).
 
         Args:
             images: (N, ...).
-            wanted: (N,), classes or `OWN_CLASS`.
-            hook: Is given what the layer gives, once, and what it returns goes on.
+            wanted: (N,), classes or `methods.OWN_CLASS`.
+            hook: Is given what each layer gives, once; what it returns goes on.
             run: The model.
         """
-        calls: dict[Any, list[Any]] = {one: [] for one in (self.layer, self.centre_of) if one}
+        calls: dict[Any, list[Any]] = {one: [] for one in self.layers}
+        if self.centre_of is not None:
+            calls[self.centre_of] = []
 
         def passing(layer: Any, x: Any) -> Any:
             calls[layer].append(x)
-            return hook(x) if layer is self.layer else x
+            return hook(x) if layer in self.layers else x
 
         hooks: dict[int, Hook] = {id(layer): partial(passing, layer) for layer in calls}
-        images = hook(images) if self.layer is None else images
+        images = images if self.layers else hook(images)
         with _hooked(calls, self.last), _set(hooks):
             logits = keras.ops.cast(run(images), "float32")
         for layer, seen in calls.items():
             _check_once(layer, seen, self.model)
         chosen = _chosen(logits, wanted)
-        target = calls.get(self.centre_of)
-        return _score(logits, chosen) if target is None else _centre(target[0]), logits, chosen
+        if self.centre_of is not None:
+            return _centre(calls[self.centre_of][0]), logits, chosen
+        return _score(logits, chosen), logits, chosen
 
 
 def _check_once(layer: Any, seen: list[Any], model: keras.Model) -> None:
@@ -204,10 +215,8 @@ def _by_tensorflow(of: Differentiated) -> Callable:
                 return x
 
             score, logits, chosen = of.forward(images, wanted, hook, run)
-        gradient = (
-            tape.gradient(score, kept[0], unconnected_gradients="zero") if back else tf.zeros(0)
-        )
-        return kept[0], gradient, logits, chosen
+        gradients = tape.gradient(score, kept, unconnected_gradients="zero") if back else []
+        return kept, gradients, logits, chosen
 
     return lambda images, wanted, back: compiled(tf.constant(images), tf.constant(wanted), back)
 
@@ -223,23 +232,23 @@ def _by_jax(of: Differentiated) -> Callable:
         def run(x):
             return model.stateless_call(trainable, others, x, training=False)[0]
 
-        def forward(shift):
+        def forward(shifts):
             kept: list[Any] = []
 
             def hook(x):
-                kept.append(x if shift is None else x + shift)
+                kept.append(x if shifts is None else x + shifts[len(kept)])
                 return kept[-1]
 
             score, logits, chosen = of.forward(images, wanted, hook, run)
-            return score, (kept[0], logits, chosen)
+            return score, (kept, logits, chosen)
 
         if not back:
-            activation, logits, chosen = forward(None)[1]
-            return activation, jnp.zeros(0), logits, chosen
-        layer = jax.eval_shape(lambda: forward(None)[1][0])
-        shift = jnp.zeros(layer.shape, layer.dtype)
-        gradient, (activation, logits, chosen) = jax.grad(forward, has_aux=True)(shift)
-        return activation, gradient, logits, chosen
+            kept, logits, chosen = forward(None)[1]
+            return kept, [], logits, chosen
+        shapes = jax.eval_shape(lambda: forward(None)[1][0])
+        shifts = [jnp.zeros(one.shape, one.dtype) for one in shapes]
+        gradients, (kept, logits, chosen) = jax.grad(forward, has_aux=True)(shifts)
+        return kept, gradients, logits, chosen
 
     def with_state(images, wanted, back):
         trainable = [variable.value for variable in model.trainable_variables]
@@ -258,18 +267,20 @@ def _by_torch(of: Differentiated) -> Callable:
         kept: list[Any] = []
 
         def hook(x):
-            torch.set_grad_enabled(back)  # from here on; what comes before is not kept
-            kept.append(x.detach().requires_grad_(back))
-            return kept[-1]
+            if not kept:  # what comes before the first layer is not kept
+                torch.set_grad_enabled(back)
+                x = x.detach().requires_grad_(back)
+            kept.append(x)
+            return x
 
         with torch.no_grad():  # sets what was set before, in the end
             images, wanted = (keras.ops.convert_to_tensor(one) for one in (images, wanted))
             score, logits, chosen = of.forward(images, wanted, hook, model)
-            gradient = torch.zeros(0)
+            gradients: Any = []
             if back:
-                (gradient,) = torch.autograd.grad(
+                gradients = torch.autograd.grad(
                     score, kept, allow_unused=True, materialize_grads=True
                 )
-        return kept[0].detach(), gradient, logits.detach(), chosen
+        return [one.detach() for one in kept], list(gradients), logits.detach(), chosen
 
     return run

@@ -63,7 +63,7 @@ class LastStage:
     def __call__(
         self,
         images: np.ndarray,
-        class_index: int | Sequence[int] | None = None,
+        class_index: int | Sequence[int] | np.ndarray | None = None,
         method: str = "grad-cam",
     ) -> Explained:
         """As `explain`.
@@ -100,7 +100,9 @@ class LastStage:
         model = onnx_model(tensors, self.sizes, image_size=size, up_to=self.stage)
         return model.SerializeToString()
 
-    def _checked(self, class_index: int | Sequence[int] | None, count: int) -> np.ndarray | None:
+    def _checked(
+        self, class_index: int | Sequence[int] | np.ndarray | None, count: int
+    ) -> np.ndarray | None:
         if class_index is None:
             return None
         given = [class_index] * count if is_whole(class_index) else class_index

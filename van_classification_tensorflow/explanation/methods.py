@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+OWN_CLASS = -1  # of a picture, in place of an index: the class with the largest logit
 # Where a map is this small beside the numbers it is the sum of, it is nothing but their rounding.
 ROUNDING = {"float32": 3e-5, "float16": 2e-2, "bfloat16": 5e-2}
 
@@ -117,15 +118,13 @@ class Explained:
         """(N,), whether a map shows nothing: it is 0 everywhere."""
         return np.logical_not(self.maps.any(axis=(1, 2)))
 
-    def note(self) -> str:
-        """Why maps are empty, and what may help."""
-        count = f"{self.empty.sum():,} of {len(self.maps):,} maps"
-        where = f"{count} of {self.method} at {self.layer} are empty: "
+    def reason(self) -> str:
+        """Why maps of it may be empty, and what helps."""
         if self.maps[0].size == 1:
-            return f"{where}it gives a single position. Take an earlier layer, or larger pictures"
+            return "there is a single position. Take an earlier layer, or larger pictures"
         if self.method == "hires-cam" and not self.layer.startswith("norm"):
-            return f"{where}a layer norm follows, so gradient x activation sums to 0. Take its norm"
-        return f"{where}nothing there speaks for the class"
+            return "a layer norm follows, so that gradient x activation sums to 0. Take that norm"
+        return "nothing there speaks for the class"
 
 
 OF_GRADIENTS: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
@@ -208,6 +207,17 @@ def to_unit(raw: np.ndarray) -> np.ndarray:
     found = np.maximum(raw, 0)
     found = found - found.min(axis=(1, 2), keepdims=True)
     return (found / (found.max(axis=(1, 2), keepdims=True) + np.float32(1e-7))).astype(np.float32)
+
+
+def pixels_to_unit(raw: np.ndarray) -> np.ndarray:
+    """(N, H, W) of single pixels -> their magnitude from 0 to 1, each map by itself.
+
+    The hundredth part that is largest is all 1: a few pixels would hide the others.
+    """
+    found = np.abs(raw)
+    most = np.quantile(found, 0.99, axis=(1, 2), keepdims=True)
+    most = np.where(most > 0, most, found.max(axis=(1, 2), keepdims=True))
+    return np.clip(found / np.maximum(most, np.float32(1e-30)), 0, 1).astype(np.float32)
 
 
 def enlarged(maps: np.ndarray, size: tuple[int, int]) -> np.ndarray:

@@ -63,11 +63,11 @@ def run(
     """
     console, stdin = console or messages(), stdin or sys.stdin
     if request.output is None:
-        return _run(request, _inputs(request.paths, stdin, console), None, console)
+        return _run(request, inputs_of(request.paths, stdin, console), None, console)
     journal = None
     try:
         with Journal(request.output, request.resume, request.overwrite) as journal:
-            inputs = _inputs(request.paths, stdin, console)
+            inputs = inputs_of(request.paths, stdin, console)
             if journal.finished:
                 return _say_finished(request, inputs, console)
             return _run(request, inputs, journal, console)
@@ -78,7 +78,7 @@ def run(
         raise Interrupted from None
 
 
-def _inputs(paths: Sequence[str], stdin: TextIO, console: Console) -> list[str | bytes]:
+def inputs_of(paths: Sequence[str], stdin: TextIO, console: Console) -> list[str | bytes]:
     """Every picture; there is one at least, and not all of them are missing."""
     left_out = LeftOut()
     inputs = list(expand(paths, stdin, left_out))

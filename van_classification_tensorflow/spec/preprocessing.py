@@ -211,6 +211,21 @@ class Preprocessing:
             cut += [one[:, ::-1] for one in cut]
         return np.stack(cut)
 
+    def box(self, width: int, height: int) -> tuple[float, float, float, float]:
+        """The part of an upright picture that the centre crop is made of.
+
+        Args:
+            width: Of the picture, in pixels.
+            height: The same.
+
+        Returns:
+            Left, top, right and bottom, in pixels of the picture, seldom whole ones.
+        """
+        across, down = self._resized_size(width, height)
+        left, top = self._corner(across, down)
+        x, y, side = width / across, height / down, self.input_size
+        return left * x, top * y, (left + side) * x, (top + side) * y
+
     def normalise(self, pixels: np.ndarray) -> np.ndarray:
         """(..., W, C) pixels, uint8 -> float32: scaled to [0, 1], less mean, over std."""
         scaled = pixels.astype(np.float32) / np.float32(255)

@@ -53,6 +53,12 @@ def option(
     return field(default=default, metadata={"option": Option(help, flag, read, limit, argparse)})
 
 
+def same_as(record: type, name: str) -> Any:
+    """A field that is the same option as one of another record."""
+    one = next(field for field in fields(record) if field.name == name)
+    return field(default=one.default, metadata=one.metadata)
+
+
 def part(record: type) -> Any:
     """A field that holds another record; its options are added to the command's."""
     return field(default_factory=record, metadata={"part": record})

@@ -1,0 +1,281 @@
+"""A map over its picture, with what belongs to it: colours, legend, contact sheet."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from ..images.decode import open_image
+from ..spec.preprocessing import Preprocessing
+from ..support.checks import is_number
+from ..support.text import printable
+from .methods import enlarged
+
+# Viridis (CC0, Smith and van der Walt), every sixteenth colour: as bright as the number is large,
+# for readers of every kind of colour vision and on grey paper.
+_VIRIDIS = (
+    "440154 48186a 472d7b 424086 3b528b 33638d 2c728e 26828e "
+    "21918c 1fa088 28ae80 3fbc73 5ec962 84d44b addc30 d8e219 fde725"
+)
+_STOPS: np.ndarray = np.array([tuple(bytes.fromhex(one)) for one in _VIRIDIS.split()], np.float32)
+_NOT_SEEN = 0.35  # of the picture's contrast is left outside the crop
+_LEAST = 256  # pixels; smaller pictures are enlarged by a whole number
+_OTHER_FONTS = ("DejaVuSans.ttf", "NotoSans-Regular.ttf", "Arial Unicode.ttf", "arial.ttf")
+_INK, _QUIET, _PAPER, _LINE = (26, 27, 30), (95, 99, 104), (255, 255, 255), (205, 208, 212)
+
+
+def colours(values: np.ndarray) -> np.ndarray:
+    """Numbers from 0 to 1 as colours: (...,) -> (..., 3), uint8."""
+    at = np.clip(values, 0, 1) * (len(_STOPS) - 1)
+    below = np.minimum(at.astype(int), len(_STOPS) - 2)
+    share = (at - below)[..., None].astype(np.float32)
+    found = _STOPS[below] * (1 - share) + _STOPS[below + 1] * share
+    return np.rint(found).astype(np.uint8)
+
+
+def overlay(
+    image: Any,
+    map: np.ndarray,
+    preprocessing: Preprocessing | None = None,
+    opacity: float = 0.55,
+) -> Image.Image:
+    """A map of `explain` over its picture, in the picture's own size, the right way up.
+
+    The picture is shown in grey, so that all colour is the map's.
+
+    Args:
+        image: A path, the bytes of a picture file, a PIL image or a uint8 array (H, W, 3) or
+            (H, W).
+        map: (h, w), from 0 to 1, of what the model saw.
+        preprocessing: What it saw of the picture: outside of that crop it is faint, and the crop
+            has a frame. None: all of it.
+        opacity: Of the colours, from 0 to 1.
+
+    Returns:
+        RGB.
+
+    Raises:
+        ValueError: An argument is not allowed.
+        ImageError: The picture cannot be read.
+    """
+    map = np.asarray(map)
+    if map.ndim != 2 or not map.size or not np.isfinite(map).all():
+        raise ValueError(f"`map` must be (h, w), finite numbers. Received: {map.shape}")
+    if map.min() < 0 or map.max() > 1:
+        raise ValueError(
+            "`map` must be from 0 to 1, as `explain` gives it. Received: "
+            f"{map.min():.3g} to {map.max():.3g}"
+        )
+    if not is_number(opacity) or not 0 <= opacity <= 1:
+        raise ValueError(f"`opacity` must be from 0 to 1. Received: opacity={opacity!r}")
+    picture = open_image(image).convert("L")
+    grey = np.asarray(picture, np.float32)[..., None].repeat(3, axis=2)
+    whole = 0.0, 0.0, float(picture.width), float(picture.height)
+    box = whole if preprocessing is None else preprocessing.box(picture.width, picture.height)
+    left, top, right, bottom = _whole_pixels(box, picture.size)
+    shown = _over_box(map, box, (left, top, right, bottom))
+    inside = grey[top:bottom, left:right]
+    inside += np.float32(opacity) * (colours(shown) - inside)
+    made = 255 - _NOT_SEEN * (255 - grey)
+    made[top:bottom, left:right] = inside
+    result = Image.fromarray(np.rint(made).astype(np.uint8))
+    if (left, top, right, bottom) != (0, 0, *picture.size):
+        draw = ImageDraw.Draw(result)
+        width = max(1, round(min(picture.size) / 200))
+        draw.rectangle((left, top, right - 1, bottom - 1), outline=(255, 255, 255), width=width)
+    return result
+
+
+def _whole_pixels(
+    box: tuple[float, float, float, float], size: tuple[int, int]
+) -> tuple[int, int, int, int]:
+    """The pixels of a box, at least one, within a picture of (width, height)."""
+    (left, right), (top, bottom) = (
+        (
+            min(max(round(low), 0), most - 1),
+            max(min(round(high), most), min(max(round(low), 0), most - 1) + 1),
+        )
+        for low, high, most in ((box[0], box[2], size[0]), (box[1], box[3], size[1]))
+    )
+    return left, top, right, bottom
+
+
+def _over_box(
+    map: np.ndarray, box: tuple[float, float, float, float], pixels: tuple[int, int, int, int]
+) -> np.ndarray:
+    """The map at each pixel of the box."""
+    left, top, right, bottom = pixels
+    return enlarged(map[None].astype(np.float32), (bottom - top, right - left))[0]
+
+
+# --- Words and legends ---
+
+
+@dataclass(frozen=True)
+class Caption:
+    """What is said of a map.
+
+    Args:
+        title: The class.
+        probability: From 0 to 1.
+        lines: More, each on a line of its own: method and layer, what was not seen.
+        colours: The ends of the colour bar in words; None: there is no bar.
+    """
+
+    title: str
+    probability: float | None = None
+    lines: Sequence[str] = ()
+    colours: tuple[str, str] | None = ("nothing for the class", "most")
+
+
+def with_caption(picture: Image.Image, caption: Caption) -> Image.Image:
+    """The picture as it is, and below it the words and the colour bar.
+
+    A picture of less than 256 pixels is enlarged by a whole number first (`scale_of`).
+    """
+    picture = _readable(picture)
+    unit = max(13, round(picture.width / 32))
+    strip = _strip(caption, picture.width, unit)
+    made = Image.new("RGB", (picture.width, picture.height + strip.height), _PAPER)
+    made.paste(picture, (0, 0))
+    made.paste(strip, (0, picture.height))
+    return made
+
+
+def scale_of(size: tuple[int, int]) -> int:
+    """How many pixels a side each one of a picture of (width, height) becomes to be readable."""
+    return max(1, -(-_LEAST // max(size)))
+
+
+def _readable(picture: Image.Image) -> Image.Image:
+    scale = scale_of(picture.size)
+    size = picture.width * scale, picture.height * scale
+    return picture if scale == 1 else picture.resize(size, Image.Resampling.NEAREST)
+
+
+def _strip(caption: Caption, width: int, unit: int) -> Image.Image:
+    margin = unit
+    room = max(width - 2 * margin, 1)
+    big, small = round(unit * 1.25), _font(unit)
+    said = caption.title
+    if caption.probability is not None:
+        said = f"{said}  {100 * caption.probability:.1f} %"
+    # (text, font, colour, height)
+    lines = [(*line, _INK, round(big * 1.5)) for line in _wrapped(said, big, room)]
+    for one in caption.lines:
+        lines += [(*line, _QUIET, round(unit * 1.4)) for line in _wrapped(one, unit, room)]
+    height = margin + sum(line[-1] for line in lines) + round(unit * 0.35)
+    bar = round(unit * 2.6) if caption.colours else round(unit * 0.3)
+    made = Image.new("RGB", (width, height + bar), _PAPER)
+    draw = ImageDraw.Draw(made)
+    y = round(margin * 0.7)
+    for text, font, colour, step in lines:
+        draw.text((margin, y), text, colour, font)
+        y += step
+    if caption.colours:
+        y += round(unit * 0.2)
+        shade = colours(np.linspace(0, 1, room))[None].repeat(max(unit // 2, 4), axis=0)
+        made.paste(Image.fromarray(shade), (margin, y))
+        y += max(unit // 2, 4) + round(unit * 0.25)
+        low, high = (printable(one) for one in caption.colours)
+        draw.text((margin, y), low, _QUIET, small)
+        draw.text((margin + room - small.getlength(high), y), high, _QUIET, small)
+    return made
+
+
+def sheet(rows: Sequence[tuple[str, Sequence[tuple[str, Image.Image | None]]]]) -> Image.Image:
+    """A contact sheet: a row for each method, a column for each class.
+
+    Args:
+        rows: (what the row is of, (what stands under a picture, the picture; None: there is none)).
+    """
+    cell, margin, unit = 240, 16, 14
+    columns = max(len(cells) for _, cells in rows)
+    words = [[_wrapped(text, unit, cell)[:3] for text, _ in cells] for _, cells in rows]
+    thumbs = [[_thumb(one, cell) for _, one in cells] for _, cells in rows]
+    line = round(unit * 1.4)
+    heights = [
+        line + 6 + max(one.height for one in row) + max(map(len, texts)) * line + margin
+        for row, texts in zip(thumbs, words, strict=True)
+    ]
+    made = Image.new("RGB", (columns * (cell + margin) + margin, sum(heights) + 2 * margin), _PAPER)
+    draw, y = ImageDraw.Draw(made), margin
+    for (name, _), row, texts, height in zip(rows, thumbs, words, heights, strict=True):
+        heading, head = _wrapped(name, unit + 1, made.width)[0]
+        draw.text((margin, y), heading, _INK, head)
+        draw.line((margin, y + line, made.width - margin, y + line), _LINE)
+        for i, (thumb, text) in enumerate(zip(row, texts, strict=True)):
+            x, top = margin + i * (cell + margin), y + line + 6
+            made.paste(thumb, (x, top))
+            for n, (one, font) in enumerate(text):
+                draw.text((x, top + thumb.height + 3 + n * line), one, _QUIET, font)
+        y += height
+    return made
+
+
+def _thumb(picture: Image.Image | None, side: int) -> Image.Image:
+    if picture is None:
+        return Image.new("RGB", (side, 1), _PAPER)
+    scale = side / max(picture.size)
+    size = tuple(max(1, round(n * scale)) for n in picture.size)
+    way = Image.Resampling.LANCZOS if scale < 1 else Image.Resampling.NEAREST
+    return picture.resize((size[0], size[1]), way)
+
+
+@lru_cache(maxsize=32)
+def _font(size: int, other: bool = False) -> Any:
+    """Pillow's own font, which has the Latin letters without accents; or another with more."""
+    if other:
+        for name in _OTHER_FONTS:
+            with suppress(OSError):
+                return ImageFont.truetype(name, size)
+    return ImageFont.load_default(size)
+
+
+@lru_cache(maxsize=4096)
+def _has(character: str, other: bool) -> bool:
+    """Whether the font has it: what it lacks looks like what no font has."""
+    font = _font(16, other)
+    return bytes(font.getmask(character)) != bytes(font.getmask("\U0010fffd"))
+
+
+def _font_of(text: str, size: int) -> Any:
+    """One that has all of the text, if there is one."""
+    return _font(size, other=not all(_has(one, False) for one in text if one != " "))
+
+
+def _drawable(text: str) -> str:
+    """Names may hold any characters: those that no font here has are shown as escapes."""
+    return "".join(
+        one
+        if one == " " or _has(one, False) or _has(one, True)
+        else one.encode("ascii", "backslashreplace").decode()
+        for one in printable(text)
+    )
+
+
+def _wrapped(text: str, size: int, width: int) -> list[tuple[str, Any]]:
+    """Lines of at most so many pixels, broken at spaces where that can be, and their font."""
+    text = _drawable(text)
+    font, lines, line = _font_of(text, size), [], ""
+    for word in text.split(" "):
+        longer = f"{line} {word}" if line else word
+        if font.getlength(longer) <= width:
+            line = longer
+            continue
+        if line:
+            lines.append(line)
+        while font.getlength(word) > width and len(word) > 1:
+            cut = next(
+                (n for n in range(len(word) - 1, 0, -1) if font.getlength(word[:n]) <= width), 1
+            )
+            lines.append(word[:cut])
+            word = word[cut:]
+        line = word
+    return [(one, font) for one in (*lines, line)]
