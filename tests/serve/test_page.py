@@ -344,8 +344,11 @@ def test_drop_answer_explanation_download(visit, scans, text):
 
     page.locator("#strength").fill("25")
     assert page.locator("#map").evaluate("map => map.style.opacity") == "0.25"
+    colours = "getComputedStyle(document.getElementById('picture')).filter"
+    assert page.evaluate(colours) == "grayscale(1)"
     page.locator("#on").uncheck()
     assert not page.locator("#map").is_visible()
+    assert page.evaluate(colours) == "none"
 
     # Another class, from the bars; then one by its name, by another method.
     second = result["predictions"][1]
