@@ -66,12 +66,15 @@ LIBRARIES = (
 )
 
 
-def disturbed(details: Any) -> float:
-    """The most cores that other processes took in any of the loads in a record."""
+def disturbed(details: Any) -> float | None:
+    """The most cores that other processes took in any load of a record; None: nothing says."""
+    found: list[float] = []
     if isinstance(details, dict):
-        inside = max(map(disturbed, details.values()), default=0.0)
-        return max(details.get("others_cores", 0.0), inside)
-    return max(map(disturbed, details), default=0.0) if isinstance(details, list) else 0.0
+        found += [details["others_cores"]] if "others_cores" in details else []
+        details = list(details.values())
+    if isinstance(details, list):
+        found += [one for one in map(disturbed, details) if one is not None]
+    return max(found, default=None)
 
 
 def table(rows: Sequence[Row]) -> str:
@@ -148,7 +151,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             found = measurements[measurement](bench)
             seconds = time.perf_counter() - begun
             others = disturbed(found.details)
-            print(f"{measurement}: {seconds:.0f} s, others {others:.2f} cores", file=sys.stderr)
+            told = "" if others is None else f", others took up to {others:.2f} cores"
+            print(f"{measurement}: {seconds:.0f} s{told}", file=sys.stderr)
             rows += found.rows
             tables += [found.table] if found.table else []
             details[measurement] = {"took_s": seconds, **found.details}
@@ -162,7 +166,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     others = disturbed(details)
     print(f"{args.model}; {where['cpu']}, {where['cores']} cores, client and server; {libraries}\n")
     print(*([table(rows)] if rows else []), *tables, sep="\n\n")
-    if others > QUIET:
+    if others is not None and others > QUIET:
         print(f"\nNot quiet: other processes took up to {others:.2f} cores during a load.")
 
 

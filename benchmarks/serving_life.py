@@ -9,6 +9,7 @@ import shutil
 import signal
 import time
 from collections import Counter
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from serving_bench import (
@@ -105,6 +106,23 @@ def replace_file(source: Path, target: Path) -> None:
     os.replace(beside, target)
 
 
+@dataclass
+class Reloads:
+    """What was seen while a model file was replaced under load.
+
+    Args:
+        seconds: Of each, until the file was taken over.
+        memory: Bytes of the server before the first and after each.
+        late: Answers of the old model to a request that was sent after it.
+        loads: One picture a request, and four.
+    """
+
+    seconds: list[float] = field(default_factory=list)
+    memory: list[int] = field(default_factory=list)
+    late: int = 0
+    loads: list[Load] = field(default_factory=list)
+
+
 def reload_(bench: Bench) -> Part:
     """A model file replaced under load: every answer is of the one or of the other."""
     live = bench.folder / "live.safetensors"
@@ -117,46 +135,42 @@ def reload_(bench: Bench) -> Part:
         states.append(answers_now(bench, server.address))
         if any(alike(a, b) for a, b in zip(*states, strict=True)):
             raise SystemExit("the two models answer alike: no result is reported")
-        before = server.memory()
-        loads, late, slowest = run(_reloaded(bench, server, live, sources, states))
-        after = server.memory()
+        seen = run(_reloaded(bench, server, live, sources, states))
         live.write_bytes(b"no weights")
         bad, _ = _reload(server.address)
         kept = alike(answers_now(bench, server.address)[0], states[(bench.times + 1) % 2][0])
-    return _reload_part(bench, loads, states, late, slowest, (before, after), (bad, kept))
+    part = _reload_part(bench, seen, states)
+    text = f"{bad}, {'the old one serves on' if kept else 'THE OLD ONE DOES NOT SERVE'}"
+    part.add("A bad new file", "409, the old one serves on", text, bad == 409 and kept)
+    return part
 
 
-def _reload_part(
-    bench: Bench,
-    loads: list[Load],
-    states: list[Answers],
-    late: int,
-    slowest: float,
-    memory: tuple[int, int],
-    bad: tuple[int, bool],
-) -> Part:
+def _reload_part(bench: Bench, seen: Reloads, states: list[Answers]) -> Part:
     part, sizes = Part(), (1, 4)
     verdicts = sum(
-        (judged(load, states, size) for load, size in zip(loads, sizes, strict=True)), Counter()
+        (judged(load, states, size) for load, size in zip(seen.loads, sizes, strict=True)),
+        Counter(),
     )
-    both = Load([a for load in loads for a in load.answers], loads[0].seconds, 0.0)
+    both = Load([a for load in seen.loads for a in load.answers], seen.loads[0].seconds, 0.0)
     lost = lost_of(both)
-    wrong = verdicts["neither"] + verdicts["mixed"] + late
+    wrong = verdicts["neither"] + verdicts["mixed"] + seen.late
     part.details = {
-        "loads": [load.summary() for load in loads],
+        "loads": [load.summary() for load in seen.loads],
         "verdicts": dict(verdicts),
-        "late": late,
-        "slowest_reload_s": slowest,
-        "memory": memory,
+        "late": seen.late,
+        "seconds": seen.seconds,
+        "memory": seen.memory,
     }
     text = f"{lost} lost, {told(both.counts())}; of the first {verdicts['first']:,}, of the second "
     text += f"{verdicts['second']:,}, of neither {verdicts['neither']}, mixed {verdicts['mixed']}, "
-    text += f"old after the reload {late}; slowest reload {slowest:.2f} s"
+    text += f"old after the reload {seen.late}; slowest reload {max(seen.seconds):.2f} s"
     what = f"{bench.times} reloads under load: 0 lost, every answer of one model"
     part.add(what, "all", text, lost == 0 and wrong == 0)
-    part.add("Memory after the reloads", "", f"{memory[1] / memory[0]:.2f} of before")
-    text = f"{bad[0]}, {'the old one serves on' if bad[1] else 'THE OLD ONE DOES NOT SERVE'}"
-    part.add("A bad new file", "409, the old one serves on", text, bad == (409, True))
+    megabytes = [one / 1e6 for one in seen.memory]
+    middle = len(megabytes) // 2
+    text = f"{megabytes[0]:.0f} MB; {megabytes[middle]:.0f} after {middle}; "
+    text += f"{megabytes[-1]:.0f} at the end"
+    part.add("Memory before the reloads, halfway, after", "", text)
     return part
 
 
@@ -170,36 +184,37 @@ async def _reloaded(
     live: Path,
     sources: tuple[Path, Path],
     states: list[Answers],
-) -> tuple[list[Load], int, float]:
-    """The loads (one picture, and four a request), how often old answers came late, the slowest."""
+) -> Reloads:
+    """The loads while the file is replaced in turn by the first source and by the second."""
     address, client, done = server.address, Client(server.address), False
     singles, fours = bench.singles(address), bench.several(address, 4)
+    seen = Reloads(memory=[server.memory()])
 
-    async def reloads() -> tuple[int, float]:
+    async def reloads() -> None:
         nonlocal done
-        late, slowest = 0, 0.0
         try:
             for i in range(bench.times):
                 await asyncio.sleep(0.2)
                 target = i % 2
                 replace_file(sources[target], live)
-                took = await _one_reload(client, server, i % 4 < 2, singles[0], states[target][0])
-                slowest = max(slowest, took)
+                expected = states[target][0]
+                took = await _one_reload(client, server, i % 4 < 2, singles[0], expected)
                 answer = await client.ask(singles[0])
                 if answer.status == 200:
-                    late += not alike(results_of(answer.body)[0], states[target][0])
+                    seen.late += not alike(results_of(answer.body)[0], expected)
+                seen.seconds.append(took)
+                seen.memory.append(server.memory())
             await asyncio.sleep(0.2)
         finally:
             done = True
-        return late, slowest
 
-    one, four, (late, slowest) = await asyncio.gather(
+    *seen.loads, _ = await asyncio.gather(
         closed_loop(client, singles, 6, stop=lambda: done, keep=True),
         closed_loop(client, fours, 2, stop=lambda: done, keep=True),
         reloads(),
     )
     client.close()
-    return [one, four], late, slowest
+    return seen
 
 
 async def _one_reload(

@@ -318,7 +318,7 @@ def test_what_others_took_of_the_machine_is_found():
 
     details = {"a": {"loads": [{"others_cores": 0.2}, {"others_cores": 0.5, "per_second": 9}]}}
     assert serving.disturbed(details | {"took_s": 3.0, "b": {"others_cores": 0.1}}) == 0.5
-    assert serving.disturbed({"a": [1, "x"]}) == 0.0
+    assert serving.disturbed({"a": [1, "x"], "b": {}}) is None
 
 
 def test_capacity_is_that_of_the_best_number_of_clients(bench, client, monkeypatch):
