@@ -100,7 +100,7 @@ def application(request: ServeRequest) -> App:
     from .app import App
     from .limits import Admission, Limits, Uploads
     from .metrics import Metrics
-    from .models import Models, Served
+    from .models import Models, Served, give_back_memory
     from .service import Service
 
     limits = Limits(
@@ -122,4 +122,5 @@ def application(request: ServeRequest) -> App:
     models = Models([opened(name) for name in by_name], opened, request.workers or cores())
     app = App(Service(models, limits, admission, uploads, metrics), request.secret)
     app.tell_models()
+    give_back_memory()
     return app

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import ctypes
+import gc
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -80,6 +82,7 @@ class Served:
         chosen: Its engine, and why.
         outputs: How many numbers it gives for a picture.
         batcher: Its queue.
+        closed: Whether another one took over, and nobody uses it any more.
 
     Raises:
         ValueError: As of `Classifier`; or it has no head.
@@ -95,7 +98,7 @@ class Served:
         watch: Callable[[int], None] = lambda size: None,
     ):
         self.name, self.weights = name, options["weights"]
-        self._users, self._retired = 0, False
+        self._users, self._retired, self.closed = 0, False, False
         self.state = state_of_weights(self.weights)  # before it is read: a later one is another
         self.classifier = classifier = Classifier(**options)
         classifier.check_top(1)
@@ -130,7 +133,7 @@ class Served:
         right = difference <= TOLERANCES[self.chosen.precision]
         return alone[0].shape[-1], right and engine.runner.threads > 1
 
-    @contextmanager
+    @contextlib.contextmanager
     def in_use(self) -> Iterator[None]:
         """While it is open, the model stays, whatever takes over meanwhile."""
         self._users += 1
@@ -149,6 +152,7 @@ class Served:
         if self._retired and not self._users:
             self.batcher.close()
             self._explaining.close()
+            self.closed = True
             del self.batcher, self._explaining  # which hold this, and the weights with it
 
     @property
@@ -279,6 +283,7 @@ class Models:
         self._served, self._again = {one.name: one for one in served}, again
         self.decoders = ThreadPoolExecutor(workers, thread_name_prefix="decode")
         self._one_reload = asyncio.Lock()
+        self._tidying: asyncio.Task[None] | None = None
 
     def __getitem__(self, name: str) -> Served:
         """The model of a name, "" the default.
@@ -312,4 +317,20 @@ class Models:
             new = await asyncio.to_thread(self._again, name)
             self._served[name] = new
             old.retire()
+            self._tidying = asyncio.create_task(_tidied(old))
             return True
+
+
+async def _tidied(old: Served) -> None:
+    """Gives the memory of a model back, once its last request has its answer."""
+    while not old.closed:
+        await asyncio.sleep(0.05)
+    del old
+    await asyncio.to_thread(give_back_memory)
+
+
+def give_back_memory() -> None:
+    """What was only needed to open a model, or for one that is closed, back to the system."""
+    gc.collect()
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)  # of glibc, which would keep it for later
