@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from contextlib import suppress
 from dataclasses import replace
 
 import httpx
@@ -66,7 +67,7 @@ def test_a_part_of_a_pictures_type_is_one():
         (b"x", "application/x-www-form-urlencoded", 415, "Content-Type must be"),
         (b"x", "multipart/form-data", 400, "boundary"),
         (b"x", 'multipart/form-data; boundary=""', 400, "boundary"),
-        (b"x", "multipart/form-data; boundary=ü", 400, "begin"),
+        (b"x", "multipart/form-data; boundary=ü", 400, "boundary"),
         (b"x", FORM, 400, "begin"),
         (form(), FORM, 400, "no file"),
         (form(part(b"x"), end=""), FORM, 400, "ends early"),
@@ -102,6 +103,19 @@ def test_parameters_that_are_not_allowed(client, path, words):
     answer = client.post(path, content=picture(), headers=PNG)
     assert answer.status_code == 400
     assert words in answer.json()["error"]
+
+
+@pytest.mark.parametrize("filler", [';a="', '; a="\\', ";;", ";a=b", ';"'])
+def test_a_hostile_header_costs_no_more_than_its_length(filler):
+    """What is tried again from every letter would take minutes."""
+    long = filler * (16_000 // len(filler))
+    began = time.process_time()
+    with pytest.raises(HttpError, match="boundary"):
+        uploads_of(b"x", f"multipart/form-data{long * 4}", 10)
+    for one in (part(b"x", f'form-data; filename="x"{long}'), part(b"x", f"form-data{long}")):
+        with suppress(HttpError):
+            uploads_of(form(*[one] * 10), FORM, 10)
+    assert time.process_time() - began < 2
 
 
 def test_limits_of_bytes_and_pictures(client, limited):

@@ -7,7 +7,6 @@ import re
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from email.message import Message
 from urllib.parse import unquote
 
 from ..support.text import printable, shown
@@ -19,7 +18,7 @@ _MAX_PART_HEAD = 16_384  # bytes of the headers of a part
 _MAX_NAME = 255  # characters
 _BOUNDARY = re.compile(r"[ -~]{1,200}")
 _BINARY = "application/octet-stream"
-_PARAMETER = re.compile(r';\s*(name|filename\*?)\s*=\s*(?:"((?:[^"\\]|\\.)*)"|([^\s;]+))', re.I)
+_PARAMETER = re.compile(r'\s*;\s*([\w*-]+)\s*=\s*(?:"((?:[^"\\]|\\.)*)"|([^\s;"]*))')
 
 
 @dataclass(frozen=True)
@@ -118,12 +117,22 @@ def uploads_of(body: bytes, content_type: str, most: int) -> list[Upload]:
     return [Upload(None, body)]
 
 
+def _parameters(header: str) -> dict[str, str]:
+    """Of a header `word; name=value; name="value"`; up to the first that is none."""
+    found: dict[str, str] = {}
+    at = header.find(";")
+    # One after the other, never again from the middle: a stranger's header costs its length.
+    while at >= 0 and (one := _PARAMETER.match(header, at)):
+        name, quoted, plain = one.groups()
+        found[name.lower()] = plain if quoted is None else re.sub(r"\\(.)", r"\1", quoted)
+        at = one.end()
+    return found
+
+
 def _boundary_of(content_type: str) -> bytes:
-    message = Message()
-    message["content-type"] = content_type.encode("ascii", "replace").decode()
-    boundary = message.get_param("boundary")
-    if not isinstance(boundary, str) or not _BOUNDARY.fullmatch(boundary):
-        raise HttpError(400, "multipart/form-data needs a boundary")
+    boundary = _parameters(content_type).get("boundary", "")
+    if not _BOUNDARY.fullmatch(boundary):
+        raise HttpError(400, "multipart/form-data needs a boundary, 1 to 200 letters of ASCII")
     return boundary.encode("ascii")
 
 
@@ -156,9 +165,7 @@ def _upload(head: str, data: memoryview) -> Upload:
     for line in head.split("\r\n"):
         name, _, value = line.partition(":")
         headers[name.strip().lower()] = value.strip()
-    said = {}
-    for key, quoted, plain in _PARAMETER.findall(headers.get("content-disposition", "")):
-        said[key.lower()] = re.sub(r"\\(.)", r"\1", quoted) if quoted else plain
+    said = _parameters(headers.get("content-disposition", ""))
     kind = headers.get("content-type", "").partition(";")[0].strip().lower()
     file = said.get("filename")
     if "filename*" in said:
