@@ -65,7 +65,7 @@ def test_lanes_share_what_waits():
     assert sorted(one for batch in gate.batches for one in batch) == [1, 2, 3, 4, 5, 6]
 
 
-def test_one_that_is_alone_has_all_lanes():
+def test_few_go_alone_one_after_the_other():
     gate = Gate(lanes=2, alone=True)
     gate.submit(1)
     gate.wait(1, "begun")
@@ -73,8 +73,18 @@ def test_one_that_is_alone_has_all_lanes():
     time.sleep(0.05)
     assert gate.batches == [[1]]  # the other lane rests
     gate.finish(3)
-    assert gate.alone[0] is True
-    assert gate.alone[1:] in ([False, False], [False, True])
+    assert gate.batches == [[1], [2], [3]]
+    assert gate.alone == [True] * 3
+
+
+def test_many_do_not_go_alone():
+    gate = Gate(lanes=2, alone=True)
+    gate.submit(1)
+    gate.wait(1, "begun")
+    gate.submit(*range(2, 10))
+    gate.finish(9)
+    assert gate.alone[:2] == [True, False]
+    assert sorted(one for batch in gate.batches for one in batch) == list(range(1, 10))
 
 
 def test_waiting_for_others():

@@ -62,8 +62,11 @@ class Batcher:
     """Collects what comes while the model is busy, and gives it to the model at once.
 
     Each lane is a thread. One that is free takes its share of what waits; only where that is less
-    than it could take, and `wait` allows it, it waits for more. Something that is alone, with every
-    lane free, may be run by a way of its own, while which the other lanes rest.
+    than it could take, and `wait` allows it, it waits for more.
+
+    Where there is a way that answers a single item sooner, with all lanes resting meanwhile, it is
+    taken as long as no more wait than there are lanes: one after the other, the first has its
+    answer when both would be half done.
 
     Args:
         run: (items, whether it is one alone) -> an answer for each.
@@ -117,40 +120,45 @@ class Batcher:
                 batch = self._next()
                 if not batch:
                     return
-                alone = self.alone and len(batch) == 1 and not self._queue and not self._busy
+                alone = self._resting
                 self._busy += 1
-                self._resting = alone
             began = time.monotonic()
             self._answer(batch, alone)
             with self._changed:
                 self._busy -= 1
-                if not alone:
+                if alone:
+                    self._resting = False
+                    self._changed.notify_all()
+                else:
                     seconds = (time.monotonic() - began) / len(batch)
                     self._pace = _KEPT * self._pace + (1 - _KEPT) * seconds
-                elif self._queue:
-                    self._changed.notify_all()
-                self._resting = False
 
     def _next(self) -> list[_Waiting]:
         """Waits for a batch; none where it is closed."""
         while self._queue or not self._closed:
             left = None
-            if self._queue and not self._resting:
+            alone = self.alone and len(self._queue) <= self.lanes
+            if self._queue and not self._resting and not (alone and self._busy):
                 left = self._queue[0].since + self.wait - time.monotonic()
                 if not self.wait or left <= 0 or len(self._queue) >= self.most:
-                    if batch := self._taken():
+                    if batch := self._taken(1 if alone else self._share()):
+                        self._resting = alone
                         return batch
                     continue
             self._changed.wait(left)
         return []
 
-    def _taken(self) -> list[_Waiting]:
-        """The next ones; what is overdue or not wanted any more is given up."""
+    def _share(self) -> int:
+        """How many a free lane takes."""
         share, most = -(-len(self._queue) // (self.lanes - self._busy)), self.most
         if self.lanes > 1 and self._pace:
             most = min(most, max(1, int(_QUICK / self._pace)))
+        return min(share, most)
+
+    def _taken(self, most: int) -> list[_Waiting]:
+        """The next ones; what is overdue or not wanted any more is given up."""
         batch: list[_Waiting] = []
-        while self._queue and len(batch) < min(share, most):
+        while self._queue and len(batch) < most:
             one = self._queue.popleft()
             try:
                 one.call.check()
