@@ -7,6 +7,7 @@ from van_classification_tensorflow.spec.labels import (
     Label,
     imagenet22k_classes,
     imagenet_classes,
+    index_of,
     labels_of,
 )
 
@@ -57,3 +58,17 @@ def test_labels_of_a_head():
 def test_wrong_labels(labels, classes, says):
     with pytest.raises(ValueError, match=says):
         labels_of(labels, classes)
+
+
+def test_a_class_is_found_by_any_of_its_names():
+    labels = [Label("tabby, tabby cat", "n02123045"), Label("Dog"), Label("dog, wolf"), Label("1")]
+    for word in ("0", "tabby", "TABBY CAT", "tabby, tabby cat", "n02123045"):
+        assert index_of(word, labels, "class") == 0
+    assert index_of("dog", labels, "class") == 1
+    assert index_of("wolf", labels, "class") == 2
+    assert index_of("1", labels, "class") == 3  # a name comes before a position
+    assert index_of("3", labels, "class") == 3
+    with pytest.raises(ValueError, match=r"`class` must be an index from 0 to 3.*Received: cat"):
+        index_of("cat", labels, "class")
+    with pytest.raises(ValueError, match=r"a may be 0 \(a\), 1 \(a\)"):
+        index_of("a", [Label("a"), Label("a")], "class")

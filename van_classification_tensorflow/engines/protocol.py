@@ -44,9 +44,10 @@ Spec = tuple[list[Any] | None, str]  # shape, None where not even the axes are k
 
 @dataclass(frozen=True)
 class Loaded:
-    """What a runtime tells of a file, and how it runs it."""
+    """What a runtime tells of a file, and how it runs it; `shared`: for several threads at once."""
 
     metadata: str | None
     inputs: list[Spec]
     outputs: list[Spec]
     run: Callable[[np.ndarray], Any]
+    shared: bool = False

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
@@ -32,7 +33,7 @@ MAX_INPUT = 2**29  # numbers in one batch
 
 @dataclass(frozen=True)
 class Runtime:
-    """An exported file, ready to run; threads take turns.
+    """An exported file, ready to run; threads take turns where its runtime needs that.
 
     Args:
         path: The file, or SavedModel's folder.
@@ -54,7 +55,7 @@ class Runtime:
     dtype: np.dtype
     outputs: int
     _run: Callable[[np.ndarray], Any] = field(repr=False)
-    _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
+    _lock: Any = field(default_factory=threading.Lock, repr=False)
 
     def __call__(self, images: np.ndarray, features: bool = False) -> np.ndarray:
         """Runs the model.
@@ -157,6 +158,7 @@ def open_runtime(path: str | os.PathLike, threads: int | None = None) -> Runtime
         dtype=np.dtype(dtype),
         outputs=outputs,
         _run=loaded.run,
+        _lock=nullcontext() if loaded.shared else threading.Lock(),
     )
 
 

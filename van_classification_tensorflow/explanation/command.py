@@ -23,7 +23,7 @@ from ..images.decode import open_image
 from ..images.parallel import decoded, reason
 from ..inference.classifier import Classifier
 from ..inference.predict import inputs_of, name_of
-from ..spec.labels import Label, comparable
+from ..spec.labels import Label, index_of
 from ..spec.scores import of_classes, probabilities
 from ..support.console import messages, pictures_bar, results, say, say_failures
 from ..support.text import printable
@@ -104,37 +104,9 @@ def _classes_of(words: Sequence[str], classifier: Classifier) -> list[_Asked]:
         best = best_of(word)
         if best is not None:
             found.append(_Asked(best=min(best, len(labels))))
-        elif word.isascii() and word.isdigit() and int(word) < len(labels):
-            found.append(_Asked(index=int(word)))
         else:
-            found.append(_Asked(index=_by_name(word, labels)))
+            found.append(_Asked(index=index_of(word, labels, "classes")))
     return found
-
-
-def _by_name(word: str, labels: Sequence[Label]) -> int:
-    wanted = comparable(word).casefold()
-    exact = [
-        i
-        for i, one in enumerate(labels)
-        if wanted in (comparable(one.name).casefold(), one.wnid, one.text.casefold())
-    ]
-    # "tabby" of "tabby, tabby cat"
-    lemmas = [
-        i
-        for i, one in enumerate(labels)
-        if wanted in (part.strip() for part in comparable(one.name).casefold().split(","))
-    ]
-    found = exact or lemmas
-    if len(found) == 1:
-        return found[0]
-    if found:
-        which = ", ".join(f"{i} ({printable(labels[i].text)})" for i in found[:5])
-        raise ValueError(f"`classes` must name one class each; {printable(word)} may be {which}")
-    example = ", ".join(printable(one.name) for one in labels[:3])
-    raise ValueError(
-        f"`classes` must be top, top3, ..., an index from 0 to {len(labels) - 1}, or the name or "
-        f"WordNet id of a class, such as {example}. Received: {printable(word)}"
-    )
 
 
 @dataclass

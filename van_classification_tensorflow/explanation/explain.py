@@ -20,7 +20,7 @@ from . import methods
 from .gradients import Differentiated, Found
 from .methods import METHODS, OWN_CLASS, ROUNDING, Explained
 
-_ON_GPUS = 5e-3  # where products are rounded to 10 bits, so much is nothing
+_ON_GPUS = 1e-3  # where products are rounded to 10 bits, so much is nothing
 
 
 def explain(

@@ -6,7 +6,8 @@ has to start for it, gives the same (`explain`).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -52,7 +53,8 @@ class LastStage:
             raise ValueError(f"{classifier.name} has no head whose score could be explained")
         self.stage = _last_stage(sizes, classifier.preprocessing.input_size)
         self.sizes, self._tail = sizes, Tail(opened.tensors, sizes, self.stage)
-        self._runner = GraphRunner(self._graph, "onnxruntime")
+        graph = partial(_graph, opened.tensors, sizes, self.stage)  # which does not hold `self`
+        self._runner = GraphRunner(graph, "onnxruntime")
 
     def layer(self, method: str) -> str:
         """Where a method looks: the last block of the stage, or its norm."""
@@ -95,11 +97,6 @@ class LastStage:
             )
         return Explained(methods.to_unit(raw), raw, logits, chosen, self.layer(method), method)
 
-    def _graph(self, shape: tuple[int, ...]) -> bytes:
-        tensors, size = fold(self._tail.tensors), (shape[0], shape[1])
-        model = onnx_model(tensors, self.sizes, image_size=size, up_to=self.stage)
-        return model.SerializeToString()
-
     def _checked(
         self, class_index: int | Sequence[int] | np.ndarray | None, count: int
     ) -> np.ndarray | None:
@@ -114,6 +111,14 @@ class LastStage:
                 f"each of the {count} pictures. Received: class_index={class_index!r}"
             )
         return wanted.astype(np.int64)
+
+
+def _graph(
+    tensors: Mapping[str, np.ndarray], sizes: Architecture, stage: int, shape: tuple[int, ...]
+) -> bytes:
+    """The network up to the last block of a stage, for pictures of that shape."""
+    model = onnx_model(fold(tensors), sizes, image_size=(shape[0], shape[1]), up_to=stage)
+    return model.SerializeToString()
 
 
 def _one_hot(classes: np.ndarray, outputs: int) -> np.ndarray:

@@ -17,9 +17,11 @@ import numpy as np
 
 from ..engines.choice import TOLERANCES, Chosen, largest_difference, title
 from ..engines.of_weights import GraphEngine
+from ..engines.runtimes import open_runtime
 from ..explanation.last_stage import LAST_STAGE_METHODS, LastStage
 from ..images.decode import ImageError
 from ..inference.classifier import Classifier
+from ..support.cores import cores
 from ..support.text import one_line, printable
 from ..weights.address import address_of
 from ..weights.catalogue import Weights
@@ -108,11 +110,11 @@ class Served:
         self.chosen: Chosen = classifier.choose_engine()
         self._engine = self.chosen.engine
         self.explainer = _explainer(classifier)
-        self.outputs, alone = self._warm()
-        several = isinstance(self._engine, GraphEngine)
+        lanes, self._in_turn = self._lanes()
+        self.outputs, alone = self._warm(lanes)
         self.batcher = Batcher(
             self._run,
-            lanes=self._engine.runner.threads if several else 1,
+            lanes=lanes,
             most=classifier.batch_size,
             wait=wait,
             alone=alone,
@@ -120,7 +122,16 @@ class Served:
         )
         self._explaining = Batcher(self._explain, most=1)
 
-    def _warm(self) -> tuple[int, bool]:
+    def _lanes(self) -> tuple[int, Callable[[np.ndarray], np.ndarray]]:
+        """How many may run the model at a time, and how each of them does."""
+        engine = self._engine
+        if isinstance(engine, GraphEngine):
+            return engine.runner.threads, engine.in_turn
+        if engine.format == "onnx" and engine.batch_size in (None, 1) and cores() > 1:
+            return cores(), open_runtime(self.weights, threads=1)
+        return 1, engine
+
+    def _warm(self, lanes: int) -> tuple[int, bool]:
         """Runs each program once.
 
         Returns:
@@ -128,14 +139,15 @@ class Served:
             own, on all cores, which gives the same and is done sooner.
         """
         picture = np.random.default_rng(0).random((1, *self.input_shape), np.float32)
-        engine = self._engine
-        if not isinstance(engine, GraphEngine):
-            return engine((255 * picture).astype(engine.dtype)).shape[-1], False
-        alone, together, _ = engine.runner.both_ways(picture)
-        difference = largest_difference(alone[:1], together[:1])
-        right = difference <= TOLERANCES[self.chosen.precision]
-        sooner = _seconds(engine, picture) < _SOONER * _seconds(engine.in_turn, picture)
-        return alone[0].shape[-1], right and sooner and engine.runner.threads > 1
+        if self.dtype != np.float32:
+            picture = (255 * picture).astype(self.dtype)
+        alone, in_turn = self._engine(picture), self._in_turn(picture)
+        if lanes == 1:
+            return alone.shape[-1], False
+        allowed = TOLERANCES.get(self.chosen.precision, TOLERANCES["bfloat16"])
+        right = largest_difference([in_turn], [alone]) <= allowed
+        sooner = _seconds(self._engine, picture) < _SOONER * _seconds(self._in_turn, picture)
+        return alone.shape[-1], right and sooner
 
     @contextlib.contextmanager
     def in_use(self) -> Iterator[None]:
@@ -211,12 +223,8 @@ class Served:
             raise PictureError(one_line(error)) from None
 
     def _run(self, items: list[np.ndarray], alone: bool) -> list[Any]:
-        engine = self._engine
         views = items[0] if len(items) == 1 else np.concatenate(items)
-        if not isinstance(engine, GraphEngine):
-            outputs = self.classifier.finished(engine(views))
-        else:
-            outputs = engine(views) if alone else engine.in_turn(views)
+        outputs = self.classifier.finished((self._engine if alone else self._in_turn)(views))
         ends = np.cumsum([len(one) for one in items])[:-1]
         means = (part.mean(axis=0) for part in np.split(outputs, ends))
         return [_finite(one) or (one,) for one in means]

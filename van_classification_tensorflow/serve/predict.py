@@ -103,13 +103,13 @@ def _class(model: Served, wanted: str) -> int:
 def _explanation(model: Served, method: str, found: Map, size: tuple[int, int]) -> dict[str, Any]:
     height, width = found.values.shape
     values = np.round(found.values.astype(np.float64), 4).ravel().tolist()
-    left, top, across, down = model.classifier.preprocessing.seen(*size)
+    left, top, right, bottom = model.classifier.preprocessing.box(*size)
     index = found.index
     return {
         "method": method,
         "layer": found.layer,
         "class": {"index": index, "label": model.classifier.classes[index].name},
-        "crop": {"left": left, "top": top, "width": across, "height": down},
+        "crop": {"left": left, "top": top, "width": right - left, "height": bottom - top},
         "map": {"height": height, "width": width, "values": values},
         "empty": found.empty,
         "note": "the map is the same everywhere: nothing stands out" if found.empty else "",

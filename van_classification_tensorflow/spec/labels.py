@@ -5,14 +5,14 @@ from __future__ import annotations
 import csv
 import re
 import unicodedata
-from collections.abc import Iterable, Mapping, Set
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
 from ..support.checks import is_whole
 from ..support.files import asset
-from ..support.text import shown
+from ..support.text import printable, shown
 
 DIGITS = tuple("0123456789")
 
@@ -191,3 +191,35 @@ def labels_of(labels: Any, num_classes: int) -> tuple[Label, ...]:
             what = "name the positive class of a single output, or the negative and the positive"
         raise ValueError(f"`labels` must {what}. Received: {len(found):,} names")
     return found
+
+
+def index_of(word: str, labels: Sequence[Label], argument: str) -> int:
+    """The position of the class that is meant.
+
+    Args:
+        word: Its name, its WordNet id, its position, or one of the names that commas separate in
+            its name ("tabby" of "tabby, tabby cat"); small letters stand for large ones.
+        labels: Of all classes.
+        argument: What the caller calls the word.
+
+    Raises:
+        ValueError: There is no such class, or several.
+    """
+    wanted = comparable(word).casefold()
+    names = [comparable(one.name).casefold() for one in labels]
+    texts = [(one.wnid, one.text.casefold()) for one in labels]
+    found = [i for i, name in enumerate(names) if wanted == name or wanted in texts[i]]
+    if not found and word.isascii() and word.isdigit() and len(word) < 10:
+        found = [int(word)] if int(word) < len(labels) else []
+    if not found:
+        found = [i for i, name in enumerate(names) if wanted in map(str.strip, name.split(","))]
+    if len(found) == 1:
+        return found[0]
+    if found:
+        which = ", ".join(f"{i} ({printable(labels[i].text)})" for i in found[:5])
+        raise ValueError(f"`{argument}` must be one class. {printable(word[:200])} may be {which}")
+    example = ", ".join(printable(one.name) for one in labels[:3])
+    raise ValueError(
+        f"`{argument}` must be an index from 0 to {len(labels) - 1}, or the name or WordNet id of "
+        f"a class, such as {example}. Received: {printable(word[:200])}"
+    )

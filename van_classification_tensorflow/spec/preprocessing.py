@@ -253,17 +253,6 @@ class Preprocessing:
             return short, int(short * height / width)
         return int(short * width / height), short
 
-    def seen(self, width: int, height: int) -> tuple[float, float, float, float]:
-        """What the centre crop shows of a picture, in its own pixels.
-
-        Returns:
-            Left, top, width and height.
-        """
-        across, down = self._resized_size(width, height)
-        left, top = self._corner(across, down)
-        x, y = width / across, height / down
-        return left * x, top * y, self.input_size * x, self.input_size * y
-
     def _corner(self, width: int, height: int) -> tuple[int, int]:
         """Where the centre crop of a resized picture begins: left, top."""
         whole = round if self.crop_rounding == "nearest" else math.floor
