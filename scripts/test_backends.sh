@@ -28,6 +28,10 @@ model() {
   quick $1 tests/inference/test_accelerate.py -k "same_numbers or messages or structures or weights"
   quick $1 tests/engines/test_keras_graph.py -k "fused or lora or behind"
 }
+explanations() {
+  quick $1 tests/explanation/test_methods.py -k "micro and (every_method or alone or saliency)"
+  quick $1 tests/explanation/test_explain.py -k "any_model or channels_first or one_output or gate"
+}
 layers() {
   quick $1 -m "" tests/model/test_keras_harness.py \
     -k "not trains_as or bfloat16"
@@ -68,10 +72,12 @@ together() {
 one_core() {
   model jax
   layers jax
+  explanations torch
 }
 other_core() {
   training jax
   exact jax -m "" tests/model/test_shifted.py
+  explanations jax
   model torch
   layers torch
   training torch

@@ -68,6 +68,7 @@ class Differentiated:
         if backend not in make:
             raise ValueError(f"an explanation needs gradients, which Keras on {backend} has not")
         self._run = make[backend](self)
+        self._called: list[Any] = []  # `layers` in the order that the model calls them
 
     def __call__(self, images: np.ndarray, class_index: np.ndarray, back: bool = True) -> Found:
         """Runs the model, and back to the layers.
@@ -84,9 +85,10 @@ class Differentiated:
         activations, gradients, logits, chosen = keras.tree.map_structure(
             keras.ops.convert_to_numpy, found
         )
+        places = [self._called.index(layer) for layer in self.layers] or [0]
         return Found(
-            [np.asarray(one, np.float32) for one in activations],
-            [np.asarray(one, np.float32) for one in gradients],
+            [np.asarray(activations[i], np.float32) for i in places],
+            [np.asarray(gradients[i], np.float32) for i in places if back],
             np.asarray(logits, np.float32),
             chosen,
         )
@@ -104,9 +106,14 @@ class Differentiated:
         if self.centre_of is not None:
             calls[self.centre_of] = []
 
+        called: list[Any] = []
+
         def passing(layer: Any, x: Any) -> Any:
             calls[layer].append(x)
-            return hook(x) if layer in self.layers else x
+            if layer not in self.layers:
+                return x
+            called.append(layer)
+            return hook(x)
 
         hooks: dict[int, Hook] = {id(layer): partial(passing, layer) for layer in calls}
         images = images if self.layers else hook(images)
@@ -114,6 +121,7 @@ class Differentiated:
             logits = keras.ops.cast(run(images), "float32")
         for layer, seen in calls.items():
             _check_once(layer, seen, self.model)
+        self._called = called
         chosen = _chosen(logits, wanted)
         if self.centre_of is not None:
             return _centre(calls[self.centre_of][0]), logits, chosen
