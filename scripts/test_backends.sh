@@ -30,7 +30,7 @@ model() {
 }
 explanations() {
   quick $1 tests/explanation/test_methods.py -k "micro and (every_method or alone or saliency)"
-  quick $1 tests/explanation/test_explain.py -k "any_model or channels_first or one_output or gate"
+  quick $1 tests/explanation/test_explain.py -k "any_model or one_output or gate"
 }
 layers() {
   quick $1 -m "" tests/model/test_keras_harness.py \

@@ -45,7 +45,7 @@ class Differentiated:
     Compiled once for a shape of pictures; the model's variables are those of the time of a call.
 
     Args:
-        model: (N, ...) -> (N, K), built.
+        model: (N, ...) -> (N, K).
         layers: In it, each called once; none for the pictures themselves.
         last: Its last layer where that makes probabilities of logits, which is left out.
         centre_of: Another layer, called once: instead of the logit, the sum of its channels in the
@@ -81,6 +81,8 @@ class Differentiated:
         Raises:
             ValueError: A layer is not called once.
         """
+        if not self.model.built:  # a subclassed one that was never called
+            self.model(images[:1].astype(np.float32))
         found = self._run(images.astype(np.float32), class_index.astype(np.int32), back)
         activations, gradients, logits, chosen = keras.tree.map_structure(
             keras.ops.convert_to_numpy, found
