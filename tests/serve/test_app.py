@@ -5,11 +5,13 @@ import re
 
 import pytest
 
-from van_classification_tensorflow.serve.openapi import DOCUMENT
+from van_classification_tensorflow.serve import documents
+from van_classification_tensorflow.serve.app import App
 
 from .conftest import picture
 
 PNG = {"content-type": "image/png"}
+DOCUMENT = App(None, None).web.openapi()
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +42,7 @@ OPEN = ("/", "/about", "/docs", "/openapi.json", "/v2", "/v2/health/live", "/v2/
 def every_address():
     for path, methods in DOCUMENT["paths"].items():
         for method in methods:
-            yield method.upper(), path.replace("{model}", "digits").replace("{version}", "1")
+            yield method.upper(), path.replace("{model}", "digits")
 
 
 @pytest.mark.parametrize(("method", "path"), every_address())
@@ -88,14 +90,47 @@ def test_reload_of_what_did_not_change(guarded, client):
 
 
 def test_the_document_has_every_route(client):
-    routes = {path: {one.lower() for one in found} for path, found in client.app._routes().items()}
-    assert routes == {path: set(methods) for path, methods in DOCUMENT["paths"].items()}
+    routes = [
+        (path, one.lower())
+        for route in client.app.web.routes
+        for one in route.methods
+        for path in [route.path]
+    ]
+    paths = DOCUMENT["paths"]
+    assert sorted(routes) == sorted((path, one) for path in paths for one in paths[path])
     text = client.get("/openapi.json").text
-    assert json.loads(text) == DOCUMENT
+    assert set(json.loads(text)["paths"]) == set(paths)
     for name in re.findall(r"#/components/schemas/(\w+)", text):
         assert name in DOCUMENT["components"]["schemas"]
-    names = [one["operationId"] for found in DOCUMENT["paths"].values() for one in found.values()]
+    names = [one["operationId"] for found in paths.values() for one in found.values()]
     assert len(names) == len(set(names))
+
+
+def test_the_document_says_who_needs_the_token(client):
+    document = client.get("/openapi.json").json()
+    assert document["security"] == [{"token": []}, {}]
+    assert document["components"]["securitySchemes"]["token"]["scheme"] == "bearer"
+    paths = document["paths"]
+    open_ones = {path for path in paths for one in paths[path].values() if "security" in one}
+    assert open_ones == set(OPEN)
+
+
+def test_the_document_says_what_is_answered(client):
+    """Every answer is as its model, although nothing checks it when it is sent."""
+    schemas = client.get("/openapi.json").json()["components"]["schemas"]
+    assert "ValidationError" not in "".join(schemas)
+    form = [("a", ("x.png", picture())), ("a", ("y.png", b"y"))]
+    answer = client.post("/predict?explain=grad-cam", files=form).json()
+    for model, value in (
+        (documents.Results, answer),
+        (documents.About, client.get("/about").json()),
+        (documents.Labels, client.get("/labels").json()),
+        (documents.Error, client.get("/nothing").json()),
+    ):
+        model.model_validate(value, strict=True)
+    good, bad = answer["results"]
+    assert set(good) == set(schemas["Result"]["properties"])
+    assert set(bad) == set(schemas["Result"]["required"])
 
 
 @pytest.mark.parametrize("path", ["/", "/docs"])
@@ -115,6 +150,27 @@ def test_what_is_not_there_and_what_is_not_done(client):
     assert (answer.status_code, answer.headers["allow"]) == (405, "POST")
     assert client("HEAD", "/about").status_code == 200
     assert client.get("/v2/models/digits/versions/2").status_code == 404
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status", "words"),
+    [
+        ("GET", "/about/", 404, "there is nothing at '/about/'"),
+        ("GET", "/redoc", 404, "/docs"),
+        ("PUT", "/about", 405, "takes GET"),
+        ("OPTIONS", "/predict", 405, "takes POST"),
+        ("GET", "/labels?top=3", 400, "parameters allowed here: model. Received: 'top'"),
+        ("GET", "/v2/models/digits/versions/2", 404, "there is nothing at"),
+        ("POST", "/v2/models/digits/versions/1/infer?a=1", 400, "allowed here: none"),
+    ],
+)
+def test_what_the_framework_refuses_is_told_as_all_errors_are(client, method, path, status, words):
+    answer = client(method, path)
+    assert answer.status_code == status
+    assert set(answer.json()) == {"error"}
+    assert words in answer.json()["error"]
+    assert answer.headers["cache-control"] == "no-store"
+    assert answer.headers["x-content-type-options"] == "nosniff"
 
 
 def test_metrics(client):

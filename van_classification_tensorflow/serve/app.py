@@ -9,11 +9,16 @@ import sys
 import time
 import traceback
 from base64 import b64encode
-from collections.abc import Awaitable, Callable
 from functools import cached_property
 from hashlib import sha256
 from importlib.resources import files
-from typing import Any
+from typing import Annotated, Any
+
+from fastapi import FastAPI, Query, Request, Response
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.routing import Match
+from starlette.types import Message, Receive, Scope, Send
 
 from .. import __version__
 from ..explanation.last_stage import LAST_STAGE_METHODS
@@ -21,20 +26,24 @@ from ..images.decode import FORMATS
 from ..support.text import one_line, shown
 from . import protocol
 from .batching import GoneError
-from .http import Headers, HttpError, Receive, Reply, Request, Scope, Send, json_reply, send_reply
-from .models import Served
-from .openapi import DOCUMENT, docs_page
-from .predict import predict
+from .documents import ABOUT, SAID, NoParameters, OfModel, docs_page, secured
+from .http import HttpError, Json, check_query
+from .predict import Asked, predict
 from .service import Service
 
-Handler = Callable[[Request], Awaitable[Reply]]
-_CLOSE: Headers = ((b"connection", b"close"),)
 _CALM = 0.1  # seconds before a refusal, lest who asks again at once takes the cores from the others
-_HTML = b"text/html; charset=utf-8"
+_CLOSE = (b"connection", b"close")
+_ALWAYS = ((b"x-content-type-options", b"nosniff"), (b"cache-control", b"no-store"))
+# What answers without the token. `GET /about` then says less.
+_OPEN = frozenset(
+    {"/", "/about", "/docs", "/openapi.json", "/v2", "/v2/health/live", "/v2/health/ready"}
+)
+_MODEL = "/v2/models/{model}"
+_VERSION = f"{_MODEL}/versions/{protocol.VERSION}"  # the only one
 
 
 class App:
-    """The ASGI application.
+    """The ASGI application: FastAPI's, behind the check of the token, and counted.
 
     Args:
         service: What it serves.
@@ -43,127 +52,158 @@ class App:
     Attributes:
         draining: Whether the server is about to end: not ready any more, and each answer the last
             one of its connection.
+        web: Of FastAPI.
     """
 
     def __init__(self, service: Service, token: str | None):
         self.service = service
         self._token = None if token is None else token.encode()
         self.draining = False
-        self._pages: dict[str, tuple[str, dict[str, Handler]]] = {}
-        self._patterns: list[tuple[str, re.Pattern[str], dict[str, Handler]]] = []
-        for path, handlers in self._routes().items():
-            if "{" in path:
-                pattern = re.compile(re.sub(r"\\{\w+\\}", "([^/]+)", re.escape(path)))
-                self._patterns.append((path, pattern, handlers))
-            else:
-                self._pages[path] = path, handlers
+        of_errors = (HTTPException, RequestValidationError, GoneError, Exception)
+        self.web = FastAPI(
+            title="van serve",
+            version=__version__,
+            description=ABOUT,
+            openapi_url=None,
+            redirect_slashes=False,
+            exception_handlers=dict.fromkeys(of_errors, self._refusal),
+        )
+        self._add_routes()
 
-    def _routes(self) -> dict[str, dict[str, Handler]]:
-        model = "/v2/models/{model}"
-        routes: dict[str, dict[str, Handler]] = {
-            "/": {"GET": self._page},
-            "/about": {"GET": self._about},
-            "/labels": {"GET": self._labels},
-            "/predict": {"POST": self._predict},
-            "/reload": {"POST": self._reload},
-            "/metrics": {"GET": self._metrics},
-            "/docs": {"GET": self._docs},
-            "/openapi.json": {"GET": self._openapi},
-            "/v2": {"GET": self._server_metadata},
-            "/v2/health/live": {"GET": self._live},
-            "/v2/health/ready": {"GET": self._ready},
-        }
-        for path in (model, f"{model}/versions/{{version}}"):
-            routes[path] = {"GET": self._model_metadata}
-            routes[f"{path}/ready"] = {"GET": self._model_ready}
-            routes[f"{path}/infer"] = {"POST": self._infer}
-        return routes
+    def _add_routes(self) -> None:
+        for method, path, name, handler in (
+            ("GET", "/", "page", self._page),
+            ("GET", "/about", "about", self._about),
+            ("GET", "/labels", "labels", self._labels),
+            ("POST", "/predict", "predict", self._predict),
+            ("POST", "/reload", "reload", self._reload),
+            ("GET", "/metrics", "metrics", self._metrics),
+            ("GET", "/docs", "docs", self._docs),
+            ("GET", "/openapi.json", "openapi", self._openapi),
+            ("GET", "/v2", "server", self._server),
+            ("GET", "/v2/health/live", "live", self._live),
+            ("GET", "/v2/health/ready", "ready", self._ready),
+            ("GET", _MODEL, "model", self._model),
+            ("GET", f"{_MODEL}/ready", "model_ready", self._model_ready),
+            ("POST", f"{_MODEL}/infer", "infer", self._infer),
+            ("GET", _VERSION, "model", self._model),
+            ("GET", f"{_VERSION}/ready", "model_ready", self._model_ready),
+            ("POST", f"{_VERSION}/infer", "infer", self._infer),
+        ):
+            unique = f"{name}_version" if path.startswith(_VERSION) else name
+            self.web.add_api_route(
+                path, handler, methods=[method], operation_id=unique, **SAID[name]
+            )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answers one request."""
         if scope["type"] != "http":
             return
-        began = time.perf_counter()
-        request = Request(scope, receive)
+        began, status = time.perf_counter(), 500
+        if scope["method"] == "HEAD":  # whose body the connection leaves out
+            scope = {**scope, "method": "GET"}
+
+        async def answer(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status, headers = message["status"], [*message["headers"], *_ALWAYS]
+                if self.draining and _CLOSE not in headers:
+                    headers.append(_CLOSE)
+                message["headers"] = headers
+            await send(message)
+
         try:
-            reply = await self._answer(request)
+            self._check_token(scope)
+            check_query(scope["query_string"])
+            await self.web(scope, receive, answer)
         except HttpError as error:
-            reply = error.reply
-            if error.status == 429:
-                await asyncio.sleep(_CALM)
-            if error.reason:
-                self.service.metrics.refusals.labels(error.reason).inc()
-        except GoneError:  # nobody will read it
-            self.service.metrics.refusals.labels("client gone").inc()
-            reply = HttpError(499, "the client has gone").reply
-        except Exception:  # a mistake of this program: the others go on
+            refusal = await self._refusal(Request(scope), error)
+            await refusal(scope, receive, answer)
+        except Exception:  # a mistake of this program, which has been answered: the others go on
             traceback.print_exc(file=sys.stderr)
-            reply = HttpError(500, "a mistake of the server; its log says more").reply
-        closing = _CLOSE if self.draining and (b"connection", b"close") not in reply.headers else ()
-        await send_reply(send, reply, closing)
-        self.service.metrics.requests.labels(request.path or "other", str(reply.status)).inc()
-        if request.path:
-            self.service.metrics.seconds.labels(request.path).observe(time.perf_counter() - began)
+        self._count(scope, status, time.perf_counter() - began)
 
-    async def _answer(self, request: Request) -> Reply:
-        scope = request.scope
-        path, method = scope["path"], scope["method"]
-        found = self._pages.get(path)
+    def _count(self, scope: Scope, status: int, seconds: float) -> None:
+        """In the metrics, where all models are one address."""
+        found: Any = scope.get("route")  # of Starlette
         if found is None:
-            for name, pattern, handlers in self._patterns:
-                if match := pattern.fullmatch(path):
-                    found, request.wild = (name, handlers), match.groups()
-                    break
-        if found is None:
-            self._check_token(request)
-            raise HttpError(404, f"there is nothing at {shown(path)}; GET /docs says what there is")
-        request.path, handlers = found
-        if request.path not in _OPEN:
-            self._check_token(request)
-        handler = handlers.get("GET" if method == "HEAD" else method)
-        if handler is None:
-            allowed = ", ".join(handlers)
-            raise HttpError(405, f"{request.path} takes {allowed}", ((b"allow", allowed.encode()),))
-        return await handler(request)
+            known = (one for one in self.web.routes if one.matches(scope)[0] != Match.NONE)
+            found = next(known, None)
+        path = found.path if found else "other"
+        self.service.metrics.requests.labels(path, str(status)).inc()
+        if found:
+            self.service.metrics.seconds.labels(path).observe(seconds)
 
-    def _may(self, request: Request) -> bool:
+    async def _refusal(self, request: Request, error: Exception) -> Response:
+        """What is said of an error, and counted."""
+        if not isinstance(error, HttpError):
+            error = self._understood(request, error)
+        if error.status_code == 429:
+            await asyncio.sleep(_CALM)
+        if error.reason:
+            self.service.metrics.refusals.labels(error.reason).inc()
+        return Json({"error": error.detail}, error.status_code, error.headers)
+
+    def _understood(self, request: Request, error: Exception) -> HttpError:
+        """An error of FastAPI, or of this program, as one of ours."""
+        if isinstance(error, RequestValidationError):
+            return HttpError(400, self._wrong_parameter(request, error.errors()[0]))
+        if isinstance(error, GoneError):  # nobody will read it
+            return HttpError(499, "the client has gone", reason="client gone")
+        if not isinstance(error, HTTPException):
+            return HttpError(500, "a mistake of the server; its log says more")
+        path, text = shown(request.scope["path"]), error.detail
+        if error.status_code == 404:
+            text = f"there is nothing at {path}; GET /docs says what there is"
+        elif error.status_code == 405:
+            text = f"{path} takes {(error.headers or {})['Allow']}"
+        return HttpError(error.status_code, text, error.headers)
+
+    def _wrong_parameter(self, request: Request, found: dict[str, Any]) -> str:
+        """Of one that FastAPI refused: its document says what is allowed."""
+        name, path = found["loc"][-1], request.scope["route"].path
+        told = self.web.openapi()["paths"][path][request.method.lower()].get("parameters", ())
+        allowed = {one["name"]: one["description"] for one in told if one["in"] == "query"}
+        if name in allowed:
+            return f"`{name}`: {allowed[name]} Received: {shown(found['input'])}"
+        names = ", ".join(allowed) or "none"
+        return f"parameters allowed here: {names}. Received: {shown(name)}"
+
+    def _may(self, scope: Scope) -> bool:
         if self._token is None:
             return True
-        kind, _, token = request.header(b"authorization").partition(" ")
-        given = token.strip().encode("latin-1")
-        return kind.lower() == "bearer" and hmac.compare_digest(given, self._token)
+        kind, _, token = dict(scope["headers"]).get(b"authorization", b"").partition(b" ")
+        return kind.lower() == b"bearer" and hmac.compare_digest(token.strip(), self._token)
 
-    def _check_token(self, request: Request) -> None:
-        if not self._may(request):
+    def _check_token(self, scope: Scope) -> None:
+        if scope["path"] not in _OPEN and not self._may(scope):
             raise HttpError(
                 401,
                 "a token is needed: Authorization: Bearer TOKEN",
-                ((b"www-authenticate", b"Bearer"),),
+                {"WWW-Authenticate": "Bearer"},
                 "no token",
             )
 
     # --- Addresses ---
 
-    async def _page(self, request: Request) -> Reply:
-        page, policy = self._page_and_policy
-        return Reply(200, page, _HTML, policy)
+    async def _page(self) -> Response:
+        return self._page_with_policy
 
     @cached_property
-    def _page_and_policy(self) -> tuple[bytes, Headers]:
+    def _page_with_policy(self) -> Response:
         return _with_policy(files(__package__).joinpath("page.html").read_bytes())
 
-    async def _docs(self, request: Request) -> Reply:
-        page, policy = self._docs_and_policy
-        return Reply(200, page, _HTML, policy)
+    async def _docs(self) -> Response:
+        return self._docs_with_policy
 
     @cached_property
-    def _docs_and_policy(self) -> tuple[bytes, Headers]:
-        return _with_policy(docs_page().encode())
+    def _docs_with_policy(self) -> Response:
+        return _with_policy(docs_page(self.web.openapi()).encode())
 
-    async def _openapi(self, request: Request) -> Reply:
-        return json_reply(DOCUMENT)
+    async def _openapi(self) -> Response:
+        return Json(secured(self.web.openapi(), _OPEN))
 
-    async def _about(self, request: Request) -> Reply:
+    async def _about(self, request: Request) -> Response:
         limits = self.service.limits
         said: dict[str, Any] = {
             "version": __version__,
@@ -174,30 +214,31 @@ class App:
                 "pictures": limits.pictures,
             },
         }
-        if self._may(request):
+        if self._may(request.scope):
             models = self.service.models.all
             said["formats"] = list(FORMATS)
             said["explain"] = list(LAST_STAGE_METHODS) if any(one.methods for one in models) else []
             said["models"] = [one.about() for one in models]
-        return json_reply(said)
+        return Json(said)
 
-    async def _labels(self, request: Request) -> Reply:
-        model = self.service.model(request.query(("model",)).get("model", ""))
-        return json_reply({"labels": [one.name for one in model.classifier.classes]})
+    async def _labels(self, asked: Annotated[OfModel, Query()]) -> Response:
+        model = self.service.model(asked.model)
+        return Json({"labels": [one.name for one in model.classifier.classes]})
 
-    async def _predict(self, request: Request) -> Reply:
-        return await predict(self.service, request)
+    async def _predict(self, request: Request, asked: Annotated[Asked, Query()]) -> Response:
+        return await predict(self.service, request, asked)
 
-    async def _metrics(self, request: Request) -> Reply:
-        return Reply(200, self.service.metrics.text(), self.service.metrics.kind)
+    async def _metrics(self) -> Response:
+        metrics = self.service.metrics
+        return Response(metrics.text(), media_type=metrics.kind)
 
-    async def _reload(self, request: Request) -> Reply:
+    async def _reload(self) -> Response:
         if self._token is None:
             raise HttpError(
                 403, "only a server with a token can be told to reload; or send it SIGHUP"
             )
         try:
-            return json_reply({"reloaded": await self.reload()})
+            return Json({"reloaded": await self.reload()})
         except (ValueError, OSError, ModuleNotFoundError) as error:
             text = f"the old model serves on: {one_line(error)}"
             raise HttpError(409, text, reason="reload refused") from None
@@ -232,48 +273,35 @@ class App:
 
     # --- The Open Inference Protocol ---
 
-    async def _server_metadata(self, request: Request) -> Reply:
+    async def _server(self) -> Response:
         return protocol.server_metadata()
 
-    async def _live(self, request: Request) -> Reply:
-        return json_reply({"live": True})
+    async def _live(self) -> Response:
+        return Json({"live": True})
 
-    async def _ready(self, request: Request) -> Reply:
+    async def _ready(self) -> Response:
         self._check_ready()
-        return json_reply({"ready": True})
+        return Json({"ready": True})
 
     def _check_ready(self) -> None:
         if self.draining:
-            raise HttpError(503, "the server is about to end", ((b"retry-after", b"5"),))
+            raise HttpError(503, "the server is about to end", {"Retry-After": "5"})
 
-    def _named(self, request: Request) -> Served:
-        name, *version = request.wild
-        model = self.service.model(name)
-        if version and version[0] != protocol.VERSION:
-            raise HttpError(404, f"the only version is 1. Received: {shown(version[0])}")
-        return model
+    async def _model(self, model: str) -> Response:
+        return protocol.model_metadata(self.service.model(model))
 
-    async def _model_metadata(self, request: Request) -> Reply:
-        return protocol.model_metadata(self._named(request))
-
-    async def _model_ready(self, request: Request) -> Reply:
-        model = self._named(request)
+    async def _model_ready(self, model: str) -> Response:
+        name = self.service.model(model).name
         self._check_ready()
-        return json_reply({"name": model.name, "ready": True})
+        return Json({"name": name, "ready": True})
 
-    async def _infer(self, request: Request) -> Reply:
-        return await protocol.infer(self.service, request, self._named(request))
-
-
-# What answers without the token. `GET /about` then says less.
-_OPEN = frozenset({"/", "/about", "/docs", "/openapi.json"}) | {
-    "/v2",
-    "/v2/health/live",
-    "/v2/health/ready",
-}
+    async def _infer(
+        self, request: Request, model: str, _: Annotated[NoParameters, Query()]
+    ) -> Response:
+        return await protocol.infer(self.service, request, self.service.model(model))
 
 
-def _with_policy(page: bytes) -> tuple[bytes, Headers]:
+def _with_policy(page: bytes) -> Response:
     """A page, and what a browser may load and run of it: nothing but its own script and style."""
 
     def hashes(tag: bytes) -> str:
@@ -293,8 +321,5 @@ def _with_policy(page: bytes) -> tuple[bytes, Headers]:
             "frame-ancestors 'none'",
         )
     )
-    headers = (
-        (b"content-security-policy", policy.encode()),
-        (b"referrer-policy", b"no-referrer"),
-    )
-    return page, headers
+    headers = {"Content-Security-Policy": policy, "Referrer-Policy": "no-referrer"}
+    return Response(page, headers=headers, media_type="text/html")

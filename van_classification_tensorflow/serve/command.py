@@ -36,7 +36,7 @@ def run(request: ServeRequest) -> int:
     listener = _bound(request.host, request.port)  # first: that it is taken is told at once
     with listener, ThreadPoolExecutor(1, "open") as opener:
         opened = opener.submit(application, request)
-        from .server import GracefulServer  # and uvicorn, while the models are opened
+        from .server import GracefulServer  # and FastAPI and uvicorn, while the models are opened
 
         app = opened.result()
         for one in app.service.models.all:
@@ -97,10 +97,20 @@ def application(request: ServeRequest) -> App:
         OSError: They cannot be opened.
         ModuleNotFoundError: An engine is not installed.
     """
-    from .app import App
-    from .limits import Admission, Limits, Uploads
     from .metrics import Metrics
     from .models import Models, Served, give_back_memory
+
+    metrics = Metrics(lambda: admission.count, lambda: uploads.held)
+    by_name = request.by_name
+
+    def opened(name: str) -> Served:
+        watch = metrics.batches.labels(name).observe
+        return Served(name, request.options_of(by_name[name]), request.max_wait / 1000, watch)
+
+    models = Models([opened(name) for name in by_name], opened, request.workers or cores())
+    # Only now: `run` imports FastAPI meanwhile.
+    from .app import App
+    from .limits import Admission, Limits, Uploads
     from .service import Service
 
     limits = Limits(
@@ -112,14 +122,6 @@ def application(request: ServeRequest) -> App:
         queue=request.queue,
     )
     admission, uploads = Admission(limits), Uploads(limits.uploads)
-    metrics = Metrics(lambda: admission.count, lambda: uploads.held)
-    by_name = request.by_name
-
-    def opened(name: str) -> Served:
-        watch = metrics.batches.labels(name).observe
-        return Served(name, request.options_of(by_name[name]), request.max_wait / 1000, watch)
-
-    models = Models([opened(name) for name in by_name], opened, request.workers or cores())
     app = App(Service(models, limits, admission, uploads, metrics), request.secret)
     app.tell_models()
     give_back_memory()

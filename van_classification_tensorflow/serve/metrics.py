@@ -28,7 +28,7 @@ class Metrics:
         held: Gives how many bytes of bodies are held now.
     """
 
-    kind = CONTENT_TYPE_LATEST.encode()
+    kind = CONTENT_TYPE_LATEST
 
     def __init__(self, admitted: Callable[[], float], held: Callable[[], float]):
         self.registry = every = CollectorRegistry()

@@ -2,36 +2,54 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+from fastapi import Request, Response
+from pydantic import Field
 
+from ..explanation.last_stage import LAST_STAGE_METHODS
 from ..support.text import shown
-from .http import HttpError, Reply, Request, json_reply, whole
+from .documents import OF_MODEL, NoParameters
+from .http import HttpError, Json
 from .models import Answer, Map, PictureError, Question, Served
 from .service import Service
 from .uploads import body_of, uploads_of
 
-PARAMETERS = ("top", "model", "explain", "class")
+
+class Asked(NoParameters):
+    """The parameters of `POST /predict`."""
+
+    top: int = Field(
+        5, ge=1, le=100_000, description="Classes to name, best first: from 1 to 100000."
+    )
+    model: str = OF_MODEL
+    explain: str | None = Field(
+        None,
+        description="Show where the model looked.",
+        json_schema_extra={"enum": list(LAST_STAGE_METHODS)},
+    )
+    to_explain: str | None = Field(
+        None,
+        alias="class",
+        description="Name, WordNet id or position of the class to explain; else the best one.",
+    )
 
 
-async def predict(service: Service, request: Request) -> Reply:
+async def predict(service: Service, request: Request, asked: Asked) -> Response:
     """Answers each picture of a request by itself: one that cannot be read is an error alone."""
-    query = request.query(PARAMETERS)
-    model = service.model(query.get("model", ""))
-    top = whole(query, "top", 5, 100_000)
-    question = _question(model, query)
+    model = service.model(asked.model)
+    question = _question(model, asked)
     service.admission.check()
     with model.in_use():
         async with body_of(request, service.limits, service.uploads) as body:
             service.metrics.bytes.inc(len(body))
-            kind = request.header(b"content-type")
+            kind = request.headers.get("content-type", "")
             pictures = uploads_of(body, kind, service.limits.pictures)
             files = [one.data for one in pictures]
             found = await service.answers(model, files, question, request)
     results = [
-        _result(model, one.name, answer, question, top)
+        _result(model, one.name, answer, question, asked.top)
         for one, answer in zip(pictures, found, strict=True)
     ]
     good = sum(one["error"] is None for one in results)
@@ -41,7 +59,7 @@ async def predict(service: Service, request: Request) -> Reply:
     answer: dict[str, Any] = {"model": model.name, "results": results}
     if not good:
         answer["error"] = results[0]["error"] if len(results) == 1 else "no picture could be read"
-    return json_reply(answer, 200 if good else 422)
+    return Json(answer, 200 if good else 422)
 
 
 def _result(
@@ -65,13 +83,13 @@ def _result(
     return said
 
 
-def _question(model: Served, query: Mapping[str, str]) -> Question | None:
+def _question(model: Served, asked: Asked) -> Question | None:
     """What is to be explained, if anything.
 
     Raises:
         HttpError: There is no such method or class.
     """
-    method, wanted = query.get("explain"), query.get("class")
+    method, wanted = asked.explain, asked.to_explain
     if method is None:
         if wanted is not None:
             raise HttpError(400, "`class` goes with `explain`: it is the class to explain")

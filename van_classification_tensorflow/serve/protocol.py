@@ -15,25 +15,26 @@ from math import prod
 from typing import Any
 
 import numpy as np
+from fastapi import Request, Response
 
 from .. import __version__
 from ..spec.scores import probabilities
 from ..support.text import shown
-from .http import HttpError, Reply, Request, json_reply, parsed_json
+from .http import HttpError, Json, parsed_json
 from .models import Answer, PictureError, Served
 from .service import Service
 from .uploads import body_of
 
 VERSION = "1"
-_JSON_LENGTH = b"inference-header-content-length"
+_JSON_LENGTH = "inference-header-content-length"
 _OUTPUTS = ("logits", "probabilities")
 _MAX_ID = 1_000  # characters
 _KINDS = {np.dtype(np.float32): "FP32", np.dtype(np.uint8): "UINT8"}
 
 
-def server_metadata() -> Reply:
+def server_metadata() -> Response:
     """`GET /v2`."""
-    return json_reply(
+    return Json(
         {
             "name": "van-classification-tensorflow",
             "version": __version__,
@@ -42,10 +43,10 @@ def server_metadata() -> Reply:
     )
 
 
-def model_metadata(model: Served) -> Reply:
+def model_metadata(model: Served) -> Response:
     """`GET /v2/models/{model}`."""
     outputs = model.outputs
-    return json_reply(
+    return Json(
         {
             "name": model.name,
             "versions": [VERSION],
@@ -82,14 +83,13 @@ class _Asked:
     outputs: Mapping[str, bool]
 
 
-async def infer(service: Service, request: Request, model: Served) -> Reply:
+async def infer(service: Service, request: Request, model: Served) -> Response:
     """`POST /v2/models/{model}/infer`: all its pictures, or an error."""
-    request.query(())
     service.admission.check()
     with model.in_use():
         async with body_of(request, service.limits, service.uploads) as body:
             service.metrics.bytes.inc(len(body))
-            length = request.header(_JSON_LENGTH)
+            length = request.headers.get(_JSON_LENGTH, "")
             asked = await service.in_pool(_understood, model, body, length, service.limits.pictures)
             logits = await _logits(service, request, model, asked)
         service.metrics.pictures.labels(model.name, "answered").inc(len(logits))
@@ -266,7 +266,7 @@ def _wanted(record: dict[str, Any]) -> dict[str, bool]:
 # --- The answer ---
 
 
-def _reply(model: Served, asked: _Asked, logits: np.ndarray) -> Reply:
+def _reply(model: Served, asked: _Asked, logits: np.ndarray) -> Response:
     arrays = {"logits": logits}
     if "probabilities" in asked.outputs:
         found = probabilities(logits, model.classifier.activation)
@@ -285,7 +285,7 @@ def _reply(model: Served, asked: _Asked, logits: np.ndarray) -> Reply:
     if asked.id is not None:
         record["id"] = asked.id
     if not tail:
-        return json_reply(record)
+        return Json(record)
     head = json.dumps(record, separators=(",", ":")).encode()
-    length = ((_JSON_LENGTH, str(len(head)).encode()),)
-    return Reply(200, head + tail, b"application/octet-stream", length)
+    length = {_JSON_LENGTH: str(len(head))}
+    return Response(head + tail, headers=length, media_type="application/octet-stream")

@@ -91,7 +91,7 @@ class ServeRequest(ClassifierOptions):
                 "`host` can be reached by others, who then need a token: give --token-file, or "
                 f"--allow-anyone to let everybody in. Received: host={self.host!r}"
             )
-        for package in ("uvicorn", "httptools", "prometheus_client"):
+        for package in ("fastapi", "python_multipart", "uvicorn", "httptools", "prometheus_client"):
             if not is_installed(package):
                 raise missing("van serve", package.replace("_", "-"), "serve")
 

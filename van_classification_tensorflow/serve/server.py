@@ -44,7 +44,8 @@ class GracefulServer(Server):
         started: Callable[[], None] = lambda: None,
     ):
         # Of strangers' bytes, which are answered, nothing is said.
-        logging.getLogger("uvicorn").setLevel(logging.CRITICAL)
+        for name in ("uvicorn", "python_multipart"):
+            logging.getLogger(name).setLevel(logging.CRITICAL)
         super().__init__(
             Config(
                 app,

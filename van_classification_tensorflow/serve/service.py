@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from fastapi import Request
 
 from ..support.text import shown
 from .batching import Call, OverdueError, Tell
-from .http import HttpError, Request, busy
+from .http import HttpError, busy, is_gone
 from .limits import Admission, Limits, Uploads
 from .metrics import Metrics
 from .models import Answer, Models, PictureError, Question, Served
@@ -87,7 +88,7 @@ class Service:
         self, count: int, begin: Callable[[int, Tell, Call], None], request: Request
     ) -> list[Any]:
         with self.admission.enter(count):
-            call = Call(time.monotonic() + self.limits.timeout, lambda: request.gone)
+            call = Call(time.monotonic() + self.limits.timeout, lambda: is_gone(request))
             found = await _all(count, lambda i, tell: begin(i, tell, call))
         for one in found:
             if isinstance(one, OverdueError):

@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from urllib.parse import unquote
+
+from fastapi import Request
+from python_multipart.exceptions import FormParserError
+from python_multipart.multipart import MultipartParser, parse_options_header
+from starlette.requests import ClientDisconnect
 
 from ..support.text import printable, shown
-from .http import HttpError, Request
+from .http import HttpError
 from .limits import Limits, Uploads
 
-_CLOSE = ((b"connection", b"close"),)
-_MAX_PART_HEAD = 16_384  # bytes of the headers of a part
 _MAX_NAME = 255  # characters
-_BOUNDARY = re.compile(r"[ -~]{1,200}")
-_BINARY = "application/octet-stream"
-_PARAMETER = re.compile(r'\s*;\s*([\w*-]+)\s*=\s*(?:"((?:[^"\\]|\\.)*)"|([^\s;"]*))')
+_BOUNDARY = re.compile(rb"[ -~]{1,200}")
+_BINARY = b"application/octet-stream"
 
 
 @dataclass(frozen=True)
@@ -42,33 +43,32 @@ async def body_of(request: Request, limits: Limits, uploads: Uploads) -> AsyncIt
         HttpError: 400 it ended early; 408 too slow; 413 too large; 415 compressed; 429 too much is
             being uploaded.
     """
-    if request.header(b"content-encoding") not in ("", "identity"):
+    if request.headers.get("content-encoding", "") not in ("", "identity"):
         raise HttpError(415, "a compressed body is not taken: leave Content-Encoding out")
-    _check_length(request.header(b"content-length"), limits)
+    _check_length(request.headers.get("content-length", ""), limits)
     chunks: list[bytes] = []
     held = 0
     try:
         try:
             async with asyncio.timeout(limits.upload_seconds):
-                more = True
-                while more:
-                    message = await request.receive()
-                    if message["type"] == "http.disconnect":
-                        raise HttpError(400, "the body ended early", reason="client gone")
-                    chunk, more = message.get("body", b""), message.get("more_body", False)
+                async for chunk in request.stream():
                     if held + len(chunk) > limits.bytes:
                         raise _too_large(limits)
                     uploads.take(len(chunk))
                     held += len(chunk)
-                    chunks.append(chunk)
+                    chunks += [chunk] if chunk else []
+        except ClientDisconnect:
+            raise HttpError(400, "the body ended early", reason="client gone") from None
         except TimeoutError:
             raise HttpError(
                 408,
                 f"the body took longer than {limits.upload_seconds:g} s",
-                _CLOSE,
+                {"Connection": "close"},
                 "upload too slow",
             ) from None
-        yield chunks[0] if len(chunks) == 1 else b"".join(chunks)
+        body = b"".join(chunks)
+        chunks.clear()
+        yield body
     finally:
         uploads.give_back(held)
 
@@ -96,83 +96,98 @@ def uploads_of(body: bytes, content_type: str, most: int) -> list[Upload]:
         HttpError: 400 or 413 it has none, or too many, or is no such form; 415 it is of another
             type.
     """
-    kind = content_type.partition(";")[0].strip().lower()
-    if kind == "multipart/form-data":
-        found = []
-        for upload in _parts(body, _boundary_of(content_type)):
-            found.append(upload)
-            if len(found) > most:
-                raise HttpError(413, f"a request may have {most} pictures", reason="pictures")
-        if not found:
-            raise HttpError(400, "the form has no file")
-        return found
-    if kind and kind != _BINARY and not kind.startswith("image/"):
-        raise HttpError(
-            415,
-            "Content-Type must be image/..., application/octet-stream or multipart/form-data. "
-            f"Received: {shown(kind)}",
-        )
+    kind, options = parse_options_header(content_type)
+    if kind == b"multipart/form-data":
+        return _Form(body, options.get(b"boundary", b""), most).found
+    _check_type(kind)
     if not body:
         raise HttpError(400, "the body is empty: it must be a picture")
     return [Upload(None, body)]
 
 
-def _parameters(header: str) -> dict[str, str]:
-    """Of a header `word; name=value; name="value"`; up to the first that is none."""
-    found: dict[str, str] = {}
-    at = header.find(";")
-    # One after the other, never again from the middle: a stranger's header costs its length.
-    while at >= 0 and (one := _PARAMETER.match(header, at)):
-        name, quoted, plain = one.groups()
-        found[name.lower()] = plain if quoted is None else re.sub(r"\\(.)", r"\1", quoted)
-        at = one.end()
-    return found
-
-
-def _boundary_of(content_type: str) -> bytes:
-    boundary = _parameters(content_type).get("boundary", "")
-    if not _BOUNDARY.fullmatch(boundary):
-        raise HttpError(400, "multipart/form-data needs a boundary, 1 to 200 letters of ASCII")
-    return boundary.encode("ascii")
-
-
-def _parts(body: bytes, boundary: bytes) -> Iterator[Upload]:
-    """The files of a form (RFC 7578); whatever comes before and after it is passed over."""
-    mark, view = b"\r\n--" + boundary, memoryview(body)
-    if body.startswith(mark[2:]):
-        at = len(mark) - 2
-    else:
-        start = body.find(mark)
-        if start < 0:
-            raise HttpError(400, "the form does not begin with its boundary")
-        at = start + len(mark)
-    while body[at : at + 2] != b"--":
-        line = body.find(b"\r\n", at, at + 200)
-        if line < 0 or body[at:line].strip(b" \t"):
-            raise HttpError(400, "the form is damaged after a boundary")
-        end = body.find(mark, line)
-        if end < 0:
-            raise HttpError(400, "the form ends early: its last boundary is missing")
-        head_end = body.find(b"\r\n\r\n", line, min(line + _MAX_PART_HEAD, end + 2))
-        if head_end < 0:
-            raise HttpError(400, "a part of the form has no headers that end")
-        yield _upload(body[line:head_end].decode("utf-8", "replace"), view[head_end + 4 : end])
-        at = end + len(mark)
-
-
-def _upload(head: str, data: memoryview) -> Upload:
-    headers = {}
-    for line in head.split("\r\n"):
-        name, _, value = line.partition(":")
-        headers[name.strip().lower()] = value.strip()
-    said = _parameters(headers.get("content-disposition", ""))
-    kind = headers.get("content-type", "").partition(";")[0].strip().lower()
-    file = said.get("filename")
-    if "filename*" in said:
-        file = unquote(said["filename*"].rpartition("'")[2], errors="replace")
-    if file is None and kind != _BINARY and not kind.startswith("image/"):
-        field = shown(said.get("name", ""))
+def _check_type(kind: bytes) -> None:
+    if kind and not _is_of_picture(kind):
         raise HttpError(
-            400, f"the form has a field {field} that is no file; options are given in the address"
+            415,
+            "Content-Type must be image/..., application/octet-stream or multipart/form-data. "
+            f"Received: {shown(kind.decode('latin-1'))}",
         )
-    return Upload(printable(file)[:_MAX_NAME] if file else None, data)
+
+
+def _is_of_picture(kind: bytes) -> bool:
+    return kind == _BINARY or kind.startswith(b"image/")
+
+
+class _Form:
+    """A form (RFC 7578) that is there as a whole; its files are views of it.
+
+    Attributes:
+        found: The files.
+
+    Raises:
+        HttpError: 400, or 413 where it has too many files.
+    """
+
+    def __init__(self, body: bytes, boundary: bytes, most: int):
+        if not _BOUNDARY.fullmatch(boundary):
+            raise HttpError(400, "multipart/form-data needs a boundary, 1 to 200 letters of ASCII")
+        self.found: list[Upload] = []
+        self._body, self._most, self._ended = memoryview(body), most, False
+        self._check_marks(body, b"\r\n--" + boundary)
+        callbacks = {
+            "on_part_begin": self._begin,
+            "on_header_field": self._header_name,
+            "on_header_value": self._header_value,
+            "on_headers_finished": self._headers_end,
+            "on_part_data": self._part_data,
+            "on_part_end": self._part_end,
+            "on_end": self._end,
+        }
+        try:
+            MultipartParser(boundary, callbacks).write(body)
+        except FormParserError as error:
+            raise HttpError(400, f"the form is damaged: {error}") from None
+        if not self._ended:
+            raise HttpError(400, "the form ends early: its last boundary is missing")
+        if not self.found:
+            raise HttpError(400, "the form has no file")
+
+    def _check_marks(self, body: bytes, mark: bytes) -> None:
+        # Behind a boundary the parser goes on byte by byte, which takes seconds for millions.
+        if body.count(mark) > body.count(mark + b"\r\n") + body.count(mark + b"--"):
+            raise HttpError(400, "the form is damaged after a boundary")
+
+    # What the parser finds, each in one piece as the body is.
+
+    def _begin(self) -> None:
+        self._name, self._data = b"", self._body[:0]
+        self._headers: dict[bytes, bytes] = {}
+
+    def _header_name(self, data: bytes, start: int, end: int) -> None:
+        self._name = data[start:end].lower()
+
+    def _header_value(self, data: bytes, start: int, end: int) -> None:
+        self._headers[self._name] = data[start:end]
+
+    def _headers_end(self) -> None:
+        _, said = parse_options_header(self._headers.get(b"content-disposition"))
+        kind, _ = parse_options_header(self._headers.get(b"content-type"))
+        file = said.get(b"filename")
+        if file is None and not _is_of_picture(kind):
+            field = shown(said.get(b"name", b"").decode("utf-8", "replace"))
+            raise HttpError(
+                400,
+                f"the form has a field {field} that is no file; options are given in the address",
+            )
+        if len(self.found) == self._most:
+            raise HttpError(413, f"a request may have {self._most} pictures", reason="pictures")
+        self._file = printable(file.decode("utf-8", "replace"))[:_MAX_NAME] if file else None
+
+    def _part_data(self, data: bytes, start: int, end: int) -> None:
+        self._data = self._body[start:end]
+
+    def _part_end(self) -> None:
+        self.found.append(Upload(self._file, self._data))
+
+    def _end(self) -> None:
+        self._ended = True
