@@ -1,9 +1,11 @@
 """`van explain`: what it writes, for whom, and what it refuses."""
 
+import hashlib
 import json
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,6 +16,7 @@ from van_classification_tensorflow import VAN, Classifier, Preprocessing, cli, o
 from van_classification_tensorflow.datasets.digits import load_digits
 from van_classification_tensorflow.explanation import last_stage
 from van_classification_tensorflow.explanation.explain import Explainer
+from van_classification_tensorflow.support.files import asset
 
 
 @pytest.fixture(scope="module")
@@ -65,8 +68,11 @@ def test_a_folder(folder, tmp_path, capsys):
     with Image.open(output / first["maps"][0]["picture"]) as picture:
         assert picture.width == 32 * first["maps"][0]["enlarged"] == 256
     assert first["sheet"] == "a.sheet.png"
-    assert "a.grad-cam.block3_1.0.png" in out
-    assert record["weights"]["name"] == "digits"
+    assert f"{len(record['files']) + 1} files" in out
+    weights = Path(str(asset("digits.safetensors"))).read_bytes()
+    assert record["weights"]["sha256"] == hashlib.sha256(weights).hexdigest()
+    assert first["sha256"] == hashlib.sha256((folder / "a.png").read_bytes()).hexdigest()
+    assert "ONNX Runtime" in record["engine"]
     # What is written is what `LastStage` finds, which the golden files prove.
     classifier = Classifier("digits")
     images = classifier.prepare(str(folder / "a.png"))[0]
@@ -122,8 +128,10 @@ def test_every_method_and_layers(weights, photo, tmp_path, capsys):
     assert [one["class"] and one["class"]["index"] for one in picture["maps"]] == [None] * 5 + [
         2
     ] * 6
-    assert (output / "lka-kernel.block1_0.png").exists()
+    for name in ("lka-kernel", "receptive-field"):
+        assert (output / f"{name}.block1_0.png").exists()
     assert np.load(output / "lka-kernel.block1_0.npy").shape == (23, 23)
+    assert np.load(output / "receptive-field.block1_0.npy").shape == (64, 64)
     # The picture above the caption is `overlay` of what `explain` gives.
     image = Preprocessing(64)(Image.open(photo))[None]
     found = Explainer.of(model)(image, [2], "layer-cam", "block2_0")
@@ -139,7 +147,7 @@ def test_without_a_framework_the_same(weights, photo, tmp_path, capsys, monkeypa
     found = []
     for methods in (last_stage.LAST_STAGE_METHODS, ()):
         monkeypatch.setattr(
-            "van_classification_tensorflow.explanation.command.LAST_STAGE_METHODS", methods
+            "van_classification_tensorflow.explanation.ways.LAST_STAGE_METHODS", methods
         )
         output = tmp_path / str(len(found))
         options = "--method", *last_stage.LAST_STAGE_METHODS, "--class", "top", "house"
@@ -149,6 +157,56 @@ def test_without_a_framework_the_same(weights, photo, tmp_path, capsys, monkeypa
     assert len(found[0]) == 9  # eigen-cam is of no class
     for name, one in found[0].items():
         assert np.abs(one - found[1][name]).max() <= 1e-4 * np.abs(one).max(), name
+
+
+def test_layers_in_any_order_and_twice(weights, photo, tmp_path, capsys):
+    output = tmp_path / "out"
+    code, _, err = run(
+        capsys,
+        *(photo, "--weights", weights[0], "--output", output, "--method", "layer-cam", "layer-cam"),
+        *("--layer", "norm3", "block1_0", "block1_0"),
+    )
+    assert code == 0, err
+    shapes = {one.name.split(".")[2]: np.load(one).shape for one in output.glob("*.npy")}
+    assert shapes == {"norm3": (4, 4), "block1_0": (16, 16)}
+    assert len(list(output.iterdir())) == 5
+
+
+def test_a_turned_photo_lies_as_a_viewer_shows_it(weights, tmp_path, capsys):
+    """The overlay is upright and once only; the map, the frame and the numbers are of that."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    pixels = np.zeros((80, 120, 3), np.uint8)
+    pixels[:20, :20] = 255  # top left, which is top right when it is turned
+    Image.fromarray(pixels).save(tmp_path / "turned.png", exif=exif)
+    output = tmp_path / "out"
+    options = "--output", output, "--opacity", "0"
+    assert run(capsys, tmp_path / "turned.png", "--weights", weights[0], *options)[0] == 0
+    (picture,) = json.loads((output / "explanations.json").read_text())["pictures"]
+    assert (picture["width"], picture["height"]) == (80, 120)
+    (made,) = picture["maps"]
+    with Image.open(output / made["picture"]) as whole:
+        shown = np.asarray(whole.convert("L"))[: 120 * made["enlarged"]]
+    assert shown.shape[1] == 80 * made["enlarged"]
+    shown = shown[:: made["enlarged"], :: made["enlarged"]]
+    assert shown[2, 70] > 250  # the mark, outside of the frame or in it
+    assert shown[60, 40] == 0
+    assert shown[2, 5] < 200
+
+
+def test_a_list_a_pattern_and_a_picture_on_the_standard_input(folder, tmp_path):
+    bytes_of, given = (folder / "a.png").read_bytes(), f"{folder / 'a.png'}\n{folder / 'b.png'}\n"
+    for name, stdin, paths, count in (
+        ("list", given.encode(), ["-"], 2),
+        ("picture", bytes_of, ["-"], 1),
+        ("pattern", b"", [str(folder / "[ab].png")], 2),
+    ):
+        command = [sys.executable, "-m", "van_classification_tensorflow", "explain", *paths]
+        options = ["--weights", "digits", "--output", tmp_path / name]
+        done = subprocess.run([*command, *options], input=stdin, capture_output=True)
+        assert done.returncode == 0, done.stderr
+        record = json.loads((tmp_path / name / "explanations.json").read_text())
+        assert len(record["pictures"]) == count
 
 
 def test_keras_does_not_start_for_the_usual_maps(folder, tmp_path):
@@ -176,7 +234,9 @@ def test_keras_does_not_start_for_the_usual_maps(folder, tmp_path):
         (["--class", "DOG, wolf", "cat,"], "--class must be an index"),
         (["--class", "top0"], "--class must name one at least"),
         (["--method", "cam"], "--method must be of grad-cam"),
-        (["--layer", "block9_0"], "`?--layer`? must be a layer of|must be a layer"),
+        (["--layer", "block9_0"], "--layer must be all, or each .*Received: block9_0"),
+        (["--layer", "pool"], "--layer must be all, or each .*Received: pool"),
+        (["--method", "grad-cam", "lka", "--layer", "norm3"], "--layer must .*a block .*for lka"),
         (["--method", "saliency", "--layer", "block1_0"], "--layer must be left out for saliency"),
         (["--opacity", "2"], "--opacity must be from 0 to 1"),
         (["--batch-size", "0"], "--batch-size must be an integer >= 1"),

@@ -162,13 +162,14 @@ def test_empty_maps_say_why(model, images):
         explain(model, images)
 
 
-def test_noise_is_the_seeds(model, images):
-    one, same, other = (
-        explain(model, images, method="smooth-grad", samples=2, seed=seed) for seed in (0, 0, 1)
-    )
+def test_noise_is_the_seeds_and_no_other_pictures(model, images):
+    options = {"method": "smooth-grad", "samples": 2}
+    one, same, other = (explain(model, images, seed=seed, **options) for seed in (0, 0, 1))
     assert np.array_equal(one, same)
     assert not np.array_equal(one, other)
     assert one.shape == images.shape[:3]
+    assert off(explain(model, images[1:], **options), one[1:]) < TOLERANCE
+    assert off(explain(model, images, batch_size=1, **options), one) < TOLERANCE
 
 
 def test_new_weights_need_no_new_explainer_compiled(model, images):
@@ -190,6 +191,17 @@ def test_a_model_is_not_kept_compiled(images):
     keras.backend.clear_session()
     gc.collect()
     assert gone() is None
+
+
+def test_a_model_that_is_changed_is_explained_as_it_is_then(images):
+    made = keras.Sequential([keras.Input((64, 96, 3)), VAN(**MICRO, include_top=False)])
+    made.add(layers.Dense(4))
+    explain(made, images, 3)
+    made.pop()
+    made.add(layers.Dense(9, activation="softmax", name="other"))
+    assert Explainer.of(made)(images, 8).logits.shape == (2, 9)
+    assert Explainer.of(made)(images, 8).logits.sum(axis=1) != pytest.approx(1, abs=1e-3)
+    assert Explainer.of(made) is Explainer.of(made)
 
 
 @pytest.mark.parametrize(
@@ -220,6 +232,10 @@ def test_a_model_is_not_kept_compiled(images):
         ({"seed": -1}, "`seed` must be"),
         ({"images": np.zeros((2, 64, 96, 3), np.uint8)}, "must be floats, normalised.*uint8"),
         ({"images": np.zeros((64, 96, 3), np.float32)}, r"`images` must be \(N, H, W, C\)"),
+        ({"images": np.zeros((2, 64, 96, 1), np.float32)}, r"takes them: \(N, any, any, 3\)"),
+        ({"images": np.zeros((2, 3, 64, 96), np.float32)}, r"Received: \(2, 3, 64, 96\)"),
+        ({"images": np.full((2, 64, 96, 3), np.nan)}, "`images` must be finite numbers"),
+        ({"noise": 10.1}, "`noise` must be from 0 to 10"),
         ({"images": np.zeros((0, 64, 96, 3), np.float32)}, "`images` must be"),
     ],
     ids=str,

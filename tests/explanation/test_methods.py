@@ -1,10 +1,9 @@
 """Every method beside pytorch-grad-cam and captum on the authors' code.
 
-Golden: maps before ReLU (`raw`) and final ones of every layer and picture; what they hold is said
-in `GOLDEN_FILES` below. `block3` is the last block of stage 3, `norm3` the layer norm behind it.
+Golden: maps before ReLU (`raw`) and final ones (`map`, `map_sub`) of every layer and picture.
+`block3` is the last block of stage 3, `norm3` the layer norm behind it.
 """
 
-import keras
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
@@ -15,7 +14,6 @@ from van_classification_tensorflow.datasets.digits import MODEL, load_digits
 from van_classification_tensorflow.explanation import methods
 from van_classification_tensorflow.explanation.explain import Explainer
 
-# {file: (its model, test images)}; all of the largest value of what is compared.
 NAMES = ("micro", "digits")
 METHODS = {
     "gradcam": "grad-cam",
@@ -25,7 +23,7 @@ METHODS = {
     "eigencam": "eigen-cam",
     "scorecam": "score-cam",
 }
-TOLERANCE = 1e-4
+TOLERANCE = 1e-4  # in parts of the largest value of what is compared
 # Its weights are quotients of nearly equal numbers: the golden ones themselves are known to 7e-5
 # of a run in float64.
 TOLERANCES = {"grad-cam++": 1e-3}
@@ -199,8 +197,3 @@ def test_a_picture_alone_has_the_map_that_it_has_among_others_compiled(case):
     together = run(case.images, case.classes).gradients[0]
     alone = run(case.images[:1], case.classes[:1]).gradients[0]
     assert off(alone, together[:1]) < TOLERANCE
-
-
-def test_backend():
-    """Which one the numbers above are of."""
-    assert keras.backend.backend() in ("tensorflow", "jax", "torch")

@@ -68,7 +68,6 @@ def test_the_map_is_laid_on_bilinearly():
     ramp = np.linspace(0, 1, 5)[None]
     made = np.asarray(overlay(GREY, ramp, opacity=1.0))
     assert (made == made[0]).all()  # the same in every row
-    assert (luminance(made[0].astype(float)).round(1) >= 0).all()
     assert (np.diff(luminance(made[0].astype(float))) >= -0.5).all()
     # Half-pixel centres: the middle of the first of five is 10 pixels in.
     assert tuple(made[0, 5]) == (68, 1, 84)

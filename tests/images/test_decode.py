@@ -728,3 +728,16 @@ def test_the_source_is_not_changed(tmp_path):
     copy = shutil.copy(path, tmp_path / "b.png")
     open_image(path)
     assert path.read_bytes() == Path(copy).read_bytes()
+
+
+@pytest.mark.parametrize("turn", range(1, 9))
+@pytest.mark.parametrize("suffix", ["jpg", "png", "webp", "tiff"])
+def test_an_upright_picture_is_not_turned_again(tmp_path, turn, suffix):
+    exif = Image.Exif()
+    exif[0x0112] = turn
+    path = tmp_path / f"picture.{suffix}"
+    Image.linear_gradient("L").resize((30, 20)).save(path, exif=exif)
+    once = open_image(path)
+    twice = open_image(once)
+    assert once.size == twice.size == ((30, 20) if turn < 5 else (20, 30))
+    assert np.array_equal(np.asarray(once), np.asarray(twice))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -15,10 +15,11 @@ from ..engines.keras import on_accelerator
 from ..inference.in_memory import InMemory, decisive, look_at
 from ..model.blocks import LKA
 from ..spec.scores import ACTIVATIONS
-from ..support.checks import at_least, check_choice, check_flag, is_number, is_whole
+from ..support.checks import at_least, check_choice, check_flag, is_number
 from . import methods
 from .gradients import Differentiated, Found
-from .methods import METHODS, OWN_CLASS, ROUNDING, Explained
+from .kinds import GATE, METHODS, PIXELS
+from .methods import OWN_CLASS, ROUNDING, Explained
 
 _ON_GPUS = 1e-3  # where products are rounded to 10 bits, so much is nothing
 
@@ -61,8 +62,9 @@ def explain(
         batch_size: Pictures at once.
         steps: Of "integrated-gradients": points of the Gauss-Legendre rule.
         samples: Of "smooth-grad": noisy pictures.
-        noise: Of "smooth-grad": standard deviation, as a share of each picture's range.
-        seed: Of that noise.
+        noise: Of "smooth-grad": standard deviation, as a share of each picture's range, at
+            most 10.
+        seed: Of that noise, which is the same for every picture.
 
     Returns:
         (N, h, w), float32, of the layer's size; of several layers and of pixels (N, H, W). From 0
@@ -116,13 +118,15 @@ class Explainer:
 
     @classmethod
     def of(cls, model: keras.Model) -> Explainer:
-        """The one of this model."""
+        """The one of this model, as it is now: another where its layers have changed."""
         # In its dictionary, for as long as the model lives, and nothing that Keras should save.
-        name = "_explainer"
-        if not isinstance(model, keras.Model) or name not in vars(model):
-            made = cls(model)
-            vars(model)[name] = made
-        return vars(model)[name]
+        name, state = "_explainer", _state(model)
+        if state is None:
+            return cls(model)  # which refuses it
+        found = vars(model).get(name)
+        if found is None or found[0] != state:
+            found = vars(model)[name] = state, cls(model)
+        return found[1]
 
     def __call__(
         self,
@@ -143,11 +147,11 @@ class Explainer:
         at_least("steps", steps, 1)
         at_least("samples", samples, 1)
         at_least("seed", seed, 0)
-        if not is_number(noise) or not 0 <= noise < 10:
-            raise ValueError(f"`noise` must be a share from 0 on. Received: noise={noise!r}")
+        if not is_number(noise) or not 0 <= noise <= 10:
+            raise ValueError(f"`noise` must be from 0 to 10. Received: noise={noise!r}")
         images = self.checked(images)
-        wanted = self._checked_classes(class_index, images)
-        if at == "pixels":
+        wanted = methods.check_classes(class_index, len(images), self._outputs_for(images))
+        if at == PIXELS:
             if layer is not None:
                 raise ValueError(
                     f"`layer` must be left out for method={method!r}, which looks at the pixels. "
@@ -236,7 +240,7 @@ class Explainer:
             batch_size: As in `explain`.
         """
         layers = [self.layer(one) for one in names]
-        if METHODS[method].at == "gate":
+        if METHODS[method].at == GATE:
             layers = [_gate_of(one) for one in layers]
         back = method in methods.OF_GRADIENTS
         run = self.differentiated(*layers)
@@ -308,7 +312,6 @@ class Explainer:
         seed: int,
     ) -> Explained:
         attributions, logits, chosen = [], [], []
-        rng = np.random.default_rng(seed)
         for some, classes in _batches(images, wanted, batch_size):
             found = self.differentiated()(some, classes)
             self._check_outputs(found.logits)
@@ -316,8 +319,11 @@ class Explainer:
             if method == "smooth-grad":
                 axes = tuple(range(1, some.ndim))
                 span = noise * (some.max(axes, keepdims=True) - some.min(axes, keepdims=True))
-                added = span * rng.standard_normal((samples, *some.shape), dtype=np.float32)
-                attributions.append(self.smooth_grad(some, own, added))
+                shape = some.shape[1:]
+                added = [(seed, i) for i in range(samples)]
+                attributions.append(
+                    self.smooth_grad(some, own, (span * _noise(one, shape) for one in added))
+                )
             elif method == "integrated-gradients":
                 attributions.append(self.integrated_gradients(some, own, steps))
             else:
@@ -326,17 +332,24 @@ class Explainer:
             chosen.append(own)
         raw = np.concatenate(attributions).sum(axis=1 if self.channels_first else 3)
         maps = methods.pixels_to_unit(raw)
-        return Explained(
-            maps, raw, np.concatenate(logits), np.concatenate(chosen), "pixels", method
-        )
+        return Explained(maps, raw, np.concatenate(logits), np.concatenate(chosen), PIXELS, method)
 
-    def smooth_grad(self, images: np.ndarray, classes: np.ndarray, added: np.ndarray) -> np.ndarray:
-        """The mean of |gradient| over noisy pictures, as the images are; `added`: (S, N, ...)."""
-        run = self.differentiated()
+    def smooth_grad(
+        self, images: np.ndarray, classes: np.ndarray, added: Iterable[np.ndarray]
+    ) -> np.ndarray:
+        """The mean of |gradient| over noisy pictures, as the images are.
+
+        Args:
+            images: (N, ...).
+            classes: (N,).
+            added: The noise of each sample, (N, ...).
+        """
+        run, count = self.differentiated(), 0
         whole = np.zeros_like(images)
         for one in added:
             whole += np.abs(run(images + one.astype(np.float32), classes).gradients[0])
-        return whole / np.float32(len(added))
+            count += 1
+        return whole / np.float32(count)
 
     def integrated_gradients(
         self, images: np.ndarray, classes: np.ndarray, steps: int
@@ -359,37 +372,30 @@ class Explainer:
         return images.shape[2:] if self.channels_first else images.shape[1:3]
 
     def checked(self, images: Any) -> np.ndarray:
+        """The pictures as an array; raises `ValueError` where the model does not take them."""
         images = np.asarray(images)
+        layout = "(N, C, H, W)" if self.channels_first else "(N, H, W, C)"
         if images.ndim != 4 or not len(images):
-            raise ValueError(
-                "`images` must be (N, H, W, C), or (N, C, H, W) where the model takes them so, N "
-                f"at least 1. Received: {images.shape}"
-            )
+            raise ValueError(f"`images` must be {layout}, N at least 1. Received: {images.shape}")
         if not np.issubdtype(images.dtype, np.floating):
             raise ValueError(
                 "`images` must be floats, normalised as the model takes them "
                 f"(`preprocess_input`). Received: {images.dtype}"
             )
+        taken = self.model.input_shape if self._is_functional else images.shape
+        if any(a not in (None, b) for a, b in zip(taken[1:], images.shape[1:], strict=True)):
+            sizes = ", ".join("any" if size is None else str(size) for size in taken[1:])
+            raise ValueError(
+                f"`images` must be {layout} as {self.model.name!r} takes them: (N, {sizes}). "
+                f"Received: {images.shape}"
+            )
+        if not np.isfinite(images).all():
+            raise ValueError("`images` must be finite numbers. Received: some that are not")
         return images
 
-    def _checked_classes(self, class_index: Any, images: np.ndarray) -> np.ndarray:
-        """(N,), with `OWN_CLASS` for None."""
-        count = len(images)
-        if class_index is None:
-            return np.full(count, OWN_CLASS)
-        given = [class_index] * count if is_whole(class_index) else class_index
-        try:
-            wanted = np.asarray(given)
-        except ValueError:  # lists of several lengths
-            wanted = np.zeros(())
-        classes = max(self._outputs_for(images), 2)
-        is_right = wanted.shape == (count,) and np.issubdtype(wanted.dtype, np.integer)
-        if not is_right or wanted.min() < 0 or wanted.max() >= classes:
-            raise ValueError(
-                f"`class_index` must be None, a whole number from 0 to {classes - 1}, or one for "
-                f"each of the {count} pictures. Received: class_index={class_index!r}"
-            )
-        return wanted
+    @property
+    def _is_functional(self) -> bool:
+        return isinstance(self.model, (keras.Function, keras.Sequential))
 
     def _outputs_for(self, images: np.ndarray) -> int:
         if self._outputs is None:  # of a subclassed model
@@ -398,14 +404,23 @@ class Explainer:
         return self._outputs
 
     def _check_outputs(self, logits: np.ndarray) -> None:
-        """A subclassed model does not say what it ends with."""
-        if isinstance(self.model, (keras.Function, keras.Sequential)) or logits.shape[-1] == 1:
+        """They must be numbers, and logits: a subclassed model does not say what it ends with."""
+        methods.check_finite(logits)
+        if self._is_functional or logits.shape[-1] == 1:
             return
         if np.all(logits >= 0) and np.allclose(logits.sum(axis=-1), 1, atol=1e-3):
             raise ValueError(
                 f"`model` must give logits: the outputs of {self.model.name!r} are probabilities, "
                 "whose gradients say which other class falls. Leave its softmax out"
             )
+
+
+def _state(model: Any) -> list[Any] | None:
+    """What was compiled for a model is of: its layers, and what they end with."""
+    if not isinstance(model, keras.Model):
+        return None
+    every = model._flatten_layers()
+    return [part for one in every for part in (id(one), id(getattr(one, "activation", None)))]
 
 
 def _layers_of(model: keras.Model) -> Iterator[Any]:
@@ -454,6 +469,11 @@ def _gate_of(layer: Any) -> Any:
             f"`layer` must be a block for method='lka'. Received: layer={layer.name!r}"
         )
     return gates[0].conv1
+
+
+def _noise(seed: tuple[int, int], shape: tuple[int, ...]) -> np.ndarray:
+    """The same for a picture alone and among others, whatever the batches."""
+    return np.random.default_rng(seed).standard_normal(shape, dtype=np.float32)
 
 
 def _of_class(logits: np.ndarray, classes: np.ndarray) -> np.ndarray:

@@ -36,6 +36,7 @@ class Names:
 
     def __init__(self) -> None:
         self._taken: set[str] = set()
+        self._last: dict[str, int] = {}
         self.files: list[str] = []
 
     def stem(self, path: str) -> str:
@@ -43,10 +44,11 @@ class Names:
         plain = Path(path).name.rsplit(".", 1)[0] if path != "-" else "picture"
         plain = "".join(one if one.isalnum() or one in "-_" else "_" for one in plain)[:80]
         plain = plain.encode("ascii", "replace").decode().replace("?", "_") or "picture"
-        number, found = 1, plain
-        while found.lower() in self._taken:  # on some systems they are the same
+        key = plain.lower()  # on some systems large letters are the same
+        number = self._last.get(key, 0) + 1
+        while (found := plain if number == 1 else f"{plain}-{number}").lower() in self._taken:
             number += 1
-            found = f"{plain}-{number}"
+        self._last[key] = number
         self._taken.add(found.lower())
         return found
 

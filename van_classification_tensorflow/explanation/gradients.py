@@ -214,8 +214,7 @@ def _by_tensorflow(of: Differentiated) -> Callable:
 
     run = partial(of.model, training=False)
 
-    @tf.function(reduce_retracing=True, autograph=False)
-    def compiled(images, wanted, back):
+    def traced(images, wanted, back):
         kept: list[Any] = []
         with tf.GradientTape(watch_accessed_variables=False) as tape:
 
@@ -228,7 +227,24 @@ def _by_tensorflow(of: Differentiated) -> Callable:
         gradients = tape.gradient(score, kept, unconnected_gradients="zero") if back else []
         return kept, gradients, logits, chosen
 
-    return lambda images, wanted, back: compiled(tf.constant(images), tf.constant(wanted), back)
+    functions: dict[Any, Any] = {}
+
+    def with_shapes(images, wanted, back):
+        if tf.config.functions_run_eagerly():
+            return traced(tf.constant(images), tf.constant(wanted), back)
+        # One for each size of pictures, and any number of them: TensorFlow's own choice among its
+        # traces would warn that there are many.
+        key = images.shape[1:], back
+        if key not in functions:
+            signature = (
+                tf.TensorSpec((None, *images.shape[1:]), tf.float32),
+                tf.TensorSpec((None,), tf.int32),
+            )
+            made = tf.function(partial(traced, back=back), autograph=False)
+            functions[key] = made.get_concrete_function(*signature)
+        return functions[key](tf.constant(images), tf.constant(wanted))
+
+    return with_shapes
 
 
 def _by_jax(of: Differentiated) -> Callable:
@@ -261,6 +277,11 @@ def _by_jax(of: Differentiated) -> Callable:
         return kept, gradients, logits, chosen
 
     def with_state(images, wanted, back):
+        if any(variable.value is None for variable in model.variables):
+            raise ValueError(
+                "`model` is being trained: on JAX its weights are elsewhere until the epoch ends. "
+                "Explain it in `on_epoch_end`"
+            )
         trainable = [variable.value for variable in model.trainable_variables]
         others = [variable.value for variable in model.non_trainable_variables]
         return compiled(trainable, others, images, wanted, back=back)

@@ -16,10 +16,12 @@ from ..engines.graph_runner import GraphRunner
 from ..engines.onnx_graph import onnx_model
 from ..spec.architecture import Architecture
 from ..spec.config import patches, stage_kernel_stride
-from ..support.checks import check_choice, is_whole
+from ..spec.scores import best
+from ..support.checks import check_choice
 from ..weights.fold import fold
 from . import methods
-from .methods import METHODS, OF_GRADIENTS, Explained
+from .kinds import METHODS
+from .methods import OF_GRADIENTS, OWN_CLASS, Explained
 from .numpy_tail import Tail
 
 if TYPE_CHECKING:
@@ -79,13 +81,13 @@ class LastStage:
             ValueError: An argument is not allowed.
         """
         check_choice("method", method, LAST_STAGE_METHODS)
-        wanted = self._checked(class_index, len(images))
+        wanted = methods.check_classes(class_index, len(images), self.sizes.num_classes or 0)
         (found,) = self._runner(images)
         activation = np.moveaxis(found, 1, 3)
         normed, back_norm = self._tail.norm(activation)
         logits, back = self._tail.after_norm(normed)
-        own = logits[:, 0] > 0 if logits.shape[1] == 1 else logits.argmax(axis=1)
-        chosen = own.astype(np.int64) if wanted is None else wanted
+        methods.check_finite(logits)
+        chosen = np.where(wanted == OWN_CLASS, best(logits, are_probabilities=False), wanted)
         at_norm = METHODS[method].normed
         if method == "eigen-cam":
             raw = methods.eigen_cam(activation)
@@ -96,21 +98,6 @@ class LastStage:
                 method, looked_at, gradient if at_norm else back_norm(gradient)
             )
         return Explained(methods.to_unit(raw), raw, logits, chosen, self.layer(method), method)
-
-    def _checked(
-        self, class_index: int | Sequence[int] | np.ndarray | None, count: int
-    ) -> np.ndarray | None:
-        if class_index is None:
-            return None
-        given = [class_index] * count if is_whole(class_index) else class_index
-        wanted, classes = np.asarray(given), max(self.sizes.num_classes or 0, 2)
-        whole = wanted.shape == (count,) and np.issubdtype(wanted.dtype, np.integer)
-        if not whole or wanted.min() < 0 or wanted.max() >= classes:
-            raise ValueError(
-                f"`class_index` must be None, a whole number from 0 to {classes - 1}, or one for "
-                f"each of the {count} pictures. Received: class_index={class_index!r}"
-            )
-        return wanted.astype(np.int64)
 
 
 def _graph(

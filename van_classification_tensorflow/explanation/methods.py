@@ -8,64 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+
+from ..support.checks import is_whole
+from ..support.text import shown
 
 OWN_CLASS = -1  # of a picture, in place of an index: the class with the largest logit
 # Where a map is this small beside the numbers it is the sum of, it is nothing but their rounding.
 ROUNDING = {"float32": 3e-5, "float16": 2e-2, "bfloat16": 5e-2}
-
-
-@dataclass(frozen=True)
-class Method:
-    """A way to explain.
-
-    Args:
-        about: What it shows, for `--help`.
-        source: Where it was published.
-        at: What it looks at: "layer", "gate" (the large-kernel attention's) or "pixels".
-        by_class: Whether the map is of a class; otherwise it is the same for all.
-        normed: Whether its default layer is a stage's norm instead of the last block: in front of
-            a layer norm, the sum of gradient x activation over the channels is zero.
-    """
-
-    about: str
-    source: str
-    at: str = "layer"
-    by_class: bool = True
-    normed: bool = False
-
-
-METHODS = {
-    "grad-cam": Method("channels weighted by their mean gradient", "arXiv 1610.02391, Eq. 1, 2"),
-    "grad-cam++": Method("Grad-CAM for several objects of a class", "arXiv 1710.11063, Eq. 19"),
-    "hires-cam": Method(
-        "gradient x activation, position by position", "arXiv 2011.08891, Eq. 3", normed=True
-    ),
-    "layer-cam": Method("positive gradient x activation", "doi 10.1109/TIP.2021.3089943, Eq. 4"),
-    "eigen-cam": Method(
-        "first principal component of the activation", "arXiv 2008.00299, Eq. 5", by_class=False
-    ),
-    "score-cam": Method(
-        "channels weighted by the score of what they let through; a pass for each channel",
-        "arXiv 1910.01279, Alg. 1",
-    ),
-    "lka": Method(
-        "the large-kernel attention's own gate, its mean magnitude",
-        "arXiv 2202.09741, Eq. 1",
-        at="gate",
-        by_class=False,
-    ),
-    "saliency": Method("|gradient| of the pixels", "arXiv 1312.6034, Sec. 3", at="pixels"),
-    "smooth-grad": Method(
-        "|gradient| of the pixels, averaged over noise", "arXiv 1706.03825, Sec. 2", at="pixels"
-    ),
-    "integrated-gradients": Method(
-        "what each pixel adds to the score, from a mean grey picture on",
-        "arXiv 1703.01365, Eq. 1",
-        at="pixels",
-    ),
-}
 
 
 def grad_cam(activation: np.ndarray, gradient: np.ndarray) -> np.ndarray:
@@ -210,26 +162,30 @@ def to_unit(raw: np.ndarray) -> np.ndarray:
 
 
 def pixels_to_unit(raw: np.ndarray) -> np.ndarray:
-    """(N, H, W) of single pixels -> their magnitude from 0 to 1, each map by itself.
+    """(N, H, W) of single pixels -> the positive part from 0 to 1, each map by itself.
 
     The hundredth part that is largest is all 1: a few pixels would hide the others.
     """
-    found = np.abs(raw)
+    found = np.maximum(raw, 0)
     most = np.quantile(found, 0.99, axis=(1, 2), keepdims=True)
     most = np.where(most > 0, most, found.max(axis=(1, 2), keepdims=True))
     return np.clip(found / np.maximum(most, np.float32(1e-30)), 0, 1).astype(np.float32)
 
 
-def enlarged(maps: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+def enlarged(
+    maps: np.ndarray, size: tuple[int, int], rows: tuple[int, int] | None = None
+) -> np.ndarray:
     """(N, h, w) -> (N, H, W): bilinear, half-pixel centres, edges clamped.
 
     Args:
         maps: Of any size.
         size: (H, W).
+        rows: Give only these, from the first up to the second.
     """
     for axis, length in ((1, size[0]), (2, size[1])):
         steps = maps.shape[axis]
         at = (np.arange(length) + 0.5) * (steps / length) - 0.5
+        at = at[slice(*rows)] if rows is not None and axis == 1 else at
         maps = _between(maps, np.clip(at, 0, steps - 1), axis)
     return maps.astype(np.float32)
 
@@ -253,3 +209,41 @@ def _between(maps: np.ndarray, at: np.ndarray, axis: int) -> np.ndarray:
     share = (at - below).astype(np.float32).reshape(shape)
     low: np.ndarray = maps.take(below, axis)
     return low + (maps.take(above, axis) - low) * share
+
+
+def check_classes(class_index: Any, count: int, outputs: int) -> np.ndarray:
+    """(N,), the classes to explain, `OWN_CLASS` for None.
+
+    Args:
+        class_index: As in `explain`.
+        count: Of the pictures.
+        outputs: Of the model.
+
+    Raises:
+        ValueError: They are no classes of it, or not as many as pictures.
+    """
+    if class_index is None:
+        return np.full(count, OWN_CLASS)
+    given = [class_index] * count if is_whole(class_index) else class_index
+    try:
+        wanted = np.asarray(given)
+    except ValueError:  # lists of several lengths
+        wanted = np.zeros(())
+    classes = max(outputs, 2)
+    whole = wanted.shape == (count,) and np.issubdtype(wanted.dtype, np.integer)
+    if not whole or wanted.min() < 0 or wanted.max() >= classes:
+        raise ValueError(
+            f"`class_index` must be None, a whole number from 0 to {classes - 1}, or one for each "
+            f"of the {count} pictures. Received: class_index={shown(class_index)}"
+        )
+    return wanted.astype(np.int64)
+
+
+def check_finite(logits: np.ndarray) -> None:
+    """Raises `ValueError` where the model gives something that is no number."""
+    if not np.isfinite(logits).all():
+        which = int(np.argmin(np.isfinite(logits).all(axis=1)))
+        raise ValueError(
+            f"the model gives logits that are no finite numbers for picture {which}: there is "
+            "nothing to explain"
+        )

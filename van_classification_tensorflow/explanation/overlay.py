@@ -25,6 +25,9 @@ _VIRIDIS = (
 )
 _STOPS: np.ndarray = np.array([tuple(bytes.fromhex(one)) for one in _VIRIDIS.split()], np.float32)
 _NOT_SEEN = 0.35  # of the picture's contrast is left outside the crop
+CELL = 240  # pixels of a picture in a sheet
+_ACROSS = 8  # of them in a line
+_STRIP = 1 << 20  # pixels at a time
 _LEAST = 256  # pixels; smaller pictures are enlarged by a whole number
 _OTHER_FONTS = ("DejaVuSans.ttf", "NotoSans-Regular.ttf", "Arial Unicode.ttf", "arial.ttf")
 _INK, _QUIET, _PAPER, _LINE = (26, 27, 30), (95, 99, 104), (255, 255, 255), (205, 208, 212)
@@ -32,11 +35,17 @@ _INK, _QUIET, _PAPER, _LINE = (26, 27, 30), (95, 99, 104), (255, 255, 255), (205
 
 def colours(values: np.ndarray) -> np.ndarray:
     """Numbers from 0 to 1 as colours: (...,) -> (..., 3), uint8."""
-    at = np.clip(values, 0, 1) * (len(_STOPS) - 1)
-    below = np.minimum(at.astype(int), len(_STOPS) - 2)
-    share = (at - below)[..., None].astype(np.float32)
-    found = _STOPS[below] * (1 - share) + _STOPS[below + 1] * share
-    return np.rint(found).astype(np.uint8)
+    at = np.multiply(values, len(_COLOURS) - 1, dtype=np.float32)
+    return _COLOURS[np.clip(np.rint(at), 0, len(_COLOURS) - 1).astype(np.uint16)]
+
+
+def _between_stops(count: int) -> np.ndarray:
+    at, stops = np.linspace(0, len(_STOPS) - 1, count), np.arange(len(_STOPS))
+    made = [np.interp(at, stops, _STOPS[:, channel]) for channel in range(3)]
+    return np.rint(np.stack(made, axis=1)).astype(np.uint8)
+
+
+_COLOURS = _between_stops(1024)
 
 
 def overlay(
@@ -74,25 +83,33 @@ def overlay(
         )
     if not is_number(opacity) or not 0 <= opacity <= 1:
         raise ValueError(f"`opacity` must be from 0 to 1. Received: opacity={opacity!r}")
-    picture = open_image(image).convert("L")
-    grey = np.asarray(picture, np.float32)[..., None].repeat(3, axis=2)
-    whole = 0.0, 0.0, float(picture.width), float(picture.height)
-    box = whole if preprocessing is None else preprocessing.box(picture.width, picture.height)
-    left, top, right, bottom = _whole_pixels(box, picture.size)
-    shown = _over_box(map, box, (left, top, right, bottom))
-    inside = grey[top:bottom, left:right]
-    inside += np.float32(opacity) * (colours(shown) - inside)
-    made = 255 - _NOT_SEEN * (255 - grey)
-    made[top:bottom, left:right] = inside
-    result = Image.fromarray(np.rint(made).astype(np.uint8))
-    if (left, top, right, bottom) != (0, 0, *picture.size):
-        draw = ImageDraw.Draw(result)
-        width = max(1, round(min(picture.size) / 200))
+    grey = open_image(image).convert("L")
+    size = grey.size
+    box = whole_pixels((0, 0, *size) if preprocessing is None else preprocessing.box(*size), size)
+    left, top, right, bottom = box
+    faint = 255 - _NOT_SEEN * (255 - np.arange(256))
+    made = grey.point([round(one) for one in faint]).convert("RGB")
+    inside = grey.crop(box).convert("RGB")
+    rows = max(1, _STRIP // (right - left))
+    shape = bottom - top, right - left
+    for start in range(0, shape[0], rows):  # a large picture needs no more memory than a small one
+        part = start, min(start + rows, shape[0])
+        shade = Image.fromarray(colours(_rows_of(map, shape, part)))
+        strip = inside.crop((0, part[0], shape[1], part[1]))
+        made.paste(Image.blend(strip, shade, opacity), (left, top + start))
+    if box != (0, 0, *size):
+        width = max(1, round(min(size) / 200))
+        draw = ImageDraw.Draw(made)
         draw.rectangle((left, top, right - 1, bottom - 1), outline=(255, 255, 255), width=width)
-    return result
+    return made
 
 
-def _whole_pixels(
+def _rows_of(map: np.ndarray, shape: tuple[int, int], rows: tuple[int, int]) -> np.ndarray:
+    """Some rows of a map that is enlarged to (H, W)."""
+    return enlarged(map[None].astype(np.float32), shape, rows)[0]
+
+
+def whole_pixels(
     box: tuple[float, float, float, float], size: tuple[int, int]
 ) -> tuple[int, int, int, int]:
     """The pixels of a box, at least one, within a picture of (width, height)."""
@@ -104,14 +121,6 @@ def _whole_pixels(
         for low, high, most in ((box[0], box[2], size[0]), (box[1], box[3], size[1]))
     )
     return left, top, right, bottom
-
-
-def _over_box(
-    map: np.ndarray, box: tuple[float, float, float, float], pixels: tuple[int, int, int, int]
-) -> np.ndarray:
-    """The map at each pixel of the box."""
-    left, top, right, bottom = pixels
-    return enlarged(map[None].astype(np.float32), (bottom - top, right - left))[0]
 
 
 # --- Words and legends ---
@@ -194,8 +203,14 @@ def sheet(rows: Sequence[tuple[str, Sequence[tuple[str, Image.Image | None]]]]) 
 
     Args:
         rows: (what the row is of, (what stands under a picture, the picture; None: there is none)).
+            More than eight pictures take several lines.
     """
-    cell, margin, unit = 240, 16, 14
+    rows = [
+        (name if start == 0 else "", cells[start : start + _ACROSS])
+        for name, cells in rows
+        for start in range(0, len(cells), _ACROSS)
+    ]
+    cell, margin, unit = CELL, 16, 14
     columns = max(len(cells) for _, cells in rows)
     words = [[_wrapped(text, unit, cell)[:3] for text, _ in cells] for _, cells in rows]
     thumbs = [[_thumb(one, cell) for _, one in cells] for _, cells in rows]

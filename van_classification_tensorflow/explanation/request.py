@@ -13,22 +13,9 @@ from ..support.options import option, same_as
 from ..support.text import printable
 from ..weights.address import address_of
 from .folder import check
+from .kinds import METHODS, PIXELS
 
-_BEST = re.compile(r"top(\d*)")
-# Of `methods.METHODS`, which takes NumPy, and `--help` does without.
-NAMES = (
-    "grad-cam",
-    "grad-cam++",
-    "hires-cam",
-    "layer-cam",
-    "eigen-cam",
-    "score-cam",
-    "lka",
-    "saliency",
-    "smooth-grad",
-    "integrated-gradients",
-)
-OF_PIXELS = ("saliency", "smooth-grad", "integrated-gradients")
+_BEST = re.compile(r"top(\d{0,6})")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,7 +66,7 @@ class ExplainRequest:
         metavar="CLASS",
     )
     methods: tuple[str, ...] = option(
-        f"how: {', '.join(NAMES)}; several may be given (default: {{default}})",
+        f"how: {', '.join(METHODS)}; several may be given (default: {{default}})",
         ("grad-cam",),
         flag="--method",
         metavar="METHOD",
@@ -116,11 +103,11 @@ class ExplainRequest:
             if not is_number(value) or not 0 <= value <= most:
                 raise ValueError(f"`{name}` must be from 0 to {most}. Received: {name}={value!r}")
         for one in self.methods:
-            if one not in NAMES:
+            if one not in METHODS:
                 raise ValueError(
-                    f"`methods` must be of {', '.join(NAMES)}. Received: {printable(one)}"
+                    f"`methods` must be of {', '.join(METHODS)}. Received: {printable(one)}"
                 )
-        pixels = [one for one in self.methods if one in OF_PIXELS]
+        pixels = [one for one in self.methods if METHODS[one].at == PIXELS]
         if self.layers is not None and len(pixels) == len(self.methods):
             raise ValueError(
                 f"`layers` must be left out for {', '.join(pixels)}, which look at the pixels. "

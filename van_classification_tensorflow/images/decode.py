@@ -412,6 +412,10 @@ _TURNS = {
 }
 
 
+# Where Pillow looks for a picture's orientation.
+_SAY_HOW_IT_LIES = ("exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp")
+
+
 def _upright_8_bit(image: Image.Image) -> Image.Image:
     rawmode = str(image.tile[0][3]) if getattr(image, "tile", None) else ""  # before it is loaded
     kind = image.format
@@ -422,7 +426,10 @@ def _upright_8_bit(image: Image.Image) -> Image.Image:
     transparency = _transparency(image.info.get("transparency"), rawmode)
     with suppress(Exception):  # damaged EXIF data: a viewer shows the picture as it lies
         turn = _TURNS.get(image.getexif().get(0x0112))
-        image = image if turn is None else image.transpose(turn)
+        if turn is not None:
+            image = image.transpose(turn)
+            for name in _SAY_HOW_IT_LIES:  # no more: who is given it would turn it again
+                image.info.pop(name, None)
     is_signed = image.mode == "L" and tags.get(339) == (2,)
     if is_signed or image.mode in ("I", "F") or image.mode.startswith("I;16"):
         return _to_8_bit(image, tags, transparency)

@@ -9,6 +9,7 @@ from fastapi import Request, Response
 from pydantic import Field
 
 from ..explanation.last_stage import LAST_STAGE_METHODS
+from ..spec.labels import index_of
 from ..support.text import shown
 from .documents import OF_MODEL, NoParameters
 from .http import HttpError, Json
@@ -105,17 +106,10 @@ def _question(model: Served, asked: Asked) -> Question | None:
 
 def _class(model: Served, wanted: str) -> int:
     """The position of a class, given by its name, its WordNet id or its position."""
-    names = [(one.name, one.wnid) for one in model.classifier.classes]
-    found = [i for i, one in enumerate(names) if wanted in one]
-    if not found and wanted.isascii() and wanted.isdigit() and len(wanted) < 9:
-        found = [int(wanted)] if int(wanted) < len(names) else []
-    if not found:
-        raise HttpError(
-            400,
-            f"`class` must be a name of `GET /labels`, or its position, 0 to {len(names) - 1}. "
-            f"Received: {shown(wanted)}",
-        )
-    return found[0]
+    try:
+        return index_of(wanted, model.classifier.classes, "class")
+    except ValueError as error:
+        raise HttpError(400, f"{error}; GET /labels has all names") from None
 
 
 def _explanation(model: Served, method: str, found: Map, size: tuple[int, int]) -> dict[str, Any]:
