@@ -6,6 +6,7 @@ from contextlib import suppress
 from dataclasses import replace
 
 import httpx
+import numpy as np
 import pytest
 
 from van_classification_tensorflow.serve.http import HttpError
@@ -53,6 +54,19 @@ def test_forms():
 def test_names_of_files(disposition, name):
     (found,) = uploads_of(form(part(b"x", disposition)), FORM, 10)
     assert found.name == name
+
+
+def test_a_file_that_looks_like_a_boundary_comes_whole():
+    """Whatever of the boundary is in it: a parser may give such a file in pieces."""
+    rng = np.random.default_rng(0)
+    pieces = [b"\r\n", b"\r", b"\n", b"--", b"\r\n--", b"\r\n--x", b"\r\n--xy", bytes(range(256))]
+    for _ in range(500):
+        data = b"".join(pieces[i] for i in rng.integers(0, len(pieces), rng.integers(1, 60)))
+        if b"\r\n--xyz" in data:
+            continue
+        (found, other) = uploads_of(form(part(data), part(b"b")), FORM, 2)
+        assert bytes(found.data) == data
+        assert bytes(other.data) == b"b"
 
 
 def test_a_part_of_a_pictures_type_is_one():

@@ -169,12 +169,12 @@ class Drawing:
         height, width = field.shape
         lines = [
             f"mean |gradient| of the channels in the middle, {height} x {width} pixels, over "
-            f"{pictures} picture{'s' if pictures > 1 else ''} (arXiv 1701.04128)",
+            f"{pictures} picture{'s' if pictures > 1 else ''} (arXiv 1701.04128); its square root "
+            "is shown, or what lies far from the middle would hardly be seen",
             self.classifier.name,
         ]
         title = f"The effective receptive field of {layer}"
         caption = Caption(title, None, lines, ("nothing", "most"))
-        # The square root: what lies far from the middle would hardly be seen.
         picture = overlay(grey, np.sqrt(field), opacity=1.0)
         self._save(f"receptive-field.{layer}.png", with_caption(picture, caption))
         self._array(f"receptive-field.{layer}.npy", field)

@@ -157,10 +157,10 @@ class _Form:
         if body.count(mark) > body.count(mark + b"\r\n") + body.count(mark + b"--"):
             raise HttpError(400, "the form is damaged after a boundary")
 
-    # What the parser finds, each in one piece as the body is.
+    # What the parser finds; of a file it may give one piece after the other.
 
     def _begin(self) -> None:
-        self._name, self._data = b"", self._body[:0]
+        self._name, self._data, self._start = b"", self._body[:0], -1
         self._headers: dict[bytes, bytes] = {}
 
     def _header_name(self, data: bytes, start: int, end: int) -> None:
@@ -184,7 +184,8 @@ class _Form:
         self._file = printable(file.decode("utf-8", "replace"))[:_MAX_NAME] if file else None
 
     def _part_data(self, data: bytes, start: int, end: int) -> None:
-        self._data = self._body[start:end]
+        self._start = start if self._start < 0 else self._start
+        self._data = self._body[self._start : end]
 
     def _part_end(self) -> None:
         self.found.append(Upload(self._file, self._data))
