@@ -303,7 +303,7 @@ class Models:
 
     def __init__(self, served: Sequence[Served], again: Callable[[str], Served], workers: int):
         self._served, self._again = {one.name: one for one in served}, again
-        self.decoders = ThreadPoolExecutor(workers, thread_name_prefix="decode")
+        self.decoders = ThreadPoolExecutor(workers, thread_name_prefix="upload")
         self._one_reload = asyncio.Lock()
         self._tidying: asyncio.Task[None] | None = None
 
