@@ -32,6 +32,7 @@ class Command:
         run: Module and name of a function of that. What it returns, if it is not 0 or None, was
             found wrong, and makes the exit code 1.
         finding: In words, what that is.
+        stopped: What Ctrl-C does, for `--help`.
         usage: Instead of the one that argparse makes.
     """
 
@@ -39,6 +40,7 @@ class Command:
     request: str
     run: str
     finding: str = ""
+    stopped: str = "130 stopped by Ctrl-C"
     usage: str | None = None
 
 
@@ -88,6 +90,7 @@ COMMANDS: dict[str, Command | dict[str, Command]] = {
         "Answer pictures over HTTP: an API, a page, the protocol of KServe and Triton.",
         "serve.request:ServeRequest",
         "serve.command:run",
+        stopped="Ctrl-C ends it in good order, with 0, and at once when it comes twice",
     ),
     "convert": Command(
         "Convert a weight file of any known format and naming to another, bit for bit.",
@@ -180,12 +183,13 @@ def _add_commands(
         is_group = isinstance(command, dict)
         about = _GROUPS[name] if is_group else command.about
         finding = f", or {command.finding}" if not is_group and command.finding else ""
+        stopped = Command.stopped if is_group else command.stopped
         sub = chosen.add_parser(
             name,
             help=about,
             description=about,
-            epilog=f"Exit code: 0 done; 1 an error{finding}; 2 a wrong option; 130 stopped by "
-            "Ctrl-C; 141 the reader of the output has gone.",
+            epilog=f"Exit code: 0 done; 1 an error{finding}; 2 a wrong option; {stopped}; 141 the "
+            "reader of the output has gone.",
         )
         if name not in arguments:
             continue

@@ -1,12 +1,14 @@
 """Addresses, tokens, pages, metrics, and the end."""
 
 import json
+import os
 import re
 
 import pytest
 
 from van_classification_tensorflow.serve import documents
 from van_classification_tensorflow.serve.app import App
+from van_classification_tensorflow.support.files import asset
 
 from .conftest import picture
 
@@ -83,10 +85,30 @@ def test_models_by_name(guarded):
 def test_reload_of_what_did_not_change(guarded, client):
     answer = guarded.post("/reload", headers=bearer("secret"))
     assert answer.json()["reloaded"] == [
-        {"name": "digits", "changed": False},
-        {"name": "other", "changed": False},
+        {"name": "digits", "changed": False, "error": None},
+        {"name": "other", "changed": False, "error": None},
     ]
     assert client.post("/reload").status_code == 403
+
+
+def test_a_bad_file_keeps_no_other_from_being_taken_over(make_client, tmp_path):
+    digits = asset("digits.safetensors").read_bytes()
+    paths = [tmp_path / name for name in ("a.safetensors", "b.safetensors")]
+    for path in paths:
+        path.write_bytes(digits)
+    client = make_client(token="secret", weights=tuple(f"{one.stem}={one}" for one in paths))
+    paths[0].write_bytes(digits[: len(digits) // 2])
+    later = paths[1].stat().st_mtime_ns + 10**9
+    os.utime(paths[1], ns=(later, later))
+    answer = client.post("/reload", headers=bearer("secret"))
+    assert answer.status_code == 409
+    assert answer.json()["error"].startswith("the old model serves on: a: ")
+    first, second = answer.json()["reloaded"]
+    assert (first["changed"], bool(first["error"])) == (False, True)
+    assert second == {"name": "b", "changed": True, "error": None}
+    for name in "ab":
+        sent = {"content": picture(1), "headers": bearer("secret") | {"content-type": "image/png"}}
+        assert client.post(f"/predict?model={name}", **sent).status_code == 200
 
 
 def test_the_document_has_every_route(client):

@@ -13,7 +13,15 @@ from van_classification_tensorflow.serve.request import ServeRequest
 from van_classification_tensorflow.support.options import add_options
 
 PAGE = (Path(__file__).parents[2] / "docs" / "serve.md").read_text("utf-8")
-OF_OTHERS = {"--data-binary", "--no-cache-dir", "--no-deps", "--uid", "--read-only", "--cap-drop"}
+OF_OTHERS = {
+    "--mount",
+    "--data-binary",
+    "--no-cache-dir",
+    "--no-deps",
+    "--uid",
+    "--read-only",
+    "--cap-drop",
+}
 
 
 def blocks(kind):
@@ -47,7 +55,9 @@ def test_options_that_are_shown_are_there():
 
 def test_defaults_that_are_shown():
     given = {one.name: one.default for one in fields(ServeRequest)}
-    for name, value in re.findall(r"\| `--([\w-]+)` \| ([\d,]+) \|", PAGE):
+    shown = re.findall(r"\| `--([\w-]+)` \| ([\d,]+) \|", PAGE)
+    assert len(shown) > 4
+    for name, value in shown:
         assert float(value.replace(",", "")) == given[name.replace("-", "_")], name
     assert Uploads(Limits(1, 1, 1, 1, 1, 1).uploads).most == 256_000_000
 

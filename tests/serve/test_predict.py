@@ -95,3 +95,32 @@ def test_no_such_method(client):
     answer = client.post("/predict?explain=magic", content=picture(), headers=PNG)
     assert answer.status_code == 400
     assert "grad-cam" in answer.json()["error"]
+
+
+def test_an_explanation_changes_no_answer(make_client):
+    """Where the answer is an average over views, or of another engine, the map is of its class."""
+    flipped = make_client(flip=True, crops=5)
+    plain = flipped.post("/predict", content=picture(3), headers=PNG).json()
+    asked = flipped.post("/predict?explain=grad-cam", content=picture(3), headers=PNG).json()
+    (answer,), (explained,) = plain["results"], asked["results"]
+    assert explained["predictions"] == answer["predictions"]
+    assert explained["explanation"]["class"]["index"] == answer["predictions"][0]["index"]
+
+
+def test_what_is_no_number_is_said_of_the_picture(make_client, monkeypatch):
+    broken = make_client()
+    model = broken.app.service.model("")
+    monkeypatch.setattr(model, "_in_turn", lambda x: np.full((len(x), 10), np.nan, np.float32))
+    monkeypatch.setattr(model, "_engine", model._in_turn)
+    for path in ("/predict", "/predict?explain=grad-cam"):
+        answer = broken.post(path, content=picture(1), headers=PNG)
+        assert (answer.status_code, "no finite number" in answer.json()["error"]) == (422, True)
+
+
+def test_large_answers_are_made_beside_the_loop(client, monkeypatch):
+    monkeypatch.setattr("van_classification_tensorflow.serve.predict._MANY", 0)
+    monkeypatch.setattr("van_classification_tensorflow.serve.predict._LARGE", 0)
+    before = client.post("/predict?top=10", content=picture(1), headers=PNG)
+    assert before.status_code == 200
+    assert len(before.json()["results"][0]["predictions"]) == 10
+    assert client.post("/predict?top=1001", content=picture(1), headers=PNG).status_code == 400

@@ -111,6 +111,13 @@ BAD = {
     "too few": ({"json": {"inputs": [images(data=[0.5])]}}, "2048 numbers"),
     "ragged": ({"json": {"inputs": [images(data=[[1], [1, 2]])]}}, "2048 numbers"),
     "texts": ({"json": {"inputs": [images(data=["x"] * 2048)]}}, "2048 numbers"),
+    # NumPy would make each of them as wide as the longest: 570 MB, and 3.6 TiB.
+    "a long text": (
+        {"json": {"inputs": [images(data=["a" * 1000] + [""] * 9000)]}},
+        "2048 numbers",
+    ),
+    "longer ones": ({"json": {"inputs": [images(data=["a" * 10**6] + [""] * 10**5)]}}, "2048 num"),
+    "an object": ({"json": {"inputs": [images(data=[{}] * 2048)]}}, "2048 numbers"),
     "nothing": ({"json": {"inputs": [images(data=None)]}}, "2048 numbers"),
     "too large numbers": ({"json": {"inputs": [images(data=[1e300] * 2048)]}}, "finite"),
     "whole ones": ({"json": {"inputs": [images(data=[10**400] * 2048)]}}, "2048 numbers|finite"),
@@ -180,3 +187,22 @@ def test_not_finite_bytes(client):
     answer = client.post(INFER, **binary({"inputs": [given]}, bad.tobytes()))
     assert answer.status_code == 400
     assert "finite" in answer.json()["error"]
+
+
+@pytest.mark.parametrize("piece", ["[],", "{},", "0,"])
+def test_json_of_too_many_values_is_not_read(client, piece):
+    """It would hold everything up for a second, and take twenty times its size."""
+    text = '{"inputs": [' + piece * 1_100_000
+    answer = client.post(INFER, content=text.encode())
+    assert answer.status_code == 413
+    assert "1,000,000 values: send tensors as binary data" in answer.json()["error"]
+
+
+def test_more_files_than_were_said_are_not_counted(client):
+    given = {"name": "pictures", "datatype": "BYTES", "shape": [1]}
+    given["parameters"] = {"binary_data_size": 4_000_000}
+    answer = client.post(INFER, **binary({"inputs": [given]}, bytes(4_000_000)))
+    assert (answer.status_code, "Received: more" in answer.json()["error"]) == (400, True)
+    del given["parameters"]
+    answer = client.post(INFER, json={"inputs": [given | {"data": ["x"] * 1000}]})
+    assert (answer.status_code, "Received: 1000" in answer.json()["error"]) == (400, True)

@@ -237,30 +237,33 @@ class App:
             raise HttpError(
                 403, "only a server with a token can be told to reload; or send it SIGHUP"
             )
-        try:
-            return Json({"reloaded": await self.reload()})
-        except (ValueError, OSError, ModuleNotFoundError) as error:
-            text = f"the old model serves on: {one_line(error)}"
-            raise HttpError(409, text, reason="reload refused") from None
+        said = await self.reload()
+        wrong = [f"{one['name']}: {one['error']}" for one in said if one["error"]]
+        if not wrong:
+            return Json({"reloaded": said})
+        self.service.metrics.refusals.labels("reload refused").inc()
+        text = f"the old model serves on: {'; '.join(wrong)}"
+        return Json({"error": text, "reloaded": said}, 409)
 
     async def reload(self) -> list[dict[str, Any]]:
-        """Takes over every file that is another one; what became of each model.
+        """Takes over every file that is another one, whatever becomes of the others.
 
-        Raises:
-            ValueError: A new file is refused; those before it have been taken over.
-            OSError: It cannot be opened.
+        Returns:
+            Of each model its name, whether it is another one now, and why it could not be; then
+            the old one serves on.
         """
         said = []
         for model in self.service.models.all:
+            error, changed = None, False
             try:
                 changed = await self.service.models.reload(model.name)
-            except Exception:
-                self.service.metrics.reloads.labels(model.name, "refused").inc()
-                raise
-            if changed:
-                self.service.metrics.reloads.labels(model.name, "taken over").inc()
+            except Exception as refused:  # whatever opening a file of others may raise
+                error = one_line(refused)
+            outcome = "refused" if error else "taken over"
+            if changed or error:
+                self.service.metrics.reloads.labels(model.name, outcome).inc()
                 self.tell_models()
-            said.append({"name": model.name, "changed": changed})
+            said.append({"name": model.name, "changed": changed, "error": error})
         return said
 
     def tell_models(self) -> None:

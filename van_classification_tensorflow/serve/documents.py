@@ -114,8 +114,11 @@ class Labels(BaseModel):
 
 
 class Changed(BaseModel):
+    """Of a model; `error` says why the old one serves on."""
+
     name: str
     changed: bool
+    error: str | None
 
 
 class Reloaded(BaseModel):

@@ -71,14 +71,21 @@ def check_query(text: bytes) -> None:
             raise HttpError(400, f"a parameter must be given once only. Received: {shown(name)}")
 
 
-def parsed_json(text: bytes | memoryview) -> Any:
+def parsed_json(text: bytes | memoryview, most: int) -> Any:
     """JSON of a stranger.
 
+    Args:
+        text: In UTF-8.
+        most: Values that it may hold, with a little room: each takes time, and memory.
+
     Raises:
-        HttpError: It is none, nested too deep, or has numbers that are none.
+        HttpError: It is none, nested too deep, has too many values, or numbers that are none.
     """
+    text = bytes(text)
+    if sum(text.count(one) for one in (b",", b"[", b"{")) > most:
+        raise HttpError(413, f"the JSON may have {most:,} values: send tensors as binary data")
     try:
-        return json.loads(bytes(text), parse_constant=_no_number)
+        return json.loads(text, parse_constant=_no_number)
     except RecursionError:
         raise HttpError(400, "the JSON is nested too deep") from None
     except ValueError as error:  # also of Unicode, and of whole numbers of thousands of digits

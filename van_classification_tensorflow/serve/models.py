@@ -21,6 +21,7 @@ from ..engines.runtimes import open_runtime
 from ..explanation.last_stage import LAST_STAGE_METHODS, LastStage
 from ..images.decode import ImageError
 from ..inference.classifier import Classifier
+from ..spec.scores import best
 from ..support.cores import cores
 from ..support.text import one_line, printable
 from ..weights.address import address_of
@@ -111,7 +112,7 @@ class Served:
         self._engine = self.chosen.engine
         self.explainer = _explainer(classifier)
         lanes, self._in_turn = self._lanes()
-        self.outputs, alone = self._warm(lanes)
+        self.outputs, lanes, alone = self._warm(lanes)
         self.batcher = Batcher(
             self._run,
             lanes=lanes,
@@ -131,23 +132,26 @@ class Served:
             return cores(), open_runtime(self.weights, threads=1)
         return 1, engine
 
-    def _warm(self, lanes: int) -> tuple[int, bool]:
+    def _warm(self, lanes: int) -> tuple[int, int, bool]:
         """Runs each program once.
 
         Returns:
-            How many numbers it gives for a picture, and whether a single one has a program of its
-            own, on all cores, which gives the same and is done sooner.
+            How many numbers it gives for a picture, how many may run at a time, and whether a
+            single one has a program of its own, on all cores, which is done sooner.
         """
         picture = np.random.default_rng(0).random((1, *self.input_shape), np.float32)
         if self.dtype != np.float32:
             picture = (255 * picture).astype(self.dtype)
         alone, in_turn = self._engine(picture), self._in_turn(picture)
+        outputs = alone.shape[-1]
         if lanes == 1:
-            return alone.shape[-1], False
+            return outputs, 1, False
         allowed = TOLERANCES.get(self.chosen.precision, TOLERANCES["bfloat16"])
-        right = largest_difference([in_turn], [alone]) <= allowed
+        if not largest_difference([in_turn], [alone]) <= allowed:
+            self._in_turn = self._engine  # which has proved itself
+            return outputs, 1, False
         sooner = _seconds(self._engine, picture) < _SOONER * _seconds(self._in_turn, picture)
-        return alone.shape[-1], right and sooner
+        return outputs, lanes, sooner
 
     @contextlib.contextmanager
     def in_use(self) -> Iterator[None]:
@@ -206,13 +210,19 @@ class Served:
             tell(error)
             return
 
-        def done(found: Any) -> None:
-            tell(found if isinstance(found, Exception) else Answer(size, *found))
+        def classified(logits: Any) -> None:
+            if isinstance(logits, Exception) or question is None:
+                tell(logits if isinstance(logits, Exception) else Answer(size, logits))
+                return
 
-        if question is None:
-            self.batcher.submit(views, done, call)
-        else:
-            self._explaining.submit((views[:1], question), done, call)
+            def explained(found: Any) -> None:
+                tell(found if isinstance(found, Exception) else Answer(size, logits, found))
+
+            # The class is that of the answer, whose engine or views may be others.
+            index = int(best(logits[None], False)[0]) if question.index is None else question.index
+            self._explaining.submit((views[:1], question.method, index), explained, call)
+
+        self.batcher.submit(views, classified, call)
 
     def _prepared(self, data: bytes | memoryview) -> tuple[np.ndarray, tuple[int, int]]:
         try:
@@ -227,16 +237,19 @@ class Served:
         outputs = self.classifier.finished((self._engine if alone else self._in_turn)(views))
         ends = np.cumsum([len(one) for one in items])[:-1]
         means = (part.mean(axis=0) for part in np.split(outputs, ends))
-        return [_finite(one) or (one,) for one in means]
+        return [one if np.isfinite(one).all() else _no_number() for one in means]
 
     def _explain(self, items: list[Any], alone: bool) -> list[Any]:
-        made, explainer = [], self.explainer
+        made: list[Map | PictureError] = []
+        explainer = self.explainer
         assert explainer is not None  # noqa: S101 - else there are no methods
-        for views, question in items:
-            found = explainer(views, question.index, question.method)
-            index, empty = int(found.class_index[0]), bool(found.empty[0])
-            one = Map(found.maps[0], index, found.layer, empty)
-            made.append(_finite(found.logits[0]) or (found.logits[0], one))
+        for views, method, index in items:
+            try:
+                found = explainer(views, index, method)
+            except ValueError:  # it gives no finite numbers, unlike the engine
+                made.append(_no_number())
+            else:
+                made.append(Map(found.maps[0], index, found.layer, bool(found.empty[0])))
         return made
 
     def about(self) -> dict[str, Any]:
@@ -269,10 +282,7 @@ def _seconds(run: Callable[[np.ndarray], Any], picture: np.ndarray) -> float:
     return min(found)
 
 
-def _finite(logits: np.ndarray) -> PictureError | None:
-    """What is wrong with the logits of a picture; None where nothing is."""
-    if np.isfinite(logits).all():
-        return None
+def _no_number() -> PictureError:
     return PictureError("the model gives no finite number for it")
 
 
@@ -336,7 +346,11 @@ class Models:
             old = self._served[name]
             if state_of_weights(old.weights) == old.state:
                 return False
-            new = await asyncio.to_thread(self._again, name)
+            try:
+                new = await asyncio.to_thread(self._again, name)
+            except BaseException:
+                self._tidying = asyncio.create_task(asyncio.to_thread(give_back_memory))
+                raise
             self._served[name] = new
             old.retire()
             self._tidying = asyncio.create_task(_tidied(old))

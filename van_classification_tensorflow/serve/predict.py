@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -15,15 +16,16 @@ from .documents import OF_MODEL, NoParameters
 from .http import HttpError, Json
 from .models import Answer, Map, PictureError, Question, Served
 from .service import Service
-from .uploads import body_of, uploads_of
+from .uploads import Upload, body_of, uploads_of
+
+_LARGE = 1_000_000  # bytes of a body, which takes long to be taken apart
+_MANY = 5_000  # scores, which take long to be put in order
 
 
 class Asked(NoParameters):
     """The parameters of `POST /predict`."""
 
-    top: int = Field(
-        5, ge=1, le=100_000, description="Classes to name, best first: from 1 to 100000."
-    )
+    top: int = Field(5, ge=1, le=1_000, description="Classes to name, best first: from 1 to 1000.")
     model: str = OF_MODEL
     explain: str | None = Field(
         None,
@@ -46,11 +48,33 @@ async def predict(service: Service, request: Request, asked: Asked) -> Response:
         async with body_of(request, service.limits, service.uploads) as body:
             service.metrics.bytes.inc(len(body))
             kind = request.headers.get("content-type", "")
-            pictures = uploads_of(body, kind, service.limits.pictures)
+            pictures = await service.if_long(
+                len(body) > _LARGE, uploads_of, body, kind, service.limits.pictures
+            )
             files = [one.data for one in pictures]
             found = await service.answers(model, files, question, request)
+        return await service.if_long(
+            len(found) * model.outputs > _MANY,
+            _reply,
+            service,
+            model,
+            pictures,
+            found,
+            question,
+            asked.top,
+        )
+
+
+def _reply(
+    service: Service,
+    model: Served,
+    pictures: Sequence[Upload],
+    found: Sequence[Answer | PictureError],
+    question: Question | None,
+    top: int,
+) -> Response:
     results = [
-        _result(model, one.name, answer, question, asked.top)
+        _result(model, one.name, answer, question, top)
         for one, answer in zip(pictures, found, strict=True)
     ]
     good = sum(one["error"] is None for one in results)

@@ -29,6 +29,7 @@ VERSION = "1"
 _JSON_LENGTH = "inference-header-content-length"
 _OUTPUTS = ("logits", "probabilities")
 _MAX_ID = 1_000  # characters
+MAX_VALUES = 1_000_000  # of the JSON of a request, which holds everything up while it is read
 _KINDS = {np.dtype(np.float32): "FP32", np.dtype(np.uint8): "UINT8"}
 
 
@@ -126,7 +127,7 @@ def _understood(model: Served, body: bytes, said_length: str, most: int) -> _Ask
                 f"{len(body)}. Received: {shown(said_length)}",
             )
         length = int(said_length)
-    record = parsed_json(memoryview(body)[:length])
+    record = parsed_json(memoryview(body)[:length], MAX_VALUES)
     if not isinstance(record, dict):
         raise HttpError(400, "the request must be a JSON object")
     inputs = record.get("inputs")
@@ -195,14 +196,12 @@ def _images(model: Served, shape: tuple[int, ...], data: Any) -> np.ndarray:
         if isinstance(data, memoryview):
             found = np.frombuffer(data, model.dtype.newbyteorder("<"))
         else:
-            found = np.asarray(data)
-            if found.dtype.kind not in "iuf":
-                raise ValueError("not numbers")
+            found = np.asarray(data, np.float64)  # else texts would all take as much as the longest
             if model.dtype == np.uint8 and not ((found >= 0) & (found <= 255)).all():
                 raise ValueError("not 0 to 255")
         with np.errstate(over="ignore"):
             images: np.ndarray = found.astype(model.dtype).reshape(shape)
-    except (ValueError, OverflowError, RecursionError):
+    except (ValueError, TypeError, OverflowError, RecursionError, MemoryError):
         raise HttpError(
             400, f"the data of `images` must be {prod(shape)} numbers of {_KINDS[model.dtype]}"
         ) from None
@@ -214,16 +213,20 @@ def _images(model: Served, shape: tuple[int, ...], data: Any) -> np.ndarray:
 def _pictures(shape: tuple[int, ...], data: Any) -> list[bytes]:
     if len(shape) != 1:
         raise HttpError(400, f"`pictures` must be (N). Received: {shown(shape)}")
-    found = _split(data) if isinstance(data, memoryview) else _decoded(data)
-    if len(found) != shape[0]:
-        raise HttpError(400, f"`pictures` must be {shape[0]} files. Received: {len(found)}")
+    count = shape[0]
+    found = _split(data, count) if isinstance(data, memoryview) else _decoded(data, count)
+    if len(found) != count:
+        raise HttpError(400, f"`pictures` must be {count} files. Received: {len(found)}")
     return found
 
 
-def _split(data: memoryview) -> list[bytes]:
+def _split(data: memoryview, count: int) -> list[bytes]:
     """Elements of BYTES, each behind its length in 4 bytes."""
-    found, at = [], 0
+    found: list[bytes] = []
+    at = 0
     while at < len(data):
+        if len(found) == count:
+            raise HttpError(400, f"`pictures` must be {count} files. Received: more")
         size = struct.unpack_from("<I", data, at)[0] if at + 4 <= len(data) else len(data)
         if at + 4 + size > len(data):
             raise HttpError(400, "`pictures` ends within an element")
@@ -232,10 +235,12 @@ def _split(data: memoryview) -> list[bytes]:
     return found
 
 
-def _decoded(data: Any) -> list[bytes]:
+def _decoded(data: Any, count: int) -> list[bytes]:
     try:
         if not isinstance(data, list):
             raise ValueError
+        if len(data) != count:
+            raise HttpError(400, f"`pictures` must be {count} files. Received: {len(data)}")
         return [base64.b64decode(one, validate=True) for one in data]
     except (ValueError, TypeError, binascii.Error):
         raise HttpError(

@@ -14,7 +14,6 @@ from typing import Any
 
 from uvicorn import Config, Server
 
-from ..support.text import one_line
 from .app import App
 from .connections import KEEP_ALIVE, Connection, stop_listening
 
@@ -139,8 +138,8 @@ class GracefulServer(Server):
         self._reloading = asyncio.create_task(self._reload())
 
     async def _reload(self) -> None:
-        try:
-            for one in await self.app.reload():
-                self.say(f"{one['name']}: {'taken over' if one['changed'] else 'the same file'}")
-        except (ValueError, OSError, ModuleNotFoundError) as error:
-            self.say(f"Not reloaded, the old model serves on: {one_line(error)}")
+        for one in await self.app.reload():
+            said = "taken over" if one["changed"] else "the same file"
+            if one["error"]:
+                said = f"not reloaded, the old model serves on: {one['error']}"
+            self.say(f"{one['name']}: {said}")

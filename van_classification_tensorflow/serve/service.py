@@ -54,6 +54,10 @@ class Service:
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self.models.decoders, function, *arguments)
 
+    async def if_long(self, is_long: bool, function: Callable[..., Any], *arguments: Any) -> Any:
+        """Runs something in a thread of the decoders where it would hold up the others."""
+        return await self.in_pool(function, *arguments) if is_long else function(*arguments)
+
     async def answers(
         self,
         model: Served,
@@ -81,8 +85,7 @@ class Service:
         def begin(i: int, tell: Tell, call: Call) -> None:
             model.batcher.submit(images[i : i + 1], tell, call)
 
-        found = await self._gathered(len(images), begin, request)
-        return [one if isinstance(one, PictureError) else one[0] for one in found]
+        return await self._gathered(len(images), begin, request)
 
     async def _gathered(
         self, count: int, begin: Callable[[int, Tell, Call], None], request: Request
