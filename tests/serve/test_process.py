@@ -165,7 +165,7 @@ def test_reload_by_signal_and_by_request(tmp_path):
         assert server.get("/labels")[0] == 401
         path.write_bytes(digits[: len(digits) // 2])
         server.signal(signal.SIGHUP)
-        server.hears("Not reloaded, the old model serves on: ")
+        server.hears("a: not reloaded, the old model serves on: ")
         path.write_bytes(digits)
         server.signal(signal.SIGHUP)
         server.hears("a: taken over")
