@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 
 import httpx
@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from van_classification_tensorflow.serve.http import HttpError
-from van_classification_tensorflow.serve.limits import Admission, Limits
+from van_classification_tensorflow.serve.limits import Admission, Limits, Uploads
 from van_classification_tensorflow.serve.uploads import uploads_of
 
 from .conftest import picture
@@ -187,6 +187,45 @@ def test_too_much_is_being_uploaded(client, monkeypatch):
     uploads.give_back(11)
     assert client.post("/predict", content=picture(), headers=PNG).status_code == 200
     assert uploads.held == 0
+
+
+def test_slow_uploads_are_ended_where_others_need_their_place():
+    uploads, stopped = Uploads(100), []
+    with ExitStack() as open_ones:
+
+        def receive(name, count):
+            one = open_ones.enter_context(uploads.receive(lambda: stopped.append(name)))
+            one.add(b"x" * count)
+            return one
+
+        small, large, whole = receive("small", 10), receive("large", 30), receive("whole", 50)
+        assert whole.whole() == b"x" * 50
+        fast = receive("fast", 10)
+        for one in (small, large, whole):
+            one.progressed -= 60
+        with pytest.raises(HttpError) as error:
+            fast.add(b"x" * 41)  # more than all slow ones hold
+        assert error.value.status_code == 429
+        assert (stopped, uploads.held) == (["large", "small"], 60)
+        with pytest.raises(TimeoutError):
+            large.add(b"x")
+        with pytest.raises(TimeoutError):
+            small.whole()
+        fast.add(b"x" * 39)
+        fast.progressed -= 60
+        with pytest.raises(TimeoutError):
+            fast.add(b"x")  # it is the slow one now
+    assert (uploads.held, uploads.arriving) == (0, set())
+
+
+def test_progress_of_an_upload():
+    with Uploads(1_000_000).receive(lambda: None) as one:
+        one.progressed = 0.0
+        for _ in range(39):
+            one.add(b"x" * 1000)
+        assert one.progressed == 0.0
+        one.add(b"x" * 1000)
+        assert one.progressed > 0
 
 
 def test_what_waits_too_long_is_not_computed(client, monkeypatch):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -11,6 +11,10 @@ from .http import busy
 
 _KEPT = 0.9  # of the pace, when the next request is done
 _FEW = 8  # pictures, among which the time of one says little of that of many
+
+# An upload is slow, and ended where others need its place, that has not had so many bytes for so
+# many seconds: 20 kB/s.
+_STRETCH, _PATIENCE = 40_000, 2.0
 
 
 @dataclass(frozen=True)
@@ -83,18 +87,95 @@ class Admission:
             self.count -= pictures
 
 
+class Arriving:
+    """A body that is arriving, until it is whole; its bytes are counted until it is released.
+
+    Args:
+        uploads: Where they are counted.
+        stop: Called when it is ended, to make room for others.
+
+    Attributes:
+        progressed: When the last `_STRETCH` bytes had come, or it began.
+        ended: Whether it was ended.
+    """
+
+    def __init__(self, uploads: Uploads, stop: Callable[[], None]):
+        self._uploads, self._stop = uploads, stop
+        self._chunks: list[bytes] = []
+        self._stretch = self.held = 0
+        self.progressed, self.ended = time.monotonic(), False
+
+    def add(self, chunk: bytes) -> None:
+        """Keeps what has come.
+
+        Raises:
+            HttpError: 429, there is no room for it.
+            TimeoutError: It was ended.
+        """
+        self._uploads.take(len(chunk))  # which may end this one
+        self.held += len(chunk)
+        self._chunks.append(chunk)
+        self._check()
+        self._stretch += len(chunk)
+        if self._stretch >= _STRETCH:
+            self.progressed, self._stretch = time.monotonic(), 0
+
+    def whole(self) -> bytes:
+        """All of it; from now on it is not ended any more.
+
+        Raises:
+            TimeoutError: It was ended.
+        """
+        self._check()
+        self._uploads.arriving.discard(self)
+        body = b"".join(self._chunks)
+        self._chunks.clear()
+        return body
+
+    def _check(self) -> None:
+        if self.ended:
+            raise TimeoutError
+
+    def end(self) -> None:
+        """Lets go of its bytes at once, though whoever reads it learns that a little later."""
+        self.ended = True
+        self.release()
+        self._stop()
+
+    def release(self) -> None:
+        """Its bytes are not held any more."""
+        self._uploads.arriving.discard(self)
+        self._chunks.clear()
+        self._uploads.give_back(self.held)
+        self.held = 0
+
+
 class Uploads:
     """Counts the bytes of all bodies that are held, and refuses what would be too many.
+
+    Where they are too many, slow uploads are ended before anything is refused.
 
     Args:
         most: Bytes.
 
     Attributes:
         held: Bytes now.
+        arriving: The bodies that are not whole yet.
     """
 
     def __init__(self, most: int):
         self.most, self.held = most, 0
+        self.arriving: set[Arriving] = set()
+
+    @contextmanager
+    def receive(self, stop: Callable[[], None]) -> Iterator[Arriving]:
+        """A body, counted for as long as this is open; `stop` is called when it is ended."""
+        one = Arriving(self, stop)
+        self.arriving.add(one)
+        try:
+            yield one
+        finally:
+            one.release()
 
     def take(self, count: int) -> None:
         """Notes so many more bytes.
@@ -102,9 +183,19 @@ class Uploads:
         Raises:
             HttpError: 429; they are not noted then.
         """
-        if self.held + count > self.most:
-            raise busy("too much is being uploaded: try again", "uploads full")
+        while self.held + count > self.most:
+            if not self.end_slow(least=1):
+                raise busy("too much is being uploaded: try again", "uploads full")
         self.held += count
+
+    def end_slow(self, least: int = 0) -> bool:
+        """Ends the largest of the slow uploads; False where none that has `least` bytes is slow."""
+        since = time.monotonic() - _PATIENCE
+        slow = (one for one in self.arriving if one.progressed <= since and one.held >= least)
+        largest = max(slow, key=lambda one: one.held, default=None)
+        if largest is not None:
+            largest.end()
+        return largest is not None
 
     def give_back(self, count: int) -> None:
         """They are not held any more."""

@@ -46,31 +46,29 @@ async def body_of(request: Request, limits: Limits, uploads: Uploads) -> AsyncIt
     if request.headers.get("content-encoding", "") not in ("", "identity"):
         raise HttpError(415, "a compressed body is not taken: leave Content-Encoding out")
     _check_length(request.headers.get("content-length", ""), limits)
-    chunks: list[bytes] = []
-    held = 0
-    try:
+    clock = asyncio.timeout(limits.upload_seconds)
+    with uploads.receive(lambda: _expire(clock)) as arriving:
         try:
-            async with asyncio.timeout(limits.upload_seconds):
+            async with clock:
                 async for chunk in request.stream():
-                    if held + len(chunk) > limits.bytes:
+                    if arriving.held + len(chunk) > limits.bytes:
                         raise _too_large(limits)
-                    uploads.take(len(chunk))
-                    held += len(chunk)
-                    chunks += [chunk] if chunk else []
+                    if chunk:
+                        arriving.add(chunk)
+            body = arriving.whole()
         except ClientDisconnect:
             raise HttpError(400, "the body ended early", reason="client gone") from None
         except TimeoutError:
-            raise HttpError(
-                408,
-                f"the body took longer than {limits.upload_seconds:g} s",
-                {"Connection": "close"},
-                "upload too slow",
-            ) from None
-        body = b"".join(chunks)
-        chunks.clear()
+            text = f"the body took longer than {limits.upload_seconds:g} s"
+            if arriving.ended:
+                text = "the body came too slowly, and others need its place: try again"
+            raise HttpError(408, text, {"Connection": "close"}, "upload too slow") from None
         yield body
-    finally:
-        uploads.give_back(held)
+
+
+def _expire(clock: asyncio.Timeout) -> None:
+    if not clock.expired():
+        clock.reschedule(0)  # as if the time were over
 
 
 def _check_length(said: str, limits: Limits) -> None:
