@@ -1,7 +1,9 @@
 """What strangers do to a socket: a real one, served by a thread of this process."""
 
+import asyncio
 import json
 import re
+import select
 import socket
 import threading
 import time
@@ -10,7 +12,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from van_classification_tensorflow.serve import connections
+from van_classification_tensorflow.serve import connections, limits
+from van_classification_tensorflow.serve.app import App
 from van_classification_tensorflow.serve.command import _bound, application
 from van_classification_tensorflow.serve.connections import Connection
 from van_classification_tensorflow.serve.request import ServeRequest
@@ -46,6 +49,62 @@ def running():
 
 
 @pytest.fixture
+def gate(monkeypatch):
+    """Keeps `GET /labels` at work until it is set."""
+    opened, answer = threading.Event(), App.__call__
+
+    async def wait(app, scope, receive, send):
+        while scope["path"] == "/labels" and not opened.is_set():
+            await asyncio.sleep(0.01)
+        await answer(app, scope, receive, send)
+
+    monkeypatch.setattr(App, "__call__", wait)
+    yield opened
+    opened.set()
+
+
+@pytest.fixture
+def alone(running):
+    """Waits until connections of other tests are gone."""
+    wait_for(lambda: not running.server.server_state.connections)
+
+
+def wait_for(what):
+    end = time.monotonic() + 20
+    while not what():
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+@pytest.fixture
+def counted(running):
+    """Tells how often a refusal was counted since the test began: (answers, reason)."""
+    registry = running.app.service.metrics.registry
+
+    def now(status, reason):
+        answers = {"path": "connection", "status": str(status)}
+        return (
+            registry.get_sample_value("van_requests_total", answers) or 0,
+            registry.get_sample_value("van_refusals_total", {"reason": reason}) or 0,
+        )
+
+    refusals = {
+        400: "no HTTP",
+        408: "head too slow",
+        429: "pipeline too long",
+        431: "head too long",
+        503: "connections full",
+    }
+    before = {status: now(status, reason) for status, reason in refusals.items()}
+
+    def since(status):
+        answers, reasons = now(status, refusals[status])
+        return answers - before[status][0], reasons - before[status][1]
+
+    return since
+
+
+@pytest.fixture
 def connect(running):
     made = []
 
@@ -67,18 +126,16 @@ def post(body=None, *headers, path="/predict", length=None):
 
 def answer(connection):
     """(status, headers, body) of the next answer."""
-    data = b""
-    while b"\r\n\r\n" not in data:
-        more = connection.recv(65_536)
-        assert more, data
-        data += more
-    head, _, body = data.partition(b"\r\n\r\n")
+    head, body = b"", b""
+    while not head.endswith(b"\r\n\r\n"):
+        more = connection.recv(1)  # what comes after it belongs to the next answer
+        assert more, head
+        head += more
     length = int(re.search(rb"content-length: (\d+)", head)[1])
     while len(body) < length:
-        more = connection.recv(65_536)
+        more = connection.recv(length - len(body))
         assert more
         body += more
-    assert len(body) == length
     return int(head[9:12]), head.decode().lower(), body
 
 
@@ -109,6 +166,75 @@ def test_a_pipeline(connect):
     assert data.count(b'{"live":true}') == 3
 
 
+def test_a_pipeline_is_bounded(connect, counted, monkeypatch):
+    parsed, waiting = [], []
+    begin, complete = Connection.on_message_begin, Connection.on_headers_complete
+
+    def note(self):
+        waiting.append(len(self.pipeline))
+        begin(self)
+
+    def count(self):
+        complete(self)
+        parsed.append(self)
+
+    monkeypatch.setattr(Connection, "on_message_begin", note)
+    monkeypatch.setattr(Connection, "on_headers_complete", count)
+    one = connect()
+    one.sendall(b"GET /v2 HTTP/1.1\r\n\r\n" * 60)
+    most = connections.MOST_WAITING + 1
+    for _ in range(most):
+        status, head, _ = answer(one)
+        assert (status, "connection: close" in head) == (200, False)
+    status, head, _ = answer(one)
+    assert (status, "retry-after: 1\r" in head, "connection: close" in head) == (429, True, True)
+    assert closed(one)
+    assert (len(parsed), max(waiting)) == (most, most - 1)
+    assert counted(429) == (1, 1)
+    flood = connect()
+    flood.sendall(b"GET /docs HTTP/1.1\r\n\r\n" * 11_000)
+    wait_for(lambda: counted(429)[1] == 2)
+    assert max(waiting) == most - 1
+    assert len(waiting) < 200  # a few pieces, each of which may be answered before the next comes
+
+
+BEHIND = [
+    (b"nonsense\r\n\r\n", 400),
+    (b"GET /" + b"a" * 70_000, 431),
+    (b"GET / HTTP/1.1\r\nA: " + b"b" * 140_000, 431),
+    (b"POST /predict HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n", 400),
+    (b"GET /v2 HTTP/1.1\r\n\r\nPOST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n", 400),
+]
+
+
+@pytest.mark.parametrize(("data", "refusal"), BEHIND)
+def test_what_is_refused_waits_for_the_answers_before_it(connect, gate, counted, data, refusal):
+    one = connect()
+    one.sendall(b"GET /labels HTTP/1.1\r\n\r\n")
+    time.sleep(0.05)
+    for piece in (data[:100], data[100:]):
+        one.sendall(piece)
+        time.sleep(0.05)
+    wait_for(lambda: counted(refusal) == (0, 1))
+    gate.set()
+    status, _, body = answer(one)
+    assert (status, b'"labels"' in body) == (200, True)
+    if data.startswith(b"GET /v2"):
+        assert answer(one)[0] == 200
+    assert answer(one)[0] == refusal
+    assert closed(one)
+    assert counted(refusal) == (1, 1)
+
+
+def test_nothing_is_written_into_an_answer(connect):
+    """What is wrong with a body that was answered already only ends the connection."""
+    one = connect()
+    one.sendall(b"POST /nothing HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n")
+    assert answer(one)[0] == 404
+    one.sendall(b"zz\r\n")
+    assert closed(one)
+
+
 @pytest.mark.parametrize(
     "data",
     [
@@ -125,14 +251,16 @@ def test_a_pipeline(connect):
         b"GET / HTTP/1.1\r\nA: b\r\n c\x00: d\r\n\r\n",
     ],
 )
-def test_what_is_no_http(connect, data):
+def test_what_is_no_http(connect, counted, data):
     one = connect()
     one.sendall(data)
     status, head, body = answer(one)
     assert status == 400
     assert "error" in json.loads(body)
     assert "connection: close" in head
+    assert "retry-after" not in head
     assert closed(one)
+    assert counted(400) == (1, 1)
 
 
 @pytest.mark.parametrize(
@@ -150,13 +278,26 @@ def test_heads_without_end(connect, data):
     assert closed(one)
 
 
-def test_slow_heads_are_closed(connect, monkeypatch):
+def test_a_slow_head_behind_a_request_has_its_time_after_the_answer(connect, gate, monkeypatch):
+    monkeypatch.setattr(connections, "HEAD_SECONDS", 0.2)
+    one = connect()
+    one.sendall(b"GET /labels HTTP/1.1\r\n\r\nGET /v2 HT")
+    time.sleep(1.5)  # longer than from sweep to sweep
+    gate.set()
+    assert answer(one)[0] == 200
+    assert answer(one)[0] == 408
+    assert closed(one)
+
+
+def test_slow_heads_are_closed(connect, counted, monkeypatch):
     monkeypatch.setattr(connections, "HEAD_SECONDS", 0.2)
     silent, slow = connect(), connect()
     slow.sendall(b"GET / HT")
     for one in (silent, slow):
-        assert answer(one)[0] == 408
+        status, head, _ = answer(one)
+        assert (status, "retry-after" in head) == (408, False)
         assert closed(one)
+    assert counted(408) == (2, 2)
     idle = connect()
     idle.sendall(b"GET /v2 HTTP/1.1\r\n\r\n")
     assert answer(idle)[0] == 200
@@ -214,23 +355,106 @@ def test_an_upgrade_is_not_made(connect):
     assert closed(one)
 
 
-def test_too_many_connections(connect, monkeypatch):
+def uploading(running):
+    return len(running.app.service.uploads.arriving)
+
+
+def test_slow_uploads_make_room_for_others(running, connect, monkeypatch):
+    """Twelve that hold nearly all there is, and stop: who comes next is served."""
+    monkeypatch.setattr(limits, "_PATIENCE", 0.3)
+    uploads = running.app.service.uploads
+    monkeypatch.setattr(uploads, "most", 12 * 50_000 + 10)
+    slow = [connect() for _ in range(12)]
+    for one in slow:
+        one.sendall(post(b"x" * 50_000, length=60_000))
+    wait_for(lambda: uploads.held == 12 * 50_000)
+    time.sleep(0.4)
+    other = connect()
+    other.sendall(post())
+    assert answer(other)[0] == 200
+    assert uploading(running) == 11
+    (ended,), _, _ = select.select(slow, [], [], 20)
+    status, head, body = answer(ended)
+    assert (status, "connection: close" in head) == (408, True)
+    assert b"others need its place" in body
+    assert closed(ended)
+    for one in slow:
+        one.close()
+    wait_for(lambda: uploads.held == 0)
+
+
+def test_too_many_connections(alone, connect, gate, counted, monkeypatch):
     monkeypatch.setattr(Connection, "most", 2)
-    connect()
-    connect()
-    time.sleep(0.1)
-    assert answer(connect())[0] == 503
+    busy = [connect(), connect()]
+    for one in busy:
+        one.sendall(b"GET /labels HTTP/1.1\r\n\r\n")
+    time.sleep(0.3)
+    status, head, _ = answer(connect())
+    assert (status, "retry-after: 1\r" in head) == (503, True)
+    assert counted(503) == (1, 1)
+    gate.set()
+    assert [answer(one)[0] for one in busy] == [200, 200]
 
 
-def test_a_client_that_reads_nothing_is_left(running, connect, monkeypatch):
-    monkeypatch.setattr(connections, "_STUCK", 0.5)
+def test_idle_connections_make_room_for_others(alone, running, connect, monkeypatch):
+    monkeypatch.setattr(Connection, "most", 3)
+    idle = connect()
+    idle.sendall(b"GET /v2 HTTP/1.1\r\n\r\n")
+    assert answer(idle)[0] == 200
+    time.sleep(0.05)
+    silent = connect()
+    time.sleep(0.05)
+    half = connect()
+    half.sendall(b"GET /v2 HT")
+    time.sleep(0.3)
+    for left in (lambda: closed(idle), lambda: closed(silent), lambda: answer(half)[0] == 408):
+        other = connect()
+        other.sendall(b"GET /v2 HTTP/1.1\r\n\r\n")
+        assert answer(other)[0] == 200
+        assert left()
+    wait_for(lambda: len(running.server.server_state.connections) == 3)
+
+
+def test_slow_uploads_make_room_for_other_connections(alone, running, connect, monkeypatch):
+    monkeypatch.setattr(Connection, "most", 2)
+    monkeypatch.setattr(limits, "_PATIENCE", 0.3)
+    slow = [connect(), connect()]
+    for one, size in zip(slow, (10, 20), strict=True):
+        one.sendall(post(b"x" * size, length=100))
+    wait_for(lambda: uploading(running) == 2)
+    time.sleep(0.4)
+    other = connect()
+    other.sendall(b"GET /v2 HTTP/1.1\r\n\r\n")
+    assert answer(other)[0] == 200
+    assert answer(slow[1])[0] == 408
+    assert uploading(running) == 1
+
+
+@pytest.fixture
+def unread(alone, running, connect):
+    """A connection whose client does not read its answers."""
     one = connect()
     one.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-    one.sendall(b"GET /docs HTTP/1.1\r\n\r\n" * 2_000)
-    end = time.monotonic() + 20
-    while running.server.server_state.connections:
-        assert time.monotonic() < end
-        time.sleep(0.1)
+    wait_for(lambda: running.server.server_state.connections)
+    (there,) = running.server.server_state.connections
+    there.transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+    one.sendall(b"GET /docs HTTP/1.1\r\n\r\n" * 16)
+    wait_for(there.transport.get_write_buffer_size)
+    return there
+
+
+def test_a_client_that_reads_nothing_is_left(running, unread, monkeypatch):
+    monkeypatch.setattr(connections, "_STUCK", 0.5)
+    wait_for(lambda: not running.server.server_state.connections)
+
+
+def test_a_client_that_reads_nothing_makes_room_for_others(running, unread, connect, monkeypatch):
+    monkeypatch.setattr(Connection, "most", 1)
+    wait_for(lambda: unread._waited(unread.loop.time()) > 0.3)
+    other = connect()
+    other.sendall(b"GET /v2 HTTP/1.1\r\n\r\n")
+    assert answer(other)[0] == 200
+    assert unread not in running.server.server_state.connections
 
 
 def test_the_end_closes_idle_connections_and_waits_for_the_others():
@@ -255,6 +479,27 @@ def test_the_end_closes_idle_connections_and_waits_for_the_others():
         socket.create_connection(one.address, timeout=5)
     for each in (idle, busy):
         each.close()
+
+
+def test_the_end_waits_for_what_has_begun(gate):
+    one = Running()
+    work, behind, head = (socket.create_connection(one.address, timeout=20) for _ in range(3))
+    work.sendall(b"GET /labels HTTP/1.1\r\n\r\nGET /v2 HT")
+    behind.sendall(b"GET /labels HTTP/1.1\r\n\r\nGET /v2 HTTP/1.1\r\n\r\n")
+    head.sendall(b"GET /v2 HT")
+    time.sleep(0.1)
+    one.server.loop.call_soon_threadsafe(one.server.end)
+    time.sleep(0.4)
+    head.sendall(b"TP/1.1\r\n\r\n")
+    gate.set()
+    for connection, closes in ((work, [True]), (behind, [False, True]), (head, [True])):
+        for close in closes:
+            status, said, _ = answer(connection)
+            assert (status, "connection: close" in said) == (200, close)
+        assert closed(connection)
+        connection.close()
+    one.thread.join(20)
+    assert not one.thread.is_alive()
 
 
 def test_nobody_new_comes_when_the_end_has_come(running):

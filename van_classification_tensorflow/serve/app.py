@@ -27,7 +27,7 @@ from ..support.text import one_line, shown
 from . import protocol
 from .batching import GoneError
 from .documents import ABOUT, SAID, NoParameters, OfModel, docs_page, secured
-from .http import HttpError, Json, check_query
+from .http import FOLLOWED, HttpError, Json, check_query
 from .predict import Asked, predict
 from .service import Service
 
@@ -107,7 +107,7 @@ class App:
             nonlocal status
             if message["type"] == "http.response.start":
                 status, headers = message["status"], [*message["headers"], *_ALWAYS]
-                if self.draining and _CLOSE not in headers:
+                if self.draining and _CLOSE not in headers and not _is_followed(scope):
                     headers.append(_CLOSE)
                 message["headers"] = headers
             await send(message)
@@ -302,6 +302,11 @@ class App:
         self, request: Request, model: str, _: Annotated[NoParameters, Query()]
     ) -> Response:
         return await protocol.infer(self.service, request, self.service.model(model))
+
+
+def _is_followed(scope: Scope) -> bool:
+    asked = scope.get(FOLLOWED)
+    return asked is not None and asked()
 
 
 def _with_policy(page: bytes) -> Response:

@@ -10,53 +10,100 @@ import select
 import socket
 import struct
 import sys
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, cast
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
-from .http import GONE
+from .http import FOLLOWED, GONE
 
 MAX_HEAD = 65_536  # bytes of an address and all headers
 HEAD_SECONDS = 10.0
-_LONG_HEAD = 431, f"address and headers may have {MAX_HEAD:,} bytes"
+MOST_WAITING = 16  # requests on a connection, behind the one at work
 KEEP_ALIVE = 75  # seconds; longer than proxies keep theirs, so that it is they who close
 _STUCK = 30.0  # seconds without reading a byte of the answer
-_QUIET = 0.2  # seconds since the last answer, before an idle connection is closed at the end
+_QUIET = 0.2  # seconds without a word, before an idle connection may be closed for others
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """What is answered without the application.
+
+    Args:
+        status: Of HTTP.
+        text: One line.
+        reason: What the metrics count it as.
+    """
+
+    status: int
+    text: str
+    reason: str
+
+    def answer(self) -> bytes:
+        """As it is sent."""
+        body = json.dumps({"error": self.text}).encode()
+        later = b"retry-after: 1\r\n" if self.status in (429, 503) else b""
+        head = (
+            b"content-type: application/json\r\nconnection: close\r\ncontent-length: %d\r\n%b\r\n"
+        )
+        return STATUS_LINE[self.status] + head % (len(body), later) + body
+
+
+_NO_HTTP = Refusal(400, "no HTTP request", "no HTTP")
+_LONG_HEAD = Refusal(431, f"address and headers may have {MAX_HEAD:,} bytes", "head too long")
+_SLOW_HEAD = Refusal(408, "the head of the request took too long", "head too slow")
+_FULL = Refusal(503, "too many connections: try again", "connections full")
+_LONG_PIPELINE = Refusal(
+    429, f"{MOST_WAITING} requests may wait on a connection", "pipeline too long"
+)
 
 
 class Connection(HttpToolsProtocol):
     """A connection of a client, which knows since when it waits for what.
 
     Attributes:
-        stage: "head" while the head of a request is awaited, "body", "answer" while the
-            application has it, or "idle" between requests.
-        since: When that began, in the loop's time.
+        stage: What is being received: "new" before the first byte, then "head" and "body" of a
+            request, "idle" between requests. Those before it may still be at work: see `busy`.
+        since: When that began, or when the last answer was sent, in the loop's time.
     """
 
     most = 4_000  # connections
 
     app: Any
+    stage: str
+    since: float
 
     def connection_made(self, transport: Any) -> None:
         """Of asyncio."""
         super().connection_made(transport)
-        self.stage, self.since = "head", self.loop.time()
+        self._enter("new")
         self._head_bytes = self._unfinished = 0
-        self._refusal = 400, "no HTTP request"
+        self._fault = _NO_HTTP  # why the parser stops, if it does
+        self._refusal: Refusal | None = None
         self._stuck_since: float | None = None
-        if len(self.connections) > self.most:
-            self.refuse(503, "too many connections: try again")
+        if len(self.connections) > self.most and not self._make_room():
+            self.refuse(_FULL)
+
+    @property
+    def busy(self) -> bool:
+        """Whether a request has begun, head and all, that is not answered."""
+        # `cycle` is the last one; those before it are answered in their order.
+        return self.cycle is not None and not self.cycle.response_complete
 
     def data_received(self, data: bytes) -> None:
         """Of asyncio."""
+        if self._refusal is not None:
+            return
         if self.stage == "idle":
             self._enter("head")
+        elif self.stage == "new":
+            self.stage = "head"  # without a second time limit
         if self.stage == "head":
             self._unfinished += len(data)
         super().data_received(data)
         if self.stage == "head" and self._unfinished > MAX_HEAD:
             # httptools keeps a header until it is whole, however long that is.
-            self.refuse(*_LONG_HEAD)
+            self.refuse(_LONG_HEAD)
         if self.cycle is not None and self.parser is not None and self.parser.should_upgrade():
             self.cycle.keep_alive = False  # what follows the request would be no HTTP
 
@@ -65,11 +112,15 @@ class Connection(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         """Of httptools."""
+        self._enter("head")
+        if len(self.pipeline) >= MOST_WAITING:
+            # All that came in one piece is parsed at once, so that to stop reading is not enough.
+            self._stop_parsing(_LONG_PIPELINE)
         super().on_message_begin()
         self._head_bytes = 0
-        self._enter("head")
         scope: Any = self.scope
         scope[GONE] = self.transport.is_closing
+        scope[FOLLOWED] = lambda: bool(self.pipeline)
 
     def on_url(self, url: bytes) -> None:
         """Of httptools."""
@@ -84,45 +135,61 @@ class Connection(HttpToolsProtocol):
     def _count(self, size: int) -> None:
         self._head_bytes += size
         if self._head_bytes > MAX_HEAD:
-            self._refusal = _LONG_HEAD
-            raise ValueError  # which ends in `send_400_response`
+            self._stop_parsing(_LONG_HEAD)
+
+    def _stop_parsing(self, why: Refusal) -> None:
+        self._fault = why
+        raise ValueError  # which ends in `send_400_response`
 
     def on_headers_complete(self) -> None:
         """Of httptools."""
+        super().on_headers_complete()  # which fails for some addresses
         self._enter("body")
         self._unfinished = 0
-        super().on_headers_complete()
 
     def on_message_complete(self) -> None:
         """Of httptools."""
         super().on_message_complete()
-        done = self.cycle is not None and self.cycle.response_complete
-        self._enter("idle" if done else "answer")
+        self._enter("idle")
 
     def on_response_complete(self) -> None:
         """Of uvicorn."""
-        if self.stage == "answer" and not self.pipeline:
-            self._enter("idle")
+        if self._refusal is not None and not self.pipeline:
+            self._send_refusal(self._refusal)
+        if not self.busy and self.stage != "body":
+            self.since = self.loop.time()  # a head that has begun has its time from now on
         super().on_response_complete()
 
     def send_400_response(self, msg: str) -> None:
         """Of uvicorn: what it sends where there is no request to be understood."""
-        self.refuse(*self._refusal)
+        self.refuse(self._fault)
 
-    def refuse(self, status: int, text: str) -> None:
-        """Answers without the application, and closes."""
-        if self.transport.is_closing():
+    def refuse(self, why: Refusal) -> None:
+        """Answers what is being received without the application, and closes.
+
+        Requests before it are answered first; what comes after it is passed over.
+        """
+        if self.transport.is_closing() or self._refusal is not None:
             return
-        body = json.dumps({"error": text}).encode()
-        head = (
-            b"content-type: application/json\r\nconnection: close\r\ncontent-length: %d\r\n"
-            b"retry-after: 1\r\n\r\n" % len(body)
-        )
-        self.transport.write(STATUS_LINE[status] + head + body)
-        self.transport.close()
+        self._refusal = why
+        self.app.service.metrics.refusals.labels(why.reason).inc()
+        if self.stage == "body" and self.pipeline:
+            self.pipeline.popleft()  # this request, which will not be whole; others are at work
+        elif self.stage == "body" and self.cycle.response_started:
+            self.cycle.keep_alive = False  # it has its answer, or a part of it
+            if not self.busy:
+                self.transport.close()
+        elif self.stage == "body" or not self.busy:
+            self._send_refusal(why)
+
+    def _send_refusal(self, why: Refusal) -> None:
+        if not self.transport.is_closing():
+            self.app.service.metrics.requests.labels("connection", str(why.status)).inc()
+            self.transport.write(why.answer())
+            self.transport.close()
 
     def sweep(self, now: float) -> None:
-        """Closes it where it is too slow; called every second or so."""
+        """Closes it where the client is too slow; called every second or so."""
         waited = now - self.since
         if self.transport.get_write_buffer_size():  # the client does not read
             self._stuck_since = self._stuck_since or now
@@ -130,19 +197,47 @@ class Connection(HttpToolsProtocol):
                 self.transport.abort()
             return
         self._stuck_since = None
-        if self.transport.is_closing():
+        if self.transport.is_closing() or self.busy:  # for slow bodies: see `body_of`
             return
-        if self.stage == "head" and waited > HEAD_SECONDS:
-            self.refuse(408, "the head of the request took too long")
+        if self.stage in ("new", "head") and waited > HEAD_SECONDS:
+            self.refuse(_SLOW_HEAD)
         elif self.stage == "body" and waited > self.app.service.limits.upload_seconds + 5:
             self.transport.abort()  # the application has answered long ago
 
     def close_if_idle(self, now: float) -> None:
-        """At the end: closes it unless there is a request, or the beginning of one, on it."""
-        if self.stage in ("body", "answer") or now - self.since < _QUIET:
-            return
-        if not _has_data(self.transport.get_extra_info("socket")):
-            self.transport.close()
+        """At the end: closes it unless there is a request, or the beginning of one, on it.
+
+        A head that has begun is waited for as long as ever: `HEAD_SECONDS`. It is dropped where a
+        request before it is still at work, whose answer says that it is the last one.
+        """
+        if self.stage in ("new", "idle") and self._waited(now) >= _QUIET:
+            self._close_if_silent()
+
+    def _waited(self, now: float) -> float:
+        """Seconds that the client has been waited for; 0 while it is the server's turn."""
+        if self.transport.get_write_buffer_size():
+            return 0.0 if self._stuck_since is None else now - self._stuck_since
+        return 0.0 if self.busy or self.transport.is_closing() else now - self.since
+
+    def _close_if_silent(self) -> bool:
+        if _has_data(self.transport.get_extra_info("socket")):
+            return False
+        if self.stage == "head":
+            self.refuse(_SLOW_HEAD)
+        self.transport.close()
+        return True
+
+    def _make_room(self) -> bool:
+        """Closes the connection whose client has been waited for longest, or ends a slow upload."""
+        now, others = self.loop.time(), cast("set[Connection]", self.connections)
+        longest = max(others, key=lambda one: one._waited(now))
+        if longest._waited(now) < _QUIET:
+            return bool(self.app.service.uploads.end_slow())
+        if longest.transport.get_write_buffer_size():  # would keep its place until it reads
+            longest._stuck_since = None
+            longest.transport.abort()
+            return True
+        return longest._close_if_silent()
 
 
 def _has_data(given: Any) -> bool:

@@ -14,7 +14,9 @@ from starlette.exceptions import HTTPException
 from ..support.text import shown
 
 MAX_QUERY = 20  # parameters
-GONE = "van.gone"  # in a scope: a function that tells whether the client has gone
+# In a scope, functions that tell whether ...
+GONE = "van.gone"  # the client has gone
+FOLLOWED = "van.followed"  # other requests wait on the same connection
 
 
 class HttpError(HTTPException):
