@@ -278,12 +278,21 @@ def test_heads_without_end(connect, data):
     assert closed(one)
 
 
-def test_a_slow_head_behind_a_request_has_its_time_after_the_answer(connect, gate, monkeypatch):
-    monkeypatch.setattr(connections, "HEAD_SECONDS", 0.2)
-    one = connect()
+def test_a_head_behind_a_request_has_its_time_after_the_answer(
+    alone, running, connect, gate, monkeypatch
+):
+    monkeypatch.setattr(connections, "HEAD_SECONDS", 1.0)
+    loop, one = running.server.loop, connect()
     one.sendall(b"GET /labels HTTP/1.1\r\n\r\nGET /v2 HT")
-    time.sleep(1.5)  # longer than from sweep to sweep
+    time.sleep(1.1)
+    (there,) = running.server.server_state.connections
+    loop.call_soon_threadsafe(lambda: there.sweep(loop.time()))
+    time.sleep(0.05)
     gate.set()
+    assert answer(one)[0] == 200
+    loop.call_soon_threadsafe(lambda: there.sweep(loop.time()))
+    time.sleep(0.05)
+    one.sendall(b"TP/1.1\r\n\r\nGET /v2 HT")
     assert answer(one)[0] == 200
     assert answer(one)[0] == 408
     assert closed(one)
