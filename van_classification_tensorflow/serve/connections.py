@@ -11,6 +11,7 @@ import socket
 import struct
 import sys
 from dataclasses import dataclass
+from heapq import nlargest
 from typing import Any, cast
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
@@ -228,16 +229,21 @@ class Connection(HttpToolsProtocol):
         return True
 
     def _make_room(self) -> bool:
-        """Closes the connection whose client has been waited for longest, or ends a slow upload."""
-        now, others = self.loop.time(), cast("set[Connection]", self.connections)
-        longest = max(others, key=lambda one: one._waited(now))
-        if longest._waited(now) < _QUIET:
-            return bool(self.app.service.uploads.end_slow())
-        if longest.transport.get_write_buffer_size():  # would keep its place until it reads
-            longest._stuck_since = None
-            longest.transport.abort()
-            return True
-        return longest._close_if_silent()
+        """Closes connections whose clients have been waited for longest, or ends a slow upload.
+
+        One of a hundred, as to look at all of them for each new one would cost too much.
+        """
+        now, all_of_them = self.loop.time(), cast("set[Connection]", self.connections)
+        longest = nlargest(max(1, self.most // 100), all_of_them, lambda one: one._waited(now))
+        closed = [one for one in longest if one._waited(now) >= _QUIET and one._leave()]
+        all_of_them.difference_update(closed)  # which asyncio tells them a little later only
+        return bool(closed or self.app.service.uploads.end_slow())
+
+    def _leave(self) -> bool:
+        if not self.transport.get_write_buffer_size():
+            return self._close_if_silent()
+        self.transport.abort()  # it would keep its place until the client reads
+        return True
 
 
 def _has_data(given: Any) -> bool:
