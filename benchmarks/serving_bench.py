@@ -159,7 +159,7 @@ def even(rate: float, seconds: float) -> list[float]:
 
 def poisson(rate: float, seconds: float, seed: int) -> list[float]:
     """Times of independent clients: exponential distances."""
-    draw, at, found = random.Random(seed), 0.0, []  # noqa: S311
+    draw, at, found = random.Random(seed), 0.0, []
     while (at := at + draw.expovariate(rate)) < seconds:
         found.append(at)
     return found or [0.0]

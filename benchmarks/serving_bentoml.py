@@ -54,7 +54,7 @@ if BATCH > 1:
 else:
 
     @bentoml.service(workers=WORKERS, traffic={"timeout": 60}, logging=QUIET)
-    class Van:  # type: ignore[no-redef]
+    class Van:
         """Decodes and computes."""
 
         def __init__(self) -> None:

@@ -126,7 +126,7 @@ class Connection(asyncio.Protocol):
         self._waiting: asyncio.Future[Answer] | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self.transport, self.open = transport, True  # type: ignore[assignment]
+        self.transport, self.open = transport, True
 
     def data_received(self, data: bytes) -> None:
         self._data = self._data + data if self._data else data

@@ -89,7 +89,7 @@ class Mutator:
             self.anything,
         )
         for number in range(count):
-            draw = random.Random(f"{seed} {number}")  # noqa: S311
+            draw = random.Random(f"{seed} {number}")
             make = makers[number % len(makers)]
             yield make.__name__, make(draw)
 

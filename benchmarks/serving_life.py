@@ -32,7 +32,7 @@ from serving_server import READY, Server, asked
 
 def sigterm(bench: Bench) -> Part:
     """SIGTERM under load: who was answered, and whether it ended well."""
-    part, draw = Part(), random.Random(bench.seed)  # noqa: S311
+    part, draw = Part(), random.Random(bench.seed)
     runs = []
     for _ in range(bench.times):
         with bench.server() as server:
@@ -263,7 +263,7 @@ def memory(bench: Bench) -> Part:
         broken = bench.files.pictures[0]
         broken = broken[: len(broken) // 2]
         requests += [bench.single(server.address, broken)] * max(len(requests) // 20, 1)
-        random.Random(bench.seed).shuffle(requests)  # noqa: S311
+        random.Random(bench.seed).shuffle(requests)
         samples, loads = [server.memory()], []
 
         async def work() -> Load:

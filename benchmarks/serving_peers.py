@@ -195,7 +195,7 @@ def contenders(bench: Bench, pythons: dict[str, str]) -> list[Contender]:
 
 def peers(bench: Bench, pythons: dict[str, str]) -> Part:
     """Throughput, latency at one load for all, memory, and what each has installed."""
-    part, reference = Part(), []  # type: ignore[var-annotated]
+    part, reference = Part(), []
     best: dict[str, tuple[Load, Contender]] = {}
     tried: list[dict[str, Any]] = []
     for one in contenders(bench, pythons):

@@ -142,7 +142,7 @@ def wait_ready(server: Server, path: str, started: float, patience: float = READ
         if not server.alive() or time.perf_counter() - started > patience:
             server.stop()
             tail = "\n".join(server.log.read_text(errors="replace").splitlines()[-15:])
-            command = " ".join(map(str, server.process.args))  # type: ignore[arg-type]
+            command = " ".join(map(str, server.process.args))
             raise SystemExit(f"not ready: {command}\n{tail}")
         time.sleep(0.005)
 
@@ -240,7 +240,7 @@ def write_digits(path: Path, other: Path) -> None:
     path.write_bytes(data)
     with safe_open(path, "numpy") as file:
         metadata = json.loads(file.metadata()["van"])
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no mapping
     for name in ("head.weight", "head.bias"):
         tensors[name] = np.roll(tensors[name], 1, axis=0)
     write_safetensors(other, tensors, metadata)

@@ -4,6 +4,7 @@ import base64
 import json
 import re
 import struct
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -206,3 +207,14 @@ def test_more_files_than_were_said_are_not_counted(client):
     del given["parameters"]
     answer = client.post(INFER, json={"inputs": [given | {"data": ["x"] * 1000}]})
     assert (answer.status_code, "Received: 1000" in answer.json()["error"]) == (400, True)
+
+
+def test_a_tensor_of_texts_takes_no_more_than_its_size(client):
+    """Each as wide as the longest they would be 200 MB."""
+    sent = {"inputs": [images(data=["a" * 1000] + [""] * 50_000)]}
+    tracemalloc.start()
+    answer = client.post(INFER, json=sent)
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert answer.status_code == 400
+    assert most < 20_000_000

@@ -200,9 +200,9 @@ def _report(request: ExplainRequest, job: _Job, console: Console) -> None:
             )
             table.add_row(*map(Text, cells))
         console.print(table)
-    say(
-        console, f"{request.output}: {len(job.names.files) + 1:,} files; {INDEX} says what they are"
-    )
+    count = len(job.names.files)
+    files = f"{count + 1:,} files; {INDEX} says what they are" if count else f"only {INDEX}"
+    say(console, f"{request.output}: {files}")
     notes = Counter((one["method"], one["layer"], one["note"]) for _, one in every if one["note"])
     for (method, layer, note), count in sorted(notes.items()):
         what = "1 map" if count == 1 else f"{count:,} maps"
