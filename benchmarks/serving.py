@@ -133,6 +133,30 @@ def bench_of(args: argparse.Namespace, folder: Path) -> Bench:
     )
 
 
+def reported(
+    args: argparse.Namespace,
+    where: dict[str, Any],
+    versions: dict[str, Any],
+    parts: dict[str, Part],
+) -> str:
+    """Writes the JSON file of what was measured so far; the same to read."""
+    rows = [row for part in parts.values() for row in part.rows]
+    details = {name: part.details for name, part in parts.items()}
+    if args.output:
+        options = {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items()}
+        record = {"machine": where, "versions": versions, "options": options}
+        record |= {"rows": [row._asdict() for row in rows], "details": details}
+        args.output.write_text(json.dumps(record, indent=1) + "\n")
+    libraries = ", ".join(f"{k} {v}" for k, v in versions["van"].items())
+    text = f"{args.model}; {where['cpu']}, {where['cores']} cores, client and server; {libraries}"
+    tables = [table(rows)] if rows else []
+    tables += [part.table for part in parts.values() if part.table]
+    others = disturbed(details)
+    if others is not None and others > QUIET:
+        tables.append(f"Not quiet: other processes took up to {others:.2f} cores during a load.")
+    return "\n\n".join([text, *tables])
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     args = parse_args(arguments)
     measurements: dict[str, Any] = dict(MEASUREMENTS)
@@ -141,33 +165,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
         pythons = environments(args.environments.resolve(), args.whole)
         measurements["peers"] = partial(peers, pythons=pythons)
         versions |= {name: versions_of(pythons[name], LIBRARIES) for name in PEERS}
-    rows: list[Row] = []
-    tables: list[str] = []
-    details: dict[str, Any] = {}
+    where, parts, text = machine(), dict[str, Part](), ""
     with tempfile.TemporaryDirectory() as name:
         bench = bench_of(args, Path(name))
-        for measurement in args.only:
-            begun = time.perf_counter()
-            found = measurements[measurement](bench)
-            seconds = time.perf_counter() - begun
-            others = disturbed(found.details)
-            told = "" if others is None else f", others took up to {others:.2f} cores"
-            print(f"{measurement}: {seconds:.0f} s{told}", file=sys.stderr)
-            rows += found.rows
-            tables += [found.table] if found.table else []
-            details[measurement] = {"took_s": seconds, **found.details}
-    where = machine()
-    options = {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items()}
-    if args.output:
-        record = {"machine": where, "versions": versions, "options": options}
-        record |= {"rows": [row._asdict() for row in rows], "details": details}
-        args.output.write_text(json.dumps(record, indent=1) + "\n")
-    libraries = ", ".join(f"{k} {v}" for k, v in versions["van"].items())
-    others = disturbed(details)
-    print(f"{args.model}; {where['cpu']}, {where['cores']} cores, client and server; {libraries}\n")
-    print(*([table(rows)] if rows else []), *tables, sep="\n\n")
-    if others is not None and others > QUIET:
-        print(f"\nNot quiet: other processes took up to {others:.2f} cores during a load.")
+        try:
+            for measurement in args.only:
+                begun = time.perf_counter()
+                found = parts[measurement] = measurements[measurement](bench)
+                found.details["took_s"] = seconds = time.perf_counter() - begun
+                others = disturbed(found.details)
+                told = "" if others is None else f", others took up to {others:.2f} cores"
+                print(f"{measurement}: {seconds:.0f} s{told}", file=sys.stderr)
+                text = reported(args, where, versions, parts)
+        finally:  # what was measured before a failure, too
+            print(text)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,8 @@
 """Decode + engine without HTTP: `Classifier.stream` over a folder's bytes, in this process alone.
 
-python benchmarks/serving_baseline.py FOLDER --weights W --batch-size 8 --seconds 10
+python benchmarks/serving_baseline.py FOLDER --seconds 10 --weights W --batch-size 8
+
+Of the options of `van serve`, which it all takes, it heeds those of `Classifier`.
 """
 
 from __future__ import annotations
@@ -12,17 +14,19 @@ from itertools import cycle, islice
 from pathlib import Path
 
 from van_classification_tensorflow import Classifier
+from van_classification_tensorflow.serve.request import ServeRequest
+from van_classification_tensorflow.support.options import add_options, from_options
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--weights", required=True)
-    parser.add_argument("--batch-size", type=int, required=True)
     parser.add_argument("--seconds", type=float, required=True)
+    add_options(parser, ServeRequest)
     args = parser.parse_args()
     pictures = [path.read_bytes() for path in sorted(args.folder.iterdir())]
-    classifier = Classifier(args.weights, batch_size=args.batch_size)
+    request = from_options(ServeRequest, vars(args))
+    classifier = Classifier(**request.options_of(request.weights[0]))
 
     def one_pass(count: int) -> float:
         """Pictures a second."""
@@ -38,7 +42,7 @@ def main() -> None:
     rate = one_pass(len(pictures))
     rates = [one_pass(max(int(rate * args.seconds / 2), len(pictures))) for _ in range(2)]
     used = classifier.engine_used
-    found = {"per_second": max(rates), "passes": rates, "batch_size": args.batch_size}
+    found = {"per_second": max(rates), "passes": rates, "batch_size": request.batch_size}
     print(json.dumps({**found, "engine": f"{used.name} {used.version}" if used else ""}))
 
 

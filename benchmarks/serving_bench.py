@@ -27,7 +27,8 @@ from serving_server import HERE, HOST, READY, Files, Server, asked, busy, free_p
 
 TOKEN = "benchmark"  # noqa: S105 - of a server on the loopback
 CLIENTS = (2, 4, 8, 16, 32)  # among which the best is looked for
-EXPECTED = frozenset((200, 429, 503))  # answers of a server that is full, or going
+QUEUE = 128  # pictures that `van serve` takes in at most, by default
+KEPT = 50  # of so many answers under load one is looked into
 
 
 class Row(NamedTuple):
@@ -120,11 +121,13 @@ def told(counts: dict[str, int]) -> str:
 
 def measured_load(server: Server, work: Any) -> Load:
     """Runs a load, and adds the processor time that the server and others took meanwhile."""
-    ours, all_before, client = server.cpu(), busy(), time.process_time()
+    begun, client = time.perf_counter(), time.process_time()
+    ours, all_before = server.cpu(), busy()
     load: Load = run(work)
     took = server.cpu() - ours
     others = busy() - all_before - took - (time.process_time() - client)
-    return replace(load, server_cpu=took, others_cpu=max(others, 0.0))
+    others /= time.perf_counter() - begun
+    return replace(load, server_cpu=took, others_cores=max(others, 0.0))
 
 
 def steady(server: Server, requests: Sequence[bytes], clients: int, seconds: float) -> Load:
@@ -133,7 +136,7 @@ def steady(server: Server, requests: Sequence[bytes], clients: int, seconds: flo
     async def work() -> Load:
         client = Client(server.address)
         try:
-            return await closed_loop(client, requests, clients, seconds=seconds)
+            return await closed_loop(client, requests, clients, seconds=seconds, keep=KEPT)
         finally:
             client.close()
 
@@ -179,8 +182,11 @@ def capacity(
 
 
 def lost_of(load: Load) -> int:
-    """Requests without one of the answers that may be given."""
-    return sum(one.status not in EXPECTED for one in load.answers)
+    """Requests that were neither answered nor told when to come again."""
+    return sum(
+        one.status != 200 and not (one.status in (429, 503) and one.retry_after)
+        for one in load.answers
+    )
 
 
 def told_answer(answer: Answer) -> str:
@@ -219,9 +225,10 @@ def answers_now(bench: Bench, address: Address) -> Answers:
 
 
 def costs(load: Load) -> str:
-    """What client and server took of the processor."""
-    summary = load.summary()
-    return (
-        f"client {summary['client_us_per_request']:.0f} us a request "
-        f"({summary['client_cpu_share']:.0%} of a core)"
-    )
+    """What client, server and all others took of the processor."""
+    took = load.summary()
+    text = f"client {took['client_us_per_request']:.0f} us"
+    if "server_ms_per_request" in took:
+        text += f" and server {took['server_ms_per_request']:.2f} ms"
+    text += f" a request, client {took['client_cpu_share']:.0%} of a core"
+    return text + (f", others {took['others_cores']:.0%}" if "others_cores" in took else "")

@@ -6,7 +6,7 @@ says how much processor time the client took. What became of a request is one of
 - "answered": a whole answer came, of whatever status;
 - "refused": no connection was made, nothing was sent;
 - "closed": the connection ended before the first byte of an answer;
-- "partial": it ended, or the answer stopped being HTTP, within one;
+- "partial": it ended, or the answer stopped being HTTP, within one; or more came than it promised;
 - "timeout": no whole answer in time.
 """
 
@@ -24,7 +24,6 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 TIMEOUT_S = 60.0
-OUTCOMES = ("answered", "refused", "closed", "partial", "timeout")
 _LENGTH = re.compile(rb"\r\ncontent-length:[ \t]*(\d+)[ \t]*\r\n", re.IGNORECASE)
 _CLOSE = re.compile(rb"\r\nconnection:[ \t]*close[ \t]*\r\n", re.IGNORECASE)
 _CHUNKED = re.compile(rb"\r\ntransfer-encoding:[ \t]*chunked[ \t]*\r\n", re.IGNORECASE)
@@ -54,7 +53,7 @@ class Answer:
     """What became of one request.
 
     Args:
-        outcome: One of `OUTCOMES`.
+        outcome: One of those above.
         status: Of the answer; 0 where none came.
         start: When it was meant to be sent, by `time.perf_counter`.
         seconds: From `start` to the last byte of the answer, or to its failure.
@@ -121,6 +120,7 @@ class Connection(asyncio.Protocol):
         self.transport: asyncio.Transport | None = None
         self.open = False
         self.answered = 0  # requests
+        self.excess = False  # more came than answers
         self._data = b""
         self._head: Head | None = None
         self._waiting: asyncio.Future[Answer] | None = None
@@ -170,11 +170,14 @@ class Connection(asyncio.Protocol):
             head = self._head = parse_head(self._data)
         if head is None:
             return
+        found: tuple[bytes, int] | None = None
         if head.chunked:
-            if found := unchunked(self._data[head.size :]):
-                self._finish(head, found[0])
+            found = unchunked(self._data[head.size :])
         elif head.length is not None and len(self._data) >= head.size + head.length:
-            self._finish(head, self._data[head.size : head.size + head.length])
+            found = self._data[head.size : head.size + head.length], head.length
+        if found:
+            self.excess = len(self._data) > head.size + found[1]
+            self._finish(head, found[0])
 
     def _finish(self, head: Head, body: bytes) -> None:
         if head.close:
@@ -219,6 +222,10 @@ class Client:
         self.connections += 1
         return connection
 
+    async def prepare(self) -> None:
+        """Makes a connection that the next request takes. Raises `OSError`."""
+        self._idle.append(await self.connect())
+
     async def take(self) -> Connection:
         """An idle connection, else a new one. Raises `OSError`."""
         while self._idle:
@@ -235,6 +242,8 @@ class Client:
             async with asyncio.timeout(self.timeout):
                 connection = await self.take()
                 answer = await connection.send(request)
+            if connection.excess:
+                answer = Answer("partial")
         except TimeoutError:
             answer = Answer("timeout" if connection else "refused")
         except OSError:
@@ -261,7 +270,8 @@ class Load:
         answers: Of all requests.
         seconds: That it took.
         client_cpu, server_cpu: Seconds of processor time of the two.
-        others_cpu: Of all other processes of the machine: of a figure to believe, next to none.
+        others_cores: That all other processes of the machine, and its neighbours, took on average:
+            of a figure to believe, next to none.
         details: More for the JSON file.
     """
 
@@ -269,7 +279,7 @@ class Load:
     seconds: float
     client_cpu: float
     server_cpu: float | None = None
-    others_cpu: float | None = None
+    others_cores: float | None = None
     details: dict[str, Any] = field(default_factory=dict)
 
     def of(self, status: int) -> list[Answer]:
@@ -288,10 +298,6 @@ class Load:
         kinds = (str(a.status) if a.outcome == "answered" else a.outcome for a in self.answers)
         return dict(sorted(Counter(kinds).items()))
 
-    def broken(self) -> int:
-        """Requests that were sent and not answered whole."""
-        return sum(one.outcome in ("closed", "partial", "timeout") for one in self.answers)
-
     def summary(self) -> dict[str, Any]:
         """For the JSON file."""
         count = max(len(self.answers), 1)
@@ -308,11 +314,11 @@ class Load:
         }
 
     def _of_machine(self, count: int) -> dict[str, float]:
-        if self.server_cpu is None or self.others_cpu is None:
+        if self.server_cpu is None or self.others_cores is None:
             return {}
         return {
             "server_ms_per_request": 1e3 * self.server_cpu / count,
-            "others_cores": self.others_cpu / self.seconds,
+            "others_cores": self.others_cores,
         }
 
 
@@ -330,12 +336,12 @@ async def closed_loop(
     seconds: float = math.inf,
     count: float = math.inf,
     stop: Callable[[], bool] = lambda: False,
-    keep: bool = False,
+    keep: int = 0,
 ) -> Load:
     """So many clients, each sending its next request when it has the answer to the last.
 
     A client whose connection is refused ends. It ends after `seconds`, after `count` requests of
-    all, or when `stop` says so. Bodies are dropped unless `keep`.
+    all, or when `stop` says so. Of every `keep`-th request the body is kept (True: of all).
     """
     answers: list[Answer] = []
     numbers, begun = itertools.count(), time.perf_counter()
@@ -347,7 +353,7 @@ async def closed_loop(
             if number >= count:
                 return
             answer = await client.ask(requests[number % len(requests)], number % len(requests))
-            if not keep:
+            if not keep or number % keep:
                 answer.body = b""
             answers.append(answer)
             if answer.outcome == "refused":
@@ -362,8 +368,6 @@ async def open_loop(
     client: Client,
     requests: Sequence[bytes],
     starts: Sequence[float],
-    *,
-    keep: bool = False,
 ) -> Load:
     """Requests at times set before, whether or not the earlier ones are answered.
 
@@ -385,8 +389,7 @@ async def open_loop(
             await asyncio.sleep(0)  # a late client must still read its answers
     answers = list(await asyncio.gather(*tasks))
     for answer in answers:
-        if not keep:
-            answer.body = b""
+        answer.body = b""
     # Until the last answer, but not less than the schedule: a rate is of the time it was offered.
     took = max(time.perf_counter() - begun, starts[-1] if starts else 0)
     details = {"client_late_p99_ms": 1e3 * percentile(late, 0.99)}

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import json
+import math
 import random
 import struct
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -13,9 +16,9 @@ from typing import Any
 
 from serving_bench import TOKEN, Bench, Part, alike, answers_now, results_of, told, told_answer
 from serving_client import Address, Answer, Client, multipart, request_bytes, run
-from serving_server import READY
+from serving_server import watched
 
-BOUNDARY = b"a-boundary-that-no-picture-has"
+BOUNDARY = multipart([])[1].partition("boundary=")[2].encode()
 NUMBERS = ("-1", "0", "1e9", "NaN", "99999999999999999999", "0x10", "", "1.5", "+3", "%00", "'")
 LENGTHS = ("-1", "0", "7", "99999999999", "abc", "1e3", "", "18446744073709551616", "5, 5")
 PATHS = (
@@ -144,12 +147,15 @@ class Mutator:
         return f"/v2/models/{self.model}/infer"
 
     def _input(self, draw: random.Random, **changes: Any) -> dict[str, Any]:
-        height, width, channels = self.shape
-        few = height * width * channels <= 4096
-        shape = [1, height, width, channels] if few or draw.random() < 0.02 else [1, 2, 2, 3]
-        count = shape[1] * shape[2] * shape[3]
-        values = [0.5] * count
-        return {"name": "images", "datatype": "FP32", "shape": shape, "data": values} | changes
+        """A good one; of pixels of a large picture, which are many, not often."""
+        if draw.random() < (0.5 if math.prod(self.shape) <= 4096 else 0.1):
+            values: list[Any] = [0.5] * math.prod(self.shape)
+            given = {"name": "images", "datatype": "FP32", "shape": [1, *self.shape]}
+        else:
+            files = [draw.choice((draw.choice(self.pictures), self._changed_picture(draw)))]
+            values = [base64.b64encode(one).decode() for one in files * draw.choice((1, 1, 3))]
+            given = {"name": "pictures", "datatype": "BYTES", "shape": [len(values)]}
+        return given | {"data": values} | changes
 
     def infer_json(self, draw: random.Random) -> bytes:
         """A changed JSON body of the Open Inference Protocol."""
@@ -174,12 +180,12 @@ class Mutator:
             "x" * 100_000,
         )
         changes = {}
-        if draw.random() < 0.7:
+        if draw.random() < 0.4:
             name = draw.choice(("name", "datatype", "shape", "data", "parameters"))
             changes[name] = draw.choice(odd)
         given = self._input(draw, **changes)
         record: Any = {"id": "7", "inputs": [given], "outputs": [{"name": "logits"}]}
-        choice = draw.randrange(10)
+        choice = draw.randrange(15)  # by the last ones it stays
         if choice == 0:
             record = draw.choice(odd)
         elif choice == 1:
@@ -323,34 +329,45 @@ def changed(draw: random.Random, data: bytes) -> bytes:
     return bytes(found)
 
 
-PATIENCE_S = 2.0  # for an answer, before saying that no more will be sent
+WHOLE = ("picture", "parts", "infer_json", "infer_binary", "line")  # need an answer, whatever it is
+PATIENCE_S = 2.0  # with the others, which may promise more than they have: then no more is sent
+SLOW_S = 5.0  # an answer may not take longer
 HANG_S = 40.0  # after which it hangs
 
 
-async def provoke(address: Address, data: bytes) -> Answer:
+async def provoke(address: Address, data: bytes, whole: bool) -> Answer:
     """Sends anything and waits until it is answered or the connection ends.
 
-    A request may promise more than it has: after a while this says that there is no more.
+    Of what is not whole this says after a while that there is no more; its time counts from there.
     """
-    client = Client(address)
+    client, begun = Client(address), time.perf_counter()
     try:
         connection = await client.connect()
     except OSError:
         return Answer("refused")
-    try:
-        waiting = connection.send(data)
-        done, _ = await asyncio.wait([waiting], timeout=PATIENCE_S)
-        if not done:
-            connection.half_close()
-            done, _ = await asyncio.wait([waiting], timeout=HANG_S)
-        return waiting.result() if done else Answer("timeout")
-    finally:
-        connection.close()
+    waiting = connection.send(data)
+    done, _ = await asyncio.wait([waiting], timeout=HANG_S if whole else PATIENCE_S)
+    if not done and not whole:
+        connection.half_close()
+        begun = time.perf_counter()
+        done, _ = await asyncio.wait([waiting], timeout=HANG_S)
+    connection.close()
+    answer = waiting.result() if done else Answer("timeout")
+    answer.seconds = time.perf_counter() - begun
+    return answer
 
 
+def is_bad(answer: Answer, whole: bool) -> bool:
+    """Whether a server may not do this to a changed request."""
+    if answer.outcome == "answered":
+        return answer.status == 500 or answer.seconds > SLOW_S
+    return whole or answer.outcome != "closed" or answer.seconds > SLOW_S
+
+
+@watched
 def fuzz(bench: Bench) -> Part:
     """Changed requests, with good ones among them that must be answered as before."""
-    part, found = Part(), Counter[str]()
+    part, controls, slowest = Part(), Counter[str](), {"changed": 0.0, "good": 0.0}
     kinds: dict[str, Counter[str]] = {}
     bad: list[dict[str, Any]] = []
     with bench.server() as server:
@@ -368,44 +385,44 @@ def fuzz(bench: Bench) -> Part:
         mutants = enumerate(mutator.requests(bench.seed, bench.mutants))
         expected = answers_now(bench, server.address)
         good = bench.singles(server.address)
-        controls = Counter[str]()
+        client = Client(server.address, HANG_S, keep_alive=False)
+
+        async def control(which: int) -> None:
+            answer = await client.ask(good[which])
+            slowest["good"] = max(slowest["good"], answer.seconds)
+            right = answer.status == 200 and alike(results_of(answer.body)[0], expected[which])
+            controls["right" if right else told_answer(answer)] += 1
 
         async def one() -> None:
             for number, (kind, data) in mutants:
-                answer = await provoke(server.address, data)
-                what = str(answer.status) if answer.status else answer.outcome
-                found[what] += 1
+                if number % 100 == 0:
+                    await control(number // 100 % len(good))
+                answer = await provoke(server.address, data, kind in WHOLE)
+                slowest["changed"] = max(slowest["changed"], answer.seconds)
+                what = str(answer.status or answer.outcome)
                 kinds.setdefault(kind, Counter())[what] += 1
-                if what == "timeout" or answer.outcome == "partial" or answer.status == 500:
-                    bad.append(
-                        {"number": number, "kind": kind, "what": what, "begins": repr(data[:300])}
-                    )
-                if number % 100 == 99:
-                    which = number // 100 % len(good)
-                    control = await Client(server.address).ask(good[which])
-                    right = control.status == 200 and alike(
-                        results_of(control.body)[0], expected[which]
-                    )
-                    controls["right" if right else told_answer(control)] += 1
+                if is_bad(answer, kind in WHOLE):
+                    record = {"number": number, "kind": kind, "what": what}
+                    bad.append(record | {"s": answer.seconds, "begins": repr(data[:300])})
 
         async def all_of_them() -> None:
             await asyncio.gather(*(one() for _ in range(16)))
 
         run(all_of_them())
-        alive, tracebacks = server.alive(), server.tracebacks()
-        status = server.get(READY)[0] if alive else 0
-        memory = server.memory()
+        ready, tracebacks, memory = server.is_ready(), server.tracebacks(), server.memory()
+    found = sum(kinds.values(), Counter())
     part.details = {
-        "statuses": dict(found),
         "kinds": {k: dict(sorted(v.items())) for k, v in kinds.items()},
         "bad": bad,
         "controls": dict(controls),
+        "slowest_s": slowest,
         "tracebacks": tracebacks,
         "memory_after": memory,
     }
-    fine = alive and status == 200 and not bad and set(controls) <= {"right"}
-    text = f"{told(dict(sorted(found.items())))}; {'alive' if alive else 'ENDED'}, {tracebacks} "
-    text += f"tracebacks in its log, good ones between: {told(dict(controls))}"
+    fine = ready and not bad and set(controls) == {"right"} and slowest["good"] <= SLOW_S
+    text = f"{told(dict(sorted(found.items())))}; {'ready' if ready else 'NOT READY'}, {tracebacks}"
+    text += f" tracebacks in its log, good ones between: {told(dict(controls))}; slowest "
+    text += f"{slowest['changed']:.2f} s, of the good {slowest['good']:.2f} s"
     if bad:
         text += f"; {len(bad)} bad, first: {bad[0]['kind']} number {bad[0]['number']}"
     what = f"{bench.mutants:,} changed requests (seed {bench.seed})"

@@ -1,19 +1,23 @@
 """The ONNX file behind LitServe, as its documentation serves a batched model; run by `serving.py`.
 
-python serving_litserve.py --model W.onnx --port 8000 --workers 1 --threads 2 --batch 8
+python serving_litserve.py --model W.onnx --port 8000 --workers 1 --threads 2 --batch 8 --fast 0
 """
 
 from __future__ import annotations
 
 import argparse
 import io
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import litserve
 import numpy as np
-import onnxruntime
 from folder_contender import prepared
-from serving_peers import best_of, session_of
+from serving_onnx import best_of, session_of
+
+
+def _prepared(data: bytes) -> np.ndarray:
+    return np.ascontiguousarray(prepared(io.BytesIO(data), 224).transpose(1, 2, 0))
 
 
 class Van(litserve.LitAPI):
@@ -24,19 +28,20 @@ class Van(litserve.LitAPI):
         self.onnx, self.threads = onnx, threads
 
     def setup(self, device: str) -> None:
-        self.session: onnxruntime.InferenceSession = session_of(self.onnx, self.threads)
+        self.session = session_of(self.onnx, self.threads)
         self.input = self.session.get_inputs()[0].name
+        self.pool = ThreadPoolExecutor(self.threads)
 
     def decode_request(self, request):  # LitServe reads a type here, and makes a query of it
-        picture = prepared(io.BytesIO(request["picture"].file.read()), 224)
-        return np.ascontiguousarray(picture.transpose(1, 2, 0))
+        return request["picture"].file.read()
 
-    def batch(self, inputs: list[np.ndarray]) -> np.ndarray:
-        return np.stack(inputs)
+    def batch(self, inputs: list[bytes]) -> np.ndarray:
+        return np.stack(list(self.pool.map(_prepared, inputs)))  # LitServe decodes one by one
 
-    def predict(self, images: np.ndarray) -> np.ndarray:
-        alone = images.ndim == 3
-        (logits,) = self.session.run(None, {self.input: images[None] if alone else images})
+    def predict(self, images: Any) -> np.ndarray:
+        alone = isinstance(images, bytes)
+        given = _prepared(images)[None] if alone else images
+        (logits,) = self.session.run(None, {self.input: given})
         return logits[0] if alone else logits
 
     def unbatch(self, output: np.ndarray) -> list[np.ndarray]:
@@ -49,7 +54,7 @@ class Van(litserve.LitAPI):
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", required=True)
-    for name in ("port", "workers", "threads", "batch"):
+    for name in ("port", "workers", "threads", "batch", "fast"):
         parser.add_argument(f"--{name}", type=int, required=True)
     args = parser.parse_args()
     batching: dict[str, Any] = (
@@ -59,6 +64,7 @@ def main() -> None:
         Van(args.model, args.threads, **batching),
         accelerator="cpu",
         workers_per_device=args.workers,
+        fast_queue=bool(args.fast),
     )
     server.run(host="127.0.0.1", port=args.port, generate_client_file=False, log_level="warning")
 

@@ -1,7 +1,7 @@
 """`van serve` beside LitServe and BentoML, all serving the same ONNX file.
 
-Each peer is tried in the ways that `SETTINGS` names; the one with the most pictures a second is
-what the table shows, with the others in the JSON file.
+Each peer is tried in the ways that `SETTINGS` names, of which each has its line in the table. All
+are sent the same requests.
 """
 
 from __future__ import annotations
@@ -12,15 +12,26 @@ import subprocess
 import sys
 import tomllib
 import venv
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from serving_bench import Bench, Part, alike, capacity, offered, poisson, steady, told_answer
-from serving_client import Address, Client, Load, multipart, request_bytes, run
+from serving_bench import (
+    TOKEN,
+    Bench,
+    Part,
+    alike,
+    capacity,
+    offered,
+    poisson,
+    results_of,
+    steady,
+    told_answer,
+)
+from serving_client import Address, Client, Load, multipart, percentile, request_bytes, run
 from serving_server import HERE, HOST, Server, free_port, started
 
 PEERS = ("litserve", "bentoml")
@@ -31,39 +42,22 @@ INSTALLED = {
 
 
 class Setting(NamedTuple):
-    """How a peer runs: processes, threads of each session, largest batch."""
+    """How a peer runs: processes, threads of each, largest batch; LitServe's `fast_queue`."""
 
     workers: int
     threads: int
     batch: int
+    fast: int = 0
 
     def __str__(self) -> str:
-        return f"{self.workers} workers, {self.threads} threads, batch {self.batch}"
+        text = f"{self.workers} workers, {self.threads} threads, batch {self.batch}"
+        return text + ", fast queue" * self.fast
 
 
 SETTINGS = {
-    "litserve": (Setting(1, 2, 8), Setting(2, 1, 8), Setting(2, 1, 1)),
-    "bentoml": (Setting(2, 1, 1), Setting(2, 2, 8)),
+    "litserve": (Setting(1, 2, 8), Setting(2, 1, 8), Setting(2, 1, 1), Setting(2, 1, 1, 1)),
+    "bentoml": (Setting(2, 1, 1), Setting(1, 2, 8), Setting(2, 1, 8)),
 }
-
-
-def session_of(path: str, threads: int) -> Any:
-    """Of ONNX Runtime, on so many threads."""
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-
-
-def best_of(logits: Any) -> list[dict[str, float]]:
-    """The five best classes of (classes,) logits."""
-    import numpy as np
-
-    shares = np.exp(logits - logits.max())
-    shares /= shares.sum()
-    best = np.argsort(-shares)[:5]
-    return [{"index": int(i), "probability": float(shares[i])} for i in best]
 
 
 def environments(folder: Path, whole: bool) -> dict[str, str]:
@@ -77,14 +71,16 @@ def environments(folder: Path, whole: bool) -> dict[str, str]:
         packages["whole"] = (f"{HERE.parent}[serve]",)
     found = {}
     for name, wanted in packages.items():
-        python = str(folder / name / "bin" / "python")
-        if not Path(python).exists():
+        python, complete = str(folder / name / "bin" / "python"), folder / name / "complete"
+        if not complete.exists() or complete.read_text() != " ".join(wanted):
             print(f"installing {' '.join(wanted)}", file=sys.stderr)
-            venv.create(folder / name, with_pip=True)
+            complete.unlink(missing_ok=True)
+            venv.create(folder / name, symlinks=True, with_pip=True)
             pip = [python, "-m", "pip", "install", "-q"]
             subprocess.run([*pip, *wanted], check=True)
             if name == "van":
                 subprocess.run([*pip, "--no-deps", str(HERE.parent)], check=True)
+            complete.write_text(" ".join(wanted))  # not so where it was cut off
         found[name] = python
     return found
 
@@ -111,23 +107,16 @@ def export(bench: Bench) -> Path:
     target = bench.folder / f"{bench.files.model}.onnx"
     if not target.exists():
         command = [bench.python, "-m", "van_classification_tensorflow", "export"]
-        command += [
-            "--weights",
-            str(bench.files.weights),
-            "--output",
-            str(target),
-            "--batch-size",
-            "any",
-        ]
+        command += ["--weights", str(bench.files.weights)]
+        command += ["--output", str(target), "--batch-size", "any"]
         environment = {**os.environ, "PYTHONPATH": str(HERE.parent)}
         subprocess.run(command, check=True, env=environment, stdout=subprocess.DEVNULL)
     return target
 
 
-@contextmanager
 def peer_server(
     name: str, setting: Setting, python: str, onnx: Path, folder: Path
-) -> Iterator[Server]:
+) -> AbstractContextManager[Server]:
     """LitServe or BentoML, ready."""
     address, log = Address(HOST, free_port()), folder / f"{name}.log"
     environment = {
@@ -150,27 +139,56 @@ def peer_server(
         command = [python, "-m", "bentoml", "serve", "serving_bentoml:Van"]
         command += ["--host", address.host, "--port", str(address.port)]
         ready = "/readyz"
-    with started(command, address, log, ready, HERE, environment) as server:
-        yield server
+    return started(command, address, log, ready, HERE, environment)
 
 
 @dataclass(frozen=True)
 class Contender:
-    """Who serves the model in one way.
+    """Who serves the model in one way, and what was measured of it.
 
     Args:
         name: For the table.
         python: Its interpreter, whose environment is measured.
         serve: Starts it; gives a `Server` that is ready.
-        requests: One picture a request, as it wants them.
         how: Its settings.
+        best: Of each round, the most that it answered.
+        at_rate: Of each round, how it answered at the rate of all.
+        memory: Bytes at most under load, of each round.
+        ready_s: Of each launch.
     """
 
     name: str
     python: str
     serve: Callable[[], AbstractContextManager[Server]]
-    requests: Callable[[Address], list[bytes]]
     how: str = ""
+    best: list[Load] = field(default_factory=list)
+    at_rate: list[Load] = field(default_factory=list)
+    memory: list[int] = field(default_factory=list)
+    ready_s: list[float] = field(default_factory=list)
+
+    def most(self) -> float:
+        """Pictures a second."""
+        return max(map(Load.rate, self.best))
+
+    def soonest(self) -> Load:
+        """The load at the rate of all whose slowest percent was the fastest."""
+        return min(self.at_rate, key=lambda load: load.percentile(0.99))
+
+    def failed(self, loads: Sequence[Load]) -> int:
+        """Answers that were not 200."""
+        return sum(len(load.answers) - len(load.of(200)) for load in loads)
+
+    def record(self) -> dict[str, Any]:
+        """For the JSON file."""
+        return {
+            "name": self.name,
+            "how": self.how,
+            "best": [load.summary() for load in self.best],
+            "at_rate": [load.summary() for load in self.at_rate],
+            "memory": self.memory,
+            "installed": size_of(self.python),
+            "ready_s": self.ready_s,
+        }
 
 
 def contenders(bench: Bench, pythons: dict[str, str]) -> list[Contender]:
@@ -178,37 +196,39 @@ def contenders(bench: Bench, pythons: dict[str, str]) -> list[Contender]:
     onnx = export(bench)
     ours = replace(bench, python=pythons["van"])
     found = [
-        Contender("van serve", ours.python, partial(ours.server, onnx), ours.singles),
-        Contender("van serve, of the weights", ours.python, ours.server, ours.singles),
+        Contender("van serve", ours.python, partial(ours.server, onnx)),
+        Contender("van serve, of the weights", ours.python, ours.server),
     ]
-
-    def requests(address: Address) -> list[bytes]:
-        bodies = [multipart([one], "picture", bench.files.kind) for one in bench.files.pictures]
-        return [request_bytes(address, "POST", "/predict", *body) for body in bodies]
-
     for name in PEERS:
         for setting in SETTINGS[name]:
             serve = partial(peer_server, name, setting, pythons[name], onnx, bench.folder)
-            found.append(Contender(name, pythons[name], serve, requests, str(setting)))
+            found.append(Contender(name, pythons[name], serve, str(setting)))
     return found
+
+
+def requests_of(bench: Bench, address: Address) -> list[bytes]:
+    """The same to all: a picture each, in a form."""
+    bodies = [multipart([one], "picture", bench.files.kind) for one in bench.files.pictures]
+    return [request_bytes(address, "POST", "/predict", *body, TOKEN) for body in bodies]
 
 
 def peers(bench: Bench, pythons: dict[str, str]) -> Part:
     """Throughput, latency at one load for all, memory, and what each has installed."""
-    part, reference = Part(), []
-    best: dict[str, tuple[Load, Contender]] = {}
-    tried: list[dict[str, Any]] = []
-    for one in contenders(bench, pythons):
-        with one.serve() as server:
-            requests = one.requests(server.address)
-            require_alike(one.name, server, requests, reference)
-            load, clients = capacity(server, requests, bench.seconds / 2)
-        tried.append({"name": one.name, "how": one.how, "clients": clients, **load.summary()})
-        if one.name not in best or load.rate() > best[one.name][0].rate():
-            best[one.name] = load, one
-    rate = min(load.rate() for load, _ in best.values()) / 2
-    found = [at_rate(bench, one, load, rate) for load, one in best.values()]
-    part.details = {"tried": tried, "rate": rate, "contenders": found}
+    part, reference, found = Part(), [], contenders(bench, pythons)
+    for _ in range(bench.rounds):  # in turn, so that what disturbs does not meet one alone
+        for one in found:
+            with one.serve() as server:
+                requests = requests_of(bench, server.address)
+                require_alike(one, server, requests, reference)
+                one.best.append(capacity(server, requests, bench.seconds / 2)[0])
+                one.ready_s.append(server.ready_s)
+    good = [one for one in found if not one.failed(one.best)]
+    names = {one.name for one in good}
+    rate = min(max(one.most() for one in good if one.name == name) for name in names) / 2
+    for i in range(bench.rounds):
+        for one in found:
+            at_rate(bench, one, rate, bench.seed + i)
+    part.details = {"rate": rate, "contenders": [one.record() for one in found]}
     part.table = table(found, rate)
     if "whole" in pythons:
         whole = size_of(pythons["whole"])
@@ -217,56 +237,52 @@ def peers(bench: Bench, pythons: dict[str, str]) -> Part:
     return part
 
 
-def at_rate(bench: Bench, one: Contender, best: Load, rate: float) -> dict[str, Any]:
-    """What a contender takes, and how soon it answers, at this many requests a second."""
+def at_rate(bench: Bench, one: Contender, rate: float, seed: int) -> None:
+    """How soon a contender answers at this many requests a second, and what it takes."""
     with one.serve() as server:
-        requests = one.requests(server.address)
-        steady(server, requests, 8, min(2.0, bench.seconds))
-        starts = poisson(rate, max(bench.seconds, min(300 / rate, 3 * bench.seconds)), bench.seed)
-        load = offered(server, requests, starts)
-        memory = server.memory()
-    return {
-        "name": one.name,
-        "how": one.how,
-        "best": best.summary(),
-        "at_rate": load.summary(),
-        "memory": memory,
-        "installed": size_of(one.python),
-        "ready_s": server.ready_s,
-    }
+        requests = requests_of(bench, server.address)
+        with server.memory_sampled() as memory:  # not meanwhile: looking takes its time
+            steady(server, requests, 8, min(2.0, bench.seconds))
+        starts = poisson(rate, max(bench.seconds, min(300 / rate, 3 * bench.seconds)), seed)
+        one.at_rate.append(offered(server, requests, starts))
+        one.memory.append(max(*memory, server.memory()))
+        one.ready_s.append(server.ready_s)
 
 
-def table(found: Sequence[dict[str, Any]], rate: float) -> str:
-    """Markdown: a line a contender."""
+def table(found: Sequence[Contender], rate: float) -> str:
+    """Markdown: a line a contender, the best of its rounds; answers that were not 200 of all."""
     lines = [
-        f"| | pictures/s | p50 at {rate:.0f}/s, ms | p99 at {rate:.0f}/s, ms | memory, MB "
-        "| installed, MB | ready, s |",
-        "|---|---:|---:|---:|---:|---:|---:|",
+        f"| | pictures/s | not 200 | p50 at {rate:.0f}/s, ms | p99, ms | not 200 | others, cores "
+        "| memory, MB | installed, MB | ready, s |",
+        "|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|",
     ]
     for one in found:
-        load, name = one["at_rate"], f"{one['name']} ({one['how']})" if one["how"] else one["name"]
+        load, name = one.soonest(), f"{one.name} ({one.how})" if one.how else one.name
+        others = max(x.summary().get("others_cores", 0.0) for x in one.best + one.at_rate)
         lines.append(
-            f"| {name} | {one['best']['per_second']:.1f} | {load['p50_ms']:.0f} "
-            f"| {load['p99_ms']:.0f} | {one['memory'] / 1e6:.0f} | {one['installed'] / 1e6:.0f} "
-            f"| {one['ready_s']:.1f} |"
+            f"| {name} | {one.most():.1f} | {one.failed(one.best)} "
+            f"| {1e3 * load.percentile(0.5):.0f} | {1e3 * load.percentile(0.99):.0f} "
+            f"| {one.failed(one.at_rate)} | {others:.2f} | {max(one.memory) / 1e6:.0f} "
+            f"| {size_of(one.python) / 1e6:.0f} | {percentile(one.ready_s, 0.5):.1f} |"
         )
     return "\n".join(lines)
 
 
 def require_alike(
-    name: str, server: Server, requests: Sequence[bytes], reference: list[Any]
+    one: Contender, server: Server, requests: Sequence[bytes], reference: list[dict[int, float]]
 ) -> None:
     """Ends where a contender's first answers are not those of the first contender."""
-    answers = []
+    answers: list[dict[int, float]] = []
     for request in requests[:4]:
-        answer = run(Client(server.address).ask(request))
+        answer = run(Client(server.address, keep_alive=False).ask(request))
         if answer.status != 200:
-            raise SystemExit(f"{name}: {told_answer(answer)}")
+            raise SystemExit(f"{one.name}, {one.how}: {told_answer(answer)}\n{server.last_words()}")
         body = json.loads(answer.body)
-        predictions = (
-            body["results"][0]["predictions"] if "results" in body else body["predictions"]
-        )
-        answers.append({one["index"]: one["probability"] for one in predictions})
+        if "results" not in body:
+            body = {"results": body if isinstance(body, list) else [body]}
+        answers += results_of(json.dumps(body).encode())
     reference = reference or reference.extend(answers) or reference
     if not all(alike(a, b) for a, b in zip(answers, reference, strict=True)):
-        raise SystemExit(f"{name} answers otherwise: {answers[0]}, not {reference[0]}")
+        raise SystemExit(
+            f"{one.name}, {one.how}, answers otherwise: {answers[0]}, not {reference[0]}"
+        )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import http.client
 import io
 import json
@@ -11,10 +12,12 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from serving_client import Address
 
@@ -24,6 +27,8 @@ sys.path.insert(0, str(HERE.parent))
 HOST = "127.0.0.1"
 READY = "/v2/health/ready"
 READY_S = 120.0  # to wait for a server
+SAMPLE_S = 0.1  # between looks at the memory during a load
+OURS = "van_classification_tensorflow"  # in a command: it may write no traceback
 PICTURE = (500, 375)  # width and height, of an ImageNet picture
 
 
@@ -35,6 +40,7 @@ class Server:
     address: Address
     log: Path
     ready_s: float = 0.0  # from its start to the first "ready"
+    told: int = 0  # tracebacks of which a measurement knows
 
     def processes(self) -> list[int]:
         """The process and all below it."""
@@ -47,6 +53,24 @@ class Server:
     def memory(self) -> int:
         """Bytes of all its processes, a page that several share counted once among them (PSS)."""
         return sum(_pss(pid) for pid in self.processes())
+
+    @contextlib.contextmanager
+    def memory_sampled(self) -> Iterator[list[int]]:
+        """`memory` at the beginning, again and again while this is open, and at its end."""
+        found, over = [self.memory()], threading.Event()
+
+        def sample() -> None:
+            while not over.wait(SAMPLE_S):
+                found.append(self.memory())
+
+        thread = threading.Thread(target=sample)
+        thread.start()
+        try:
+            yield found
+        finally:
+            over.set()
+            thread.join()
+            found.append(self.memory())
 
     def cpu(self) -> float:
         """Seconds of processor time of all its processes, with those that have ended."""
@@ -64,25 +88,31 @@ class Server:
         headers = {"Authorization": f"Bearer {token}"} if token else {}
         return asked(self.address, "GET", path, headers=headers)
 
+    def is_ready(self, path: str = READY) -> bool:
+        try:
+            return asked(self.address, "GET", path, timeout=5)[0] == 200
+        except (OSError, http.client.HTTPException):
+            return False
+
     def tracebacks(self) -> int:
-        """How many its log holds."""
-        return self.log.read_text(errors="replace").count("Traceback (most recent call last)")
+        """How many its log holds; who asks tells of them."""
+        text = self.log.read_text(errors="replace")
+        self.told = text.count("Traceback (most recent call last)")
+        return self.told
 
     def stop(self, patience: float = 30.0) -> int | None:
         """Ends it by SIGTERM, then by force; its exit status, None where force was needed."""
-        below = self.processes()[1:]
         status: int | None = None
-        try:
-            if self.alive():
-                self.process.send_signal(signal.SIGTERM)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.process.send_signal(signal.SIGTERM)
             status = self.process.wait(patience)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            self.process.wait()
-        for pid in below:  # who is left of those that it started
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError):  # else who is left of those that it started
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
         return status
+
+    def last_words(self) -> str:
+        return "\n".join(self.log.read_text(errors="replace").splitlines()[-15:])
 
 
 def read_or_empty(path: Path) -> str:
@@ -94,11 +124,25 @@ def read_or_empty(path: Path) -> str:
 
 
 def busy() -> float:
-    """Seconds of processor time that all processes of this machine have taken."""
-    user, nice, system, _, _, interrupts, soft = (
-        int(text) for text in read_or_empty(Path("/proc/stat")).split(maxsplit=8)[1:8]
+    """Seconds of processor time that all processes of this machine, and its neighbours, took."""
+    user, nice, system, _, _, interrupts, soft, stolen = (
+        int(text) for text in read_or_empty(Path("/proc/stat")).split(maxsplit=9)[1:9]
     )
-    return (user + nice + system + interrupts + soft) / os.sysconf("SC_CLK_TCK")
+    return (user + nice + system + interrupts + soft + stolen) / os.sysconf("SC_CLK_TCK")
+
+
+def watched(measure: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """Adds `others_cores` to the details: of a measurement whose servers end within it."""
+
+    @functools.wraps(measure)
+    def whole(bench: Any) -> Any:
+        begun, all_before, mine = time.perf_counter(), busy(), sum(os.times()[:4])
+        part = measure(bench)
+        others = (busy() - all_before) - (sum(os.times()[:4]) - mine)
+        part.details["others_cores"] = max(others, 0.0) / (time.perf_counter() - begun)
+        return part
+
+    return whole
 
 
 def _pss(pid: int) -> int:
@@ -130,21 +174,15 @@ def asked(
         connection.close()
 
 
-def wait_ready(server: Server, path: str, started: float, patience: float = READY_S) -> None:
+def wait_ready(server: Server, path: str, begun: float) -> None:
     """Until it answers 200; a server that ends before ends this too, with its last words."""
-    while True:
-        try:
-            if asked(server.address, "GET", path, timeout=5)[0] == 200:
-                server.ready_s = time.perf_counter() - started
-                return
-        except (OSError, http.client.HTTPException):
-            pass
-        if not server.alive() or time.perf_counter() - started > patience:
+    while not server.is_ready(path):
+        if not server.alive() or time.perf_counter() - begun > READY_S:
             server.stop()
-            tail = "\n".join(server.log.read_text(errors="replace").splitlines()[-15:])
             command = " ".join(map(str, server.process.args))
-            raise SystemExit(f"not ready: {command}\n{tail}")
+            raise SystemExit(f"not ready: {command}\n{server.last_words()}")
         time.sleep(0.005)
+    server.ready_s = time.perf_counter() - begun
 
 
 @contextlib.contextmanager
@@ -156,9 +194,12 @@ def started(
     folder: Path = HERE.parent,
     environment: Mapping[str, str] | None = None,
 ) -> Iterator[Server]:
-    """A server that is ready; ended when the block is left."""
+    """A server that is ready, with a log of its own; ended when the block is left.
+
+    Of ours, tracebacks in its log that no measurement told of end this too.
+    """
     begun = time.perf_counter()
-    with log.open("ab") as out:
+    with log.open("wb") as out:
         process = subprocess.Popen(
             list(command),
             stdin=subprocess.DEVNULL,
@@ -166,6 +207,7 @@ def started(
             stderr=out,
             cwd=folder,
             env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", **(environment or {})},
+            start_new_session=True,
         )
     server = Server(process, address, log)
     try:
@@ -173,6 +215,9 @@ def started(
         yield server
     finally:
         server.stop()
+    told = server.told
+    if OURS in command and server.tracebacks() > told:
+        raise SystemExit(f"{server.told - told} tracebacks in its log:\n{server.last_words()}")
 
 
 # --- What is served ---

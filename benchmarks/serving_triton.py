@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import base64
 import json
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 from serving_bench import TOKEN, Bench, Part, answers_now
+from serving_server import watched
 
 
+@watched
 def triton(bench: Bench) -> Part:
     """`tritonclient` (HTTP): metadata, and both inputs, as JSON and binary."""
     try:
@@ -66,7 +69,7 @@ _TYPES = {"images": "FP32", "pictures": "BYTES"}
 
 
 def _inputs(bench: Bench, pictures: Sequence[bytes], binary: bool) -> dict[str, Any]:
-    """Input name -> array. JSON has no bytes: there, pictures would have to be text."""
+    """Input name -> array. JSON has no bytes: there, pictures are text, in base64."""
     import numpy as np
 
     from van_classification_tensorflow import Classifier
@@ -74,5 +77,5 @@ def _inputs(bench: Bench, pictures: Sequence[bytes], binary: bool) -> dict[str, 
 
     prepare = Classifier(bench.files.weights).preprocessing.views
     images = np.concatenate([prepare(open_image(one)) for one in pictures])
-    found = {"images": images.astype(np.float32)}
-    return found | ({"pictures": np.array(pictures, np.object_)} if binary else {})
+    files = pictures if binary else [base64.b64encode(one) for one in pictures]
+    return {"images": images.astype(np.float32), "pictures": np.array(files, np.object_)}

@@ -29,7 +29,8 @@ class Client:
         self.app = app
         self.runner = asyncio.Runner()
         self.http = httpx.AsyncClient(
-            transport=httpx.ASGITransport(app, raise_app_exceptions=True), base_url="http://van"
+            transport=httpx.ASGITransport(app, raise_app_exceptions=True),
+            base_url="http://127.0.0.1",
         )
 
     def __call__(self, method, path, **options):

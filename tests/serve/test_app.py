@@ -221,6 +221,44 @@ def counted(client):
     return {name: float(value) for name, _, value in pairs}
 
 
+@pytest.mark.parametrize(
+    ("host", "status"),
+    [
+        ("localhost:8000", 200),
+        ("127.0.0.1", 200),
+        ("[::1]:80", 200),
+        ("", 200),
+        ("evil.example", 403),
+        ("evil.example:80", 403),
+        ("localhost.evil.example", 403),
+        ("[localhost].example", 403),
+    ],
+)
+def test_other_names_are_not_answered(client, host, status):
+    """The page of another site, whose name was made to lead here, could read the answers."""
+    answer = client.get("/about", headers={"host": host})
+    assert answer.status_code == status
+    if status == 403:
+        assert "--allow-host" in answer.json()["error"]
+
+
+def test_names_of_a_proxy_are_answered_and_all_with_a_token(make_client, guarded):
+    allowed = make_client(allow_host=("Van.example",))
+    for client, host, status in (
+        (allowed, "van.example:443", 200),
+        (allowed, "evil.example", 403),
+        (guarded, "evil.example", 200),
+    ):
+        assert client.get("/about", headers={"host": host}).status_code == status
+
+
+def test_a_full_queue_is_told_before_anything_else(client, limited, monkeypatch):
+    limited(queue=0)
+    monkeypatch.setattr(type(client.app.web), "__call__", None)  # it is not even asked
+    answer = client.post("/predict?top=5", content=b"")
+    assert (answer.status_code, answer.headers["retry-after"]) == (429, "1")
+
+
 def test_while_the_server_ends(client):
     client.app.draining = True
     try:

@@ -65,16 +65,26 @@ def test_lanes_share_what_waits():
     assert sorted(one for batch in gate.batches for one in batch) == [1, 2, 3, 4, 5, 6]
 
 
-def test_few_go_alone_one_after_the_other():
+def test_one_that_is_alone_has_all_cores():
     gate = Gate(lanes=2, alone=True)
     gate.submit(1)
     gate.wait(1, "begun")
-    gate.submit(2, 3)
+    gate.submit(2)
     time.sleep(0.05)
     assert gate.batches == [[1]]  # the other lane rests
-    gate.finish(3)
-    assert gate.batches == [[1], [2], [3]]
-    assert gate.alone == [True] * 3
+    gate.finish(2)
+    assert gate.batches == [[1], [2]]
+    assert gate.alone == [True] * 2
+
+
+def test_one_that_others_follow_has_a_core():
+    gate = Gate(lanes=2, alone=True)
+    for i in (1, 2):
+        gate.submit(i, call=Call(company=lambda: True))
+        gate.wait(1, "begun")
+    gate.finish(2)
+    assert gate.batches == [[1], [2]]
+    assert gate.alone == [False] * 2
 
 
 def test_many_do_not_go_alone():

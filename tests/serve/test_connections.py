@@ -1,6 +1,7 @@
 """What strangers do to a socket: a real one, served by a thread of this process."""
 
 import asyncio
+import contextlib
 import json
 import re
 import select
@@ -64,6 +65,13 @@ def gate(monkeypatch):
 
 
 @pytest.fixture
+def most(running, monkeypatch):
+    """Sets how many connections there may be."""
+    service = running.app.service
+    return lambda n: monkeypatch.setattr(service, "limits", replace(service.limits, connections=n))
+
+
+@pytest.fixture
 def alone(running):
     """Waits until connections of other tests are gone."""
     wait_for(lambda: not running.server.server_state.connections)
@@ -120,7 +128,14 @@ def connect(running):
 def post(body=None, *headers, path="/predict", length=None):
     body = picture() if body is None else body
     length = len(body) if length is None else length
-    lines = [f"POST {path} HTTP/1.1", "Host: x", f"Content-Length: {length}", *headers, "", ""]
+    lines = [
+        f"POST {path} HTTP/1.1",
+        "Host: localhost",
+        f"Content-Length: {length}",
+        *headers,
+        "",
+        "",
+    ]
     return "\r\n".join(lines).encode() + body
 
 
@@ -157,8 +172,8 @@ def test_many_requests_on_a_connection(connect):
 
 def test_a_pipeline(connect):
     one = connect()
-    get = b"GET /v2/health/live HTTP/1.1\r\nHost: x\r\n\r\n"
-    one.sendall(get * 3 + b"GET /v2 HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+    get = b"GET /v2/health/live HTTP/1.1\r\nHost: localhost\r\n\r\n"
+    one.sendall(get * 3 + b"GET /v2 HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
     data = b""
     while more := one.recv(65_536):
         data += more
@@ -224,6 +239,89 @@ def test_what_is_refused_waits_for_the_answers_before_it(connect, gate, counted,
     assert answer(one)[0] == refusal
     assert closed(one)
     assert counted(refusal) == (1, 1)
+
+
+CHUNKED = b"POST %b HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n"
+
+
+@pytest.mark.parametrize(("path", "status"), [(b"/predict", 431), (b"/nothing", 404)])
+@pytest.mark.parametrize("before", [b"0\r\nX: ", b"5;"])
+def test_headers_behind_a_body_are_bounded(connect, path, status, before):
+    one = connect()
+    one.sendall(CHUNKED % path + before)
+    if status == 404:
+        assert answer(one)[0] == 404
+    with contextlib.suppress(ConnectionError):  # it may be closed meanwhile
+        for _ in range(50):
+            one.sendall(b"a" * 20_000)
+            time.sleep(0.002)
+    if status == 431:
+        assert answer(one)[0] == 431
+    assert closed(one)
+
+
+def test_headers_behind_a_body_change_nothing(connect):
+    one, body = connect(), picture()
+    one.sendall(CHUNKED % b"/predict" + b"%x\r\n%b\r\n" % (len(body), body))
+    one.sendall(b"0\r\nContent-Encoding: gzip\r\nContent-Type: text/plain\r\n\r\n")
+    assert answer(one)[0] == 200
+
+
+def test_empty_lines_between_requests_mean_nothing(running, connect, monkeypatch):
+    monkeypatch.setattr(connections, "HEAD_SECONDS", 0.1)
+    one = connect()
+    for _ in range(2):
+        one.sendall(b"GET /v2 HTTP/1.1\r\n\r\n")
+        assert answer(one)[0] == 200
+        one.sendall(b"\r\n")
+        time.sleep(0.2)
+        loop = running.server.loop
+        for there in list(running.server.server_state.connections):
+            loop.call_soon_threadsafe(there.sweep, loop.time())
+
+
+def test_who_asks_several_at_once_and_leaves_is_no_mistake(running, connect, monkeypatch, capfd):
+    answer = App.__call__
+
+    async def later(app, scope, receive, send):
+        await asyncio.sleep(0.1)
+        await answer(app, scope, receive, send)
+
+    monkeypatch.setattr(App, "__call__", later)
+    one = connect()
+    one.sendall(post() * 2)
+    wait_for(lambda: running.server.server_state.tasks)
+    one.close()
+    state = running.server.server_state
+    wait_for(lambda: not (state.connections or state.tasks))
+    assert capfd.readouterr().err == ""
+
+
+class Unread:
+    """A transport whose client reads so many bytes between two looks."""
+
+    def __init__(self, waiting, reads):
+        self.waiting, self.reads, self.aborted = waiting, reads, False
+
+    def get_write_buffer_size(self):
+        self.waiting = max(0, self.waiting - self.reads)
+        return self.waiting
+
+    def is_closing(self):
+        return True
+
+    def abort(self):
+        self.aborted = True
+
+
+@pytest.mark.parametrize(("reads", "aborted"), [(0, True), (100, True), (20_000, False)])
+def test_who_reads_slowly_is_not_left(reads, aborted):
+    one = object.__new__(Connection)
+    one.since, one._unread, one._stuck_since = 0.0, 0, None
+    one.transport = Unread(1_000_000, reads)
+    for now in range(1, 61):
+        one.sweep(float(now))
+    assert one.transport.aborted == aborted
 
 
 def test_nothing_is_written_into_an_answer(connect):
@@ -296,6 +394,17 @@ def test_a_head_behind_a_request_has_its_time_after_the_answer(
     assert answer(one)[0] == 200
     assert answer(one)[0] == 408
     assert closed(one)
+
+
+def test_a_new_connection_has_one_time_limit(running, connect):
+    one, state = connect(), running.server.server_state
+    one.sendall(b"G")
+    wait_for(lambda: any(c.stage == "head" for c in state.connections))
+    (there,) = (c for c in state.connections if c.stage == "head")
+    since = there.since
+    one.sendall(b"ET /v2 HT")
+    time.sleep(0.05)
+    assert there.since == since
 
 
 def test_slow_heads_are_closed(connect, counted, monkeypatch):
@@ -392,8 +501,8 @@ def test_slow_uploads_make_room_for_others(running, connect, monkeypatch):
     wait_for(lambda: uploads.held == 0)
 
 
-def test_too_many_connections(alone, connect, gate, counted, monkeypatch):
-    monkeypatch.setattr(Connection, "most", 2)
+def test_too_many_connections(alone, connect, gate, counted, most):
+    most(2)
     busy = [connect(), connect()]
     for one in busy:
         one.sendall(b"GET /labels HTTP/1.1\r\n\r\n")
@@ -405,8 +514,8 @@ def test_too_many_connections(alone, connect, gate, counted, monkeypatch):
     assert [answer(one)[0] for one in busy] == [200, 200]
 
 
-def test_idle_connections_make_room_for_others(alone, running, connect, monkeypatch):
-    monkeypatch.setattr(Connection, "most", 3)
+def test_idle_connections_make_room_for_others(alone, running, connect, most):
+    most(3)
     idle = connect()
     idle.sendall(b"GET /v2 HTTP/1.1\r\n\r\n")
     assert answer(idle)[0] == 200
@@ -424,8 +533,8 @@ def test_idle_connections_make_room_for_others(alone, running, connect, monkeypa
     wait_for(lambda: len(running.server.server_state.connections) == 3)
 
 
-def test_slow_uploads_make_room_for_other_connections(alone, running, connect, monkeypatch):
-    monkeypatch.setattr(Connection, "most", 2)
+def test_slow_uploads_make_room_for_other_connections(alone, running, connect, most, monkeypatch):
+    most(2)
     monkeypatch.setattr(limits, "_PATIENCE", 0.3)
     slow = [connect(), connect()]
     for one, size in zip(slow, (10, 20), strict=True):
@@ -457,8 +566,8 @@ def test_a_client_that_reads_nothing_is_left(running, unread, monkeypatch):
     wait_for(lambda: not running.server.server_state.connections)
 
 
-def test_a_client_that_reads_nothing_makes_room_for_others(running, unread, connect, monkeypatch):
-    monkeypatch.setattr(Connection, "most", 1)
+def test_a_client_that_reads_nothing_makes_room_for_others(running, unread, connect, most):
+    most(1)
     wait_for(lambda: unread._waited(unread.loop.time()) > 0.3)
     other = connect()
     other.sendall(b"GET /v2 HTTP/1.1\r\n\r\n")
@@ -507,6 +616,25 @@ def test_the_end_waits_for_what_has_begun(gate):
             assert (status, "connection: close" in said) == (200, close)
         assert closed(connection)
         connection.close()
+    one.thread.join(20)
+    assert not one.thread.is_alive()
+
+
+def test_who_asks_again_and_again_does_not_hold_up_the_end(gate):
+    one = Running()
+    asks = socket.create_connection(one.address, timeout=20)
+    asks.sendall(b"GET /labels HTTP/1.1\r\n\r\n" * 2)
+    time.sleep(0.1)
+    one.server.loop.call_soon_threadsafe(one.server.end)
+    wait_for(lambda: one.app.ending)
+    asks.sendall(b"GET /labels HTTP/1.1\r\n\r\n" * 3)
+    time.sleep(0.1)
+    gate.set()
+    for close in (False, True):
+        status, said, _ = answer(asks)
+        assert (status, "connection: close" in said) == (200, close)
+    assert closed(asks)
+    asks.close()
     one.thread.join(20)
     assert not one.thread.is_alive()
 

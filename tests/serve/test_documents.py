@@ -59,7 +59,7 @@ def test_defaults_that_are_shown():
     assert len(shown) > 4
     for name, value in shown:
         assert float(value.replace(",", "")) == given[name.replace("-", "_")], name
-    assert Uploads(Limits(1, 1, 1, 1, 1, 1).uploads).most == 256_000_000
+    assert Uploads(Limits(1, 1, 1, 1, 1, 1, 1).uploads).most == 256_000_000
 
 
 def test_manifests_parse_and_ask_for_what_there_is():

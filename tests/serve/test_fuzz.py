@@ -32,7 +32,7 @@ def seeds():
     data = b"POST /predict HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n%x\r\n%b\r\n0\r\n\r\n"
     yield data % (len(picture()), picture())
     for path in ("/about", "/labels?model=digits", "/metrics", "/v2/models/digits", "/docs"):
-        yield f"GET {path} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer x\r\n\r\n".encode()
+        yield f"GET {path} HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer x\r\n\r\n".encode()
 
 
 WORDS = (

@@ -10,6 +10,9 @@ import sys
 import threading
 import time
 from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
 
 from van_classification_tensorflow.support.files import asset
 
@@ -146,6 +149,55 @@ def test_sigterm_under_load_breaks_nothing():
     assert [one.broken for one in clients] == [[]] * 6
     assert all(status == 200 for one in clients for status, _ in one.answers)
     assert all(len(one.answers) > 5 for one in clients)
+
+
+def test_told_to_end_before_it_serves():
+    """As the first process of a container, which would not hear it."""
+    command = ["-m", "van_classification_tensorflow", "serve", "--port", "0", "--weights", "digits"]
+    process = subprocess.Popen([sys.executable, *command], stderr=subprocess.PIPE)
+    status = Path(f"/proc/{process.pid}/status")
+    caught = 0
+    while not caught >> (signal.SIGTERM - 1) & 1:
+        caught = int(re.search(r"SigCgt:\s+(\w+)", status.read_text())[1], 16)
+        assert process.poll() is None
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(30) == 0
+    assert b"Serving at" not in process.stderr.read()
+    process.stderr.close()
+
+
+def test_few_open_files_are_few_connections():
+    resource = pytest.importorskip("resource")
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    process = subprocess.Popen(
+        [
+            sys.executable,
+            "-c",
+            "import resource; resource.setrlimit(resource.RLIMIT_NOFILE, (130, 130))\n"
+            "from van_classification_tensorflow.cli import main\n"
+            "main(['serve', '--weights', 'digits', '--port', '0'])",
+        ],
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    said = ""
+    while "Serving at" not in said:
+        line = process.stderr.readline()
+        assert line, said
+        said += line
+    assert "Takes 30 connections: this process may open 130 files" in said
+    address = "127.0.0.1", int(re.search(r"127.0.0.1:(\d+)", said)[1])
+    made = []
+    for _ in range(60):  # each idle one makes room for the next
+        one = http.client.HTTPConnection(*address, timeout=20)
+        one.request("GET", "/v2/health/live")
+        assert one.getresponse().read() == b'{"live":true}'
+        made.append(one)
+        time.sleep(0.02)
+    process.terminate()
+    assert process.wait(30) == 0
+    process.stderr.close()
+    assert resource.getrlimit(resource.RLIMIT_NOFILE) == limits
 
 
 def test_a_second_signal_ends_at_once():

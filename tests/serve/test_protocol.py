@@ -4,6 +4,7 @@ import base64
 import json
 import re
 import struct
+import threading
 import tracemalloc
 
 import numpy as np
@@ -218,3 +219,32 @@ def test_a_tensor_of_texts_takes_no_more_than_its_size(client):
     tracemalloc.stop()
     assert answer.status_code == 400
     assert most < 20_000_000
+
+
+def test_what_is_not_set_may_be_null(client):
+    asked = {"inputs": [images(parameters=None)], "id": None, "parameters": None, "outputs": None}
+    assert client.post(INFER, json=asked).status_code == 200
+
+
+def test_pictures_are_counted_whatever_becomes_of_them(client):
+    def counted(outcome):
+        labels = {"model": "digits", "outcome": outcome}
+        registry = client.app.service.metrics.registry
+        return registry.get_sample_value("van_pictures_total", labels) or 0
+
+    before = counted("answered"), counted("refused")
+    files = [base64.b64encode(one).decode() for one in (picture(), b"nonsense", picture(1))]
+    given = {"name": "pictures", "datatype": "BYTES", "shape": [3], "data": files}
+    assert client.post(INFER, json={"inputs": [given]}).status_code == 422
+    assert (counted("answered"), counted("refused")) == (before[0] + 2, before[1] + 1)
+
+
+def test_tensors_do_not_wait_for_pictures_that_are_decoded(client):
+    """With all threads that decode at work, a request that decodes nothing is answered."""
+    service, gate = client.app.service, threading.Event()
+    kept = [service.models.decoders.submit(gate.wait, 60) for _ in range(64)]
+    try:
+        assert client.post(INFER, json={"inputs": [images()]}).status_code == 200
+    finally:
+        gate.set()
+    assert all(one.result() for one in kept)

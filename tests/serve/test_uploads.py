@@ -238,7 +238,9 @@ def test_what_waits_too_long_is_not_computed(client, monkeypatch):
 
 
 def test_what_would_wait_too_long_is_refused():
-    limits = Limits(bytes=1, pixels=1, pictures=50, upload_seconds=1, timeout=10.0, queue=1_000)
+    limits = Limits(
+        bytes=1, pixels=1, pictures=50, upload_seconds=1, timeout=10.0, queue=1_000, connections=1
+    )
     admission = Admission(limits)
     admission.pace = 0.5
     with admission.enter(20):

@@ -239,11 +239,15 @@ def check_classes(class_index: Any, count: int, outputs: int) -> np.ndarray:
     return wanted.astype(np.int64)
 
 
+class NotFiniteError(ValueError):
+    """A model gave something that is no finite number."""
+
+
 def check_finite(logits: np.ndarray) -> None:
-    """Raises `ValueError` where the model gives something that is no number."""
+    """Raises `NotFiniteError` where the model gives something that is no number."""
     if not np.isfinite(logits).all():
         which = int(np.argmin(np.isfinite(logits).all(axis=1)))
-        raise ValueError(
+        raise NotFiniteError(
             f"the model gives logits that are no finite numbers for picture {which}: there is "
             "nothing to explain"
         )

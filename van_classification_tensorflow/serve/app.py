@@ -9,6 +9,7 @@ import sys
 import time
 import traceback
 from base64 import b64encode
+from collections.abc import Collection
 from functools import cached_property
 from hashlib import sha256
 from importlib.resources import files
@@ -29,6 +30,7 @@ from .batching import GoneError
 from .documents import ABOUT, SAID, NoParameters, OfModel, docs_page, secured
 from .http import FOLLOWED, HttpError, Json, check_query
 from .predict import Asked, predict
+from .request import is_local
 from .service import Service
 
 _CALM = 0.1  # seconds before a refusal, lest who asks again at once takes the cores from the others
@@ -48,17 +50,19 @@ class App:
     Args:
         service: What it serves.
         token: That callers must send; None: none.
+        hosts: Names in the address of a request that are answered; None: all.
 
     Attributes:
         draining: Whether the server is about to end: not ready any more, and each answer the last
             one of its connection.
+        ending: Whether it takes nothing new any more behind what is at work.
         web: Of FastAPI.
     """
 
-    def __init__(self, service: Service, token: str | None):
-        self.service = service
+    def __init__(self, service: Service, token: str | None, hosts: Collection[str] | None = None):
+        self.service, self._hosts = service, hosts
         self._token = None if token is None else token.encode()
-        self.draining = False
+        self.draining = self.ending = False
         of_errors = (HTTPException, RequestValidationError, GoneError, Exception)
         self.web = FastAPI(
             title="van serve",
@@ -113,7 +117,10 @@ class App:
             await send(message)
 
         try:
+            self._check_host(scope)
             self._check_token(scope)
+            if scope["path"] == "/predict":
+                self.service.admission.check()  # again later: a refusal costs least here
             check_query(scope["query_string"])
             await self.web(scope, receive, answer)
         except HttpError as error:
@@ -182,6 +189,20 @@ class App:
                 "a token is needed: Authorization: Bearer TOKEN",
                 {"WWW-Authenticate": "Bearer"},
                 "no token",
+            )
+
+    def _check_host(self, scope: Scope) -> None:
+        """Against pages of other sites whose name is made to lead here: they could read answers."""
+        if self._hosts is None:
+            return
+        said = dict(scope["headers"]).get(b"host", b"").decode("latin-1")
+        name = re.sub(r":\d*$", "", said).strip("[]").lower()
+        if name and not is_local(name) and name not in self._hosts:
+            raise HttpError(
+                403,
+                f"this server is not {shown(said)}: ask 127.0.0.1, or start it with --token-file, "
+                "or with --allow-host and that name",
+                reason="wrong host",
             )
 
     # --- Addresses ---

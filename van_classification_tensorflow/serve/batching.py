@@ -33,10 +33,12 @@ class Call:
     Args:
         deadline: By `time.monotonic`; what was not begun by then is given up.
         gone: Tells whether nobody waits for it any more.
+        company: Tells whether others have come, which may not be in the queue yet.
     """
 
     deadline: float = float("inf")
     gone: Callable[[], bool] = lambda: False
+    company: Callable[[], bool] = lambda: False
 
     def check(self) -> None:
         """Raises `OverdueError` or `GoneError` where it should be given up."""
@@ -65,8 +67,8 @@ class Batcher:
     than it could take, and `wait` allows it, it waits for more.
 
     Where there is a way that answers a single item sooner, with all lanes resting meanwhile, it is
-    taken as long as no more wait than there are lanes: one after the other, the first has its
-    answer when both would be half done.
+    taken for an item that is alone in the server: others, while they are decoded, would want the
+    cores that it takes.
 
     Args:
         run: (items, whether it is one alone) -> an answer for each.
@@ -137,7 +139,7 @@ class Batcher:
         """Waits for a batch; none where it is closed."""
         while self._queue or not self._closed:
             left = None
-            alone = self.alone and len(self._queue) <= self.lanes
+            alone = self.alone and len(self._queue) == 1 and not self._queue[0].call.company()
             if self._queue and not self._resting and not (alone and self._busy):
                 left = self._queue[0].since + self.wait - time.monotonic()
                 if not self.wait or left <= 0 or len(self._queue) >= self.most:

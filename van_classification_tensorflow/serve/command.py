@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import socket
 import sys
+import threading
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from typing import TYPE_CHECKING
 
 from ..support.cores import cores
@@ -16,6 +18,10 @@ from .request import ServeRequest
 
 if TYPE_CHECKING:
     from .app import App
+
+
+MOST_CONNECTIONS = 4_000
+_OTHER_FILES = 100  # that are no connections: models, libraries, what is read
 
 
 def say(text: str) -> None:
@@ -32,22 +38,52 @@ def run(request: ServeRequest) -> int:
         ModuleNotFoundError: An engine is not installed.
     """
     began = _started()
-    _many_connections()
+    _many_files()
     listener = _bound(request.host, request.port)  # first: that it is taken is told at once
-    with listener, ThreadPoolExecutor(1, "open") as opener:
+    with listener, ThreadPoolExecutor(1, "open") as opener, _signals() as reload_asked:
         opened = opener.submit(application, request)
         from .server import GracefulServer  # and FastAPI and uvicorn, while the models are opened
 
         app = opened.result()
+        most = app.service.limits.connections
+        if most < MOST_CONNECTIONS:
+            say(f"Takes {most} connections: this process may open {_files()} files (ulimit -n).")
         for one in app.service.models.all:
             say(f"{one.name}: {one.classifier.name}; {one.chosen.describe()}")
             if one.classifier.notes:
                 say(f"{one.name}: {one.classifier.notes}")
         host, port = listener.getsockname()[:2]
         address = f"http://{f'[{host}]' if ':' in host else host}:{port}"
-        started = partial(_announce, address, began)
-        GracefulServer(app, listener, request.drain, say, started).go()
+
+        def started() -> None:
+            _announce(address, began)
+            if reload_asked:
+                server.reload()
+
+        server = GracefulServer(app, listener, request.drain, say, started)
+        server.go()
     return 0
+
+
+@contextlib.contextmanager
+def _signals() -> Iterator[list[int]]:
+    """Until the server takes them over: SIGTERM ends the process, SIGHUP is remembered.
+
+    Without it, the first process of a container would hear neither.
+    """
+    asked: list[int] = []
+    if threading.current_thread() is not threading.main_thread() or os.name != "posix":
+        yield asked
+        return
+    before = {
+        signal.SIGTERM: signal.signal(signal.SIGTERM, lambda *_: os._exit(0)),
+        signal.SIGHUP: signal.signal(signal.SIGHUP, lambda number, _: asked.append(number)),
+    }
+    try:
+        yield asked
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _announce(address: str, began: float) -> None:
@@ -65,7 +101,18 @@ def _started() -> float:
     return time.time()
 
 
-def _many_connections() -> None:
+def _files() -> int:
+    """How many this process may have open."""
+    with contextlib.suppress(ImportError, ValueError, OSError):
+        import resource
+
+        most = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        if most != resource.RLIM_INFINITY:
+            return most
+    return sys.maxsize
+
+
+def _many_files() -> None:
     """As many open files as the system lets this process have: each connection is one."""
     with contextlib.suppress(ImportError, ValueError, OSError):
         import resource
@@ -120,9 +167,11 @@ def application(request: ServeRequest) -> App:
         upload_seconds=request.upload_seconds,
         timeout=request.timeout,
         queue=request.queue,
+        connections=max(1, min(MOST_CONNECTIONS, _files() - _OTHER_FILES)),
     )
-    admission, uploads = Admission(limits), Uploads(limits.uploads)
-    app = App(Service(models, limits, admission, uploads, metrics), request.secret)
+    admission, uploads = Admission(limits), Uploads(limits.uploads, metrics.bytes.inc)
+    service = Service(models, limits, admission, uploads, metrics)
+    app = App(service, request.secret, request.hosts)
     app.tell_models()
     give_back_memory()
     return app

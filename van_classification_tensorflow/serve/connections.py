@@ -10,6 +10,7 @@ import select
 import socket
 import struct
 import sys
+from collections import deque
 from dataclasses import dataclass
 from heapq import nlargest
 from typing import Any, cast
@@ -22,7 +23,8 @@ MAX_HEAD = 65_536  # bytes of an address and all headers
 HEAD_SECONDS = 10.0
 MOST_WAITING = 16  # requests on a connection, behind the one at work
 KEEP_ALIVE = 75  # seconds; longer than proxies keep theirs, so that it is they who close
-_STUCK = 30.0  # seconds without reading a byte of the answer
+_STUCK = 30.0  # seconds in which a client has to read `_READ` bytes of what waits for it
+_READ = 10_000
 _QUIET = 0.2  # seconds without a word, before an idle connection may be closed for others
 
 
@@ -54,6 +56,7 @@ _NO_HTTP = Refusal(400, "no HTTP request", "no HTTP")
 _LONG_HEAD = Refusal(431, f"address and headers may have {MAX_HEAD:,} bytes", "head too long")
 _SLOW_HEAD = Refusal(408, "the head of the request took too long", "head too slow")
 _FULL = Refusal(503, "too many connections: try again", "connections full")
+_ENDING = Refusal(503, "the server is about to end", "ending")
 _LONG_PIPELINE = Refusal(
     429, f"{MOST_WAITING} requests may wait on a connection", "pipeline too long"
 )
@@ -68,8 +71,6 @@ class Connection(HttpToolsProtocol):
         since: When that began, or when the last answer was sent, in the loop's time.
     """
 
-    most = 4_000  # connections
-
     app: Any
     stage: str
     since: float
@@ -81,9 +82,23 @@ class Connection(HttpToolsProtocol):
         self._head_bytes = self._unfinished = 0
         self._fault = _NO_HTTP  # why the parser stops, if it does
         self._refusal: Refusal | None = None
+        self._unread = 0  # bytes that waited for the client at `_stuck_since`
         self._stuck_since: float | None = None
-        if len(self.connections) > self.most and not self._make_room():
+        self._at_work: deque[Any] = deque()  # what answers requests, the oldest first
+        if len(self.connections) > self._most and not self._make_room():
             self.refuse(_FULL)
+
+    @property
+    def _most(self) -> int:
+        most: int = self.app.service.limits.connections
+        return most
+
+    def connection_lost(self, error: Exception | None) -> None:
+        """Of asyncio."""
+        for cycle in self._at_work:  # uvicorn tells the last one only
+            cycle.disconnected = True
+            cycle.message_event.set()
+        super().connection_lost(error)
 
     @property
     def busy(self) -> bool:
@@ -93,17 +108,16 @@ class Connection(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         """Of asyncio."""
-        if self._refusal is not None:
-            return
+        if self._refusal is not None or (self.stage == "idle" and not data.strip(b"\r\n")):
+            return  # an empty line before a request means nothing
         if self.stage == "idle":
             self._enter("head")
         elif self.stage == "new":
             self.stage = "head"  # without a second time limit
-        if self.stage == "head":
-            self._unfinished += len(data)
+        self._unfinished += len(data)
         super().data_received(data)
-        if self.stage == "head" and self._unfinished > MAX_HEAD:
-            # httptools keeps a header until it is whole, however long that is.
+        if self.stage in ("head", "body") and self._unfinished > MAX_HEAD:
+            # httptools keeps a header, and one behind a body, until it is whole, however long.
             self.refuse(_LONG_HEAD)
         if self.cycle is not None and self.parser is not None and self.parser.should_upgrade():
             self.cycle.keep_alive = False  # what follows the request would be no HTTP
@@ -113,7 +127,10 @@ class Connection(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         """Of httptools."""
-        self._enter("head")
+        if self.stage != "head":
+            self._enter("head")
+        if self.busy and self.app.ending:
+            self._stop_parsing(_ENDING)  # or a client that always asks anew would hold up the end
         if len(self.pipeline) >= MOST_WAITING:
             # All that came in one piece is parsed at once, so that to stop reading is not enough.
             self._stop_parsing(_LONG_PIPELINE)
@@ -130,6 +147,8 @@ class Connection(HttpToolsProtocol):
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """Of httptools."""
+        if self.stage == "body":
+            return  # behind a body, where it would still become one of the request
         self._count(len(name) + len(value) + 4)
         super().on_header(name, value)
 
@@ -145,16 +164,24 @@ class Connection(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         """Of httptools."""
         super().on_headers_complete()  # which fails for some addresses
+        self._at_work.append(self.cycle)
         self._enter("body")
         self._unfinished = 0
+
+    def on_body(self, body: bytes) -> None:
+        """Of httptools."""
+        self._unfinished = 0
+        super().on_body(body)
 
     def on_message_complete(self) -> None:
         """Of httptools."""
         super().on_message_complete()
         self._enter("idle")
+        self._unfinished = 0
 
     def on_response_complete(self) -> None:
         """Of uvicorn."""
+        self._at_work.popleft()
         if self._refusal is not None and not self.pipeline:
             self._send_refusal(self._refusal)
         if not self.busy and self.stage != "body":
@@ -192,8 +219,10 @@ class Connection(HttpToolsProtocol):
     def sweep(self, now: float) -> None:
         """Closes it where the client is too slow; called every second or so."""
         waited = now - self.since
-        if self.transport.get_write_buffer_size():  # the client does not read
-            self._stuck_since = self._stuck_since or now
+        unread = self.transport.get_write_buffer_size()
+        if unread:  # the client does not read as fast as it asks
+            if self._stuck_since is None or unread <= self._unread - _READ:
+                self._unread, self._stuck_since = unread, now
             if now - self._stuck_since > _STUCK:
                 self.transport.abort()
             return
@@ -234,7 +263,7 @@ class Connection(HttpToolsProtocol):
         One of a hundred, as to look at all of them for each new one would cost too much.
         """
         now, all_of_them = self.loop.time(), cast("set[Connection]", self.connections)
-        longest = nlargest(max(1, self.most // 100), all_of_them, lambda one: one._waited(now))
+        longest = nlargest(max(1, self._most // 100), all_of_them, lambda one: one._waited(now))
         closed = [one for one in longest if one._waited(now) >= _QUIET and one._leave()]
         all_of_them.difference_update(closed)  # which asyncio tells them a little later only
         return bool(closed or self.app.service.uploads.end_slow())

@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from typing import Any
 from urllib.parse import parse_qsl
 
-from fastapi import Request
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
+from starlette.types import Scope
 
 from ..support.text import shown
 
@@ -49,9 +49,9 @@ class Json(JSONResponse):
         return json.dumps(content, separators=(",", ":"), allow_nan=False).encode("ascii")
 
 
-def is_gone(request: Request) -> bool:
+def is_gone(scope: Scope) -> bool:
     """Whether the client has gone, so that nobody waits for an answer; any thread may ask."""
-    asked = request.scope.get(GONE)
+    asked = scope.get(GONE)
     return asked is not None and asked()
 
 

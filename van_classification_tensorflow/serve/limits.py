@@ -28,6 +28,7 @@ class Limits:
         upload_seconds: That a body may take.
         timeout: Seconds that a picture may wait.
         queue: Pictures that are taken in at most.
+        connections: That are open at most.
     """
 
     bytes: int
@@ -36,6 +37,7 @@ class Limits:
     upload_seconds: float
     timeout: float
     queue: int
+    connections: int
 
     @property
     def uploads(self) -> int:
@@ -157,14 +159,15 @@ class Uploads:
 
     Args:
         most: Bytes.
+        watch: Called with the number of bytes that have come.
 
     Attributes:
         held: Bytes now.
         arriving: The bodies that are not whole yet.
     """
 
-    def __init__(self, most: int):
-        self.most, self.held = most, 0
+    def __init__(self, most: int, watch: Callable[[int], None] = lambda count: None):
+        self.most, self.held, self._watch = most, 0, watch
         self.arriving: set[Arriving] = set()
 
     @contextmanager
@@ -183,6 +186,7 @@ class Uploads:
         Raises:
             HttpError: 429; they are not noted then.
         """
+        self._watch(count)
         while self.held + count > self.most:
             if not self.end_slow(least=1):
                 raise busy("too much is being uploaded: try again", "uploads full")

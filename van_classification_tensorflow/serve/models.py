@@ -19,6 +19,7 @@ from ..engines.choice import TOLERANCES, Chosen, largest_difference, title
 from ..engines.of_weights import GraphEngine
 from ..engines.runtimes import open_runtime
 from ..explanation.last_stage import LAST_STAGE_METHODS, LastStage
+from ..explanation.methods import NotFiniteError
 from ..images.decode import ImageError
 from ..inference.classifier import Classifier
 from ..spec.scores import best
@@ -86,6 +87,7 @@ class Served:
     Attributes:
         classifier: What it is made of.
         chosen: Its engine, and why.
+        explainer: Of class activation maps, or why there is none, in a line.
         outputs: How many numbers it gives for a picture.
         batcher: Its queue.
         closed: Whether another one took over, and nobody uses it any more.
@@ -110,7 +112,7 @@ class Served:
         classifier.check_top(1)
         self.chosen: Chosen = classifier.choose_engine()
         self._engine = self.chosen.engine
-        self.explainer = _explainer(classifier)
+        self.explainer = self._explainer()
         lanes, self._in_turn = self._lanes()
         self.outputs, lanes, alone = self._warm(lanes)
         self.batcher = Batcher(
@@ -122,6 +124,18 @@ class Served:
             watch=watch,
         )
         self._explaining = Batcher(self._explain, most=1)
+
+    def _some_picture(self) -> np.ndarray:
+        """Noise, prepared."""
+        return np.random.default_rng(0).random((1, *self.input_shape), np.float32)
+
+    def _explainer(self) -> LastStage | str:
+        try:
+            explainer = LastStage(self.classifier)
+            explainer(self._some_picture(), 0)
+        except ValueError as error:  # it is an exported file, or its graph does not run
+            return one_line(error)
+        return explainer
 
     def _lanes(self) -> tuple[int, Callable[[np.ndarray], np.ndarray]]:
         """How many may run the model at a time, and how each of them does."""
@@ -139,7 +153,7 @@ class Served:
             How many numbers it gives for a picture, how many may run at a time, and whether a
             single one has a program of its own, on all cores, which is done sooner.
         """
-        picture = np.random.default_rng(0).random((1, *self.input_shape), np.float32)
+        picture = self._some_picture()
         if self.dtype != np.float32:
             picture = (255 * picture).astype(self.dtype)
         alone, in_turn = self._engine(picture), self._in_turn(picture)
@@ -178,7 +192,7 @@ class Served:
     @property
     def methods(self) -> tuple[str, ...]:
         """How it can explain itself; none of an exported file."""
-        return LAST_STAGE_METHODS if self.explainer is not None else ()
+        return LAST_STAGE_METHODS if isinstance(self.explainer, LastStage) else ()
 
     @property
     def input_shape(self) -> tuple[int, int, int]:
@@ -242,11 +256,11 @@ class Served:
     def _explain(self, items: list[Any], alone: bool) -> list[Any]:
         made: list[Map | PictureError] = []
         explainer = self.explainer
-        assert explainer is not None  # noqa: S101 - else there are no methods
+        assert isinstance(explainer, LastStage)  # noqa: S101 - else there are no methods
         for views, method, index in items:
             try:
                 found = explainer(views, index, method)
-            except ValueError:  # it gives no finite numbers, unlike the engine
+            except NotFiniteError:  # unlike the engine
                 made.append(_no_number())
             else:
                 made.append(Map(found.maps[0], index, found.layer, bool(found.empty[0])))
@@ -293,13 +307,6 @@ def _source(weights: str, card: Any) -> str | None:
     if isinstance(card, Weights) and card.sources:
         return card.sources[0].url
     return None
-
-
-def _explainer(classifier: Classifier) -> LastStage | None:
-    try:
-        return LastStage(classifier)
-    except ValueError:  # it is an exported file, or the like
-        return None
 
 
 class Models:

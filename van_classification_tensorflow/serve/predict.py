@@ -46,7 +46,6 @@ async def predict(service: Service, request: Request, asked: Asked) -> Response:
     service.admission.check()
     with model.in_use():
         async with body_of(request, service.limits, service.uploads) as body:
-            service.metrics.bytes.inc(len(body))
             kind = request.headers.get("content-type", "")
             pictures = await service.if_long(
                 len(body) > _LARGE, uploads_of, body, kind, service.limits.pictures
@@ -77,10 +76,7 @@ def _reply(
         _result(model, one.name, answer, question, top)
         for one, answer in zip(pictures, found, strict=True)
     ]
-    good = sum(one["error"] is None for one in results)
-    for outcome, count in (("answered", good), ("refused", len(results) - good)):
-        if count:
-            service.metrics.pictures.labels(model.name, outcome).inc(count)
+    good = service.count(model, found)
     answer: dict[str, Any] = {"model": model.name, "results": results}
     if not good:
         answer["error"] = results[0]["error"] if len(results) == 1 else "no picture could be read"
@@ -120,7 +116,7 @@ def _question(model: Served, asked: Asked) -> Question | None:
             raise HttpError(400, "`class` goes with `explain`: it is the class to explain")
         return None
     if not model.methods:
-        raise HttpError(400, f"`explain`: the model {model.name} cannot explain itself")
+        raise HttpError(400, f"`explain`: the model {model.name} does not: {model.explainer}")
     method = method.replace(" ", "+")  # which a "+" means that was not written %2B
     if method not in model.methods:
         allowed = ", ".join(model.methods)

@@ -89,12 +89,10 @@ async def infer(service: Service, request: Request, model: Served) -> Response:
     service.admission.check()
     with model.in_use():
         async with body_of(request, service.limits, service.uploads) as body:
-            service.metrics.bytes.inc(len(body))
             length = request.headers.get(_JSON_LENGTH, "")
-            asked = await service.in_pool(_understood, model, body, length, service.limits.pictures)
+            asked = await service.at_desk(_understood, model, body, length, service.limits.pictures)
             logits = await _logits(service, request, model, asked)
-        service.metrics.pictures.labels(model.name, "answered").inc(len(logits))
-        return await service.in_pool(_reply, model, asked, np.stack(logits))
+        return await service.at_desk(_reply, model, asked, np.stack(logits))
 
 
 async def _logits(
@@ -106,6 +104,7 @@ async def _logits(
     else:
         answers = await service.answers(model, asked.pictures, None, request)
         found = [one.logits if isinstance(one, Answer) else one for one in answers]
+    service.count(model, found)
     for i, one in enumerate(found):
         if isinstance(one, PictureError):
             raise HttpError(422, f"picture {i} cannot be answered: {one}")
@@ -164,7 +163,9 @@ def _shape(given: dict[str, Any], most: int) -> tuple[int, ...]:
 
 
 def _parameters(record: dict[str, Any]) -> dict[str, Any]:
-    found = record.get("parameters", {})
+    found: Any = record.get("parameters")
+    if found is None:  # as some clients write what is not set
+        return {}
     if not isinstance(found, dict):
         raise HttpError(400, "`parameters` must be an object")
     return found

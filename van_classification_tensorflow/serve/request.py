@@ -33,6 +33,9 @@ class ServeRequest(ClassifierOptions):
         token: What every caller has to send: `Authorization: Bearer TOKEN`.
         token_file: A file that holds it, and nothing else.
         allow_anyone: Listen on an address that others can reach without a token.
+        allow_host: Names in the address of a request that are answered, where only this machine can
+            reach the server and no token is needed. Else only its own are: the page of another
+            site could have its name lead here, and read the answers.
         max_wait: Milliseconds that a picture may wait for others to go through the model with it.
         queue: Pictures that are taken in at most, waiting or at work.
         timeout: Seconds after which a picture that still waits is given up.
@@ -61,6 +64,9 @@ class ServeRequest(ClassifierOptions):
     )
     token_file: Path | None = option("file that holds the token", None)
     allow_anyone: bool = option("listen where others can reach it, without a token", False)
+    allow_host: tuple[str, ...] = option(
+        "a name under which a proxy on this machine asks, without a token", ()
+    )
     max_wait: float = option(
         "milliseconds that a picture waits for others to fill a batch (default: {default}: what "
         "came while the engine was busy is the next batch)",
@@ -112,6 +118,13 @@ class ServeRequest(ClassifierOptions):
                 "`max_pictures` of a request must fit into the `queue`. Received: "
                 f"max_pictures={self.max_pictures}, queue={self.queue}"
             )
+
+    @property
+    def hosts(self) -> frozenset[str] | None:
+        """Names beside those of this machine that are answered; None: all of them."""
+        if self.secret is not None or not is_local(self.host):
+            return None
+        return frozenset(name.lower() for name in self.allow_host)
 
     @property
     def by_name(self) -> dict[str, str]:

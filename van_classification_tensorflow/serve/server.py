@@ -127,6 +127,7 @@ class GracefulServer(Server):
     async def _drain(self) -> None:
         await asyncio.sleep(self.drain)
         await stop_listening(self.listener, self.servers)
+        self.app.ending = True
         while self.server_state.connections:
             for one in self._connections():
                 one.close_if_idle(self.loop.time())

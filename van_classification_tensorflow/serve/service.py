@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -29,6 +30,10 @@ class Service:
         admission: Of the pictures.
         uploads: Of the bytes.
         metrics: Where it is counted.
+
+    Attributes:
+        desk: The thread in which long requests are read and long answers written: in those that
+            decode they would wait behind all pictures.
     """
 
     models: Models
@@ -36,6 +41,7 @@ class Service:
     admission: Admission
     uploads: Uploads
     metrics: Metrics
+    desk: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, "desk"))
 
     def model(self, name: str) -> Served:
         """The model of a name, "" the default.
@@ -49,14 +55,22 @@ class Service:
             there = ", ".join(one.name for one in self.models.all)
             raise HttpError(404, f"the models here are {there}. Received: {shown(name)}") from None
 
-    async def in_pool(self, function: Callable[..., Any], *arguments: Any) -> Any:
-        """Runs something in a thread of the decoders."""
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self.models.decoders, function, *arguments)
+    async def at_desk(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        """Runs something beside the event loop."""
+        return await asyncio.get_running_loop().run_in_executor(self.desk, function, *arguments)
 
     async def if_long(self, is_long: bool, function: Callable[..., Any], *arguments: Any) -> Any:
-        """Runs something in a thread of the decoders where it would hold up the others."""
-        return await self.in_pool(function, *arguments) if is_long else function(*arguments)
+        """Runs something beside the event loop where it would hold up the others."""
+        return await self.at_desk(function, *arguments) if is_long else function(*arguments)
+
+    def count(self, model: Served, found: Sequence[Any]) -> int:
+        """Notes in the metrics what became of pictures; how many have an answer."""
+        refused = sum(isinstance(one, PictureError) for one in found)
+        answered = len(found) - refused
+        for outcome, count in (("answered", answered), ("refused", refused)):
+            if count:
+                self.metrics.pictures.labels(model.name, outcome).inc(count)
+        return answered
 
     async def answers(
         self,
@@ -91,7 +105,11 @@ class Service:
         self, count: int, begin: Callable[[int, Tell, Call], None], request: Request
     ) -> list[Any]:
         with self.admission.enter(count):
-            call = Call(time.monotonic() + self.limits.timeout, lambda: is_gone(request))
+            call = Call(
+                time.monotonic() + self.limits.timeout,
+                lambda: is_gone(request.scope),
+                lambda: self.admission.count > 1,
+            )
             found = await _all(count, lambda i, tell: begin(i, tell, call))
         for one in found:
             if isinstance(one, OverdueError):
