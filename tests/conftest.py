@@ -1,5 +1,6 @@
 """Shared by all tests: quiet TensorFlow, deterministic seeds."""
 
+import gc
 import os
 from pathlib import Path
 
@@ -47,10 +48,30 @@ def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: rank.get(item.path, len(rank)))
 
 
+def pytest_collection_finish():
+    """What is imported by now stays: to look through it again and again took a 20th of the time."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(10_000, 10, 10)
+
+
 @pytest.fixture(scope="session")
 def thorough(request) -> bool:
     """Whether the figures of the documents are wanted, for which there is not always time."""
     return request.config.getoption("--thorough")
+
+
+@pytest.fixture
+def eager(request):
+    """Nothing is traced, where that takes longer than to run it; not for names with "compiled"."""
+    if keras.backend.backend() != "tensorflow" or "compiled" in request.node.name:
+        yield
+        return
+    import tensorflow as tf
+
+    tf.config.run_functions_eagerly(True)
+    yield
+    tf.config.run_functions_eagerly(False)
 
 
 @pytest.fixture(autouse=True)

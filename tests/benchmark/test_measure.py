@@ -784,9 +784,16 @@ def test_modules_start_without_keras():
     assert done.stdout.strip() == "[]"
 
 
-def test_a_damaged_file_is_named_once(tmp_path):
+@pytest.mark.parametrize(
+    ("engine", "says"),
+    [
+        ("numpy", "its content is none of"),
+        pytest.param("keras", r"is no \.keras file", marks=pytest.mark.slow),
+    ],
+)
+def test_a_damaged_file_is_named_once(tmp_path, engine, says):
     path = tmp_path / "bad.keras"
     path.write_text("xx")
-    with pytest.raises(ValueError, match=r"is no \.keras file") as caught:
-        module.launch(str(path), path, "keras", None)
+    with pytest.raises(ValueError, match=says) as caught:
+        module.launch(str(path), path, engine, None)
     assert str(caught.value).count("bad.keras") == 1

@@ -87,7 +87,9 @@ def test_order_whatever_the_number(model, runtime, threads):
         np.testing.assert_allclose(runner(images[:count])[0], expected[:count], atol=1e-5)
 
 
-@pytest.mark.parametrize("runtime", RUNTIMES)
+@pytest.mark.parametrize(
+    "runtime", ["onnxruntime", pytest.param("openvino", marks=pytest.mark.slow)]
+)
 def test_threads_of_the_caller(model, runtime):
     """Eight at once get what one alone gets; and none of its threads stays."""
     pytest.importorskip(runtime)

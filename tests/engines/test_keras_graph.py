@@ -1,5 +1,7 @@
 """The graph of a Keras model: the same numbers as Keras's, or a layer that is named."""
 
+import functools
+
 import keras
 import numpy as np
 import pytest
@@ -48,19 +50,22 @@ def noise(*shape):
         ({}, (32, 48, 3)),
         ({"classifier_activation": None}, (33, 47, 3)),
         ({"classifier_activation": "sigmoid", "num_classes": 1}, (40, 40, 3)),
-        ({"in_chans": 1}, (32, 32, 1)),
+        pytest.param({"in_chans": 1}, (32, 32, 1), marks=pytest.mark.slow),
         ({"data_format": "channels_first", "in_chans": 5}, (5, 32, 48)),
         ({"img_resolution": (32, 40)}, (32, 40, 3)),
-        ({"include_top": False}, (32, 32, 3)),
-        ({"include_top": False, "pooling": "max"}, (32, 32, 3)),
+        pytest.param({"include_top": False}, (32, 32, 3), marks=pytest.mark.slow),
+        pytest.param({"include_top": False, "pooling": "max"}, (32, 32, 3), marks=pytest.mark.slow),
         ({"include_top": False, "pooling": None}, (32, 48, 3)),
         ({"include_top": False, "pooling": None, "data_format": "channels_first"}, (3, 32, 48)),
-        ({"drop_rate": 0.5, "drop_path_rate": 0.5}, (32, 32, 3)),
+        pytest.param(
+            {"drop_rate": 0.5, "drop_path_rate": 0.5}, (32, 32, 3), marks=pytest.mark.slow
+        ),
     ],
     ids=str,
 )
 def test_a_van_and_a_fused_one(arguments, shape):
-    model = load_seeded(VAN(**{**SMALL, **arguments}))
+    one_stage = {"embed_dims": [8], "mlp_ratios": [4], "depths": [1], "num_classes": 10}
+    model = load_seeded(VAN(**{**one_stage, **arguments}))
     assert_same(model, noise(*shape))
     assert_same(fuse(model), noise(*shape))
 
@@ -85,6 +90,12 @@ def test_lora_and_frozen_layers():
         for weight in (layer.lora_kernel_a, layer.lora_kernel_b):
             weight.assign(seeded_images(2, tuple(weight.shape)))
     assert_same(model, noise(32, 32, 3))
+
+
+@functools.cache
+def _seeded():
+    """Of which nothing is changed."""
+    return load_seeded(VAN(**SMALL))
 
 
 HEADS = {
@@ -183,13 +194,13 @@ def test_activations_of_maps_and_of_features():
 )
 def test_what_stands_before_a_van(before):
     images = keras.Input((32, 32, 3))
-    model = keras.Model(images, load_seeded(VAN(**SMALL))(before(images)))
+    model = keras.Model(images, _seeded()(before(images)))
     assert_same(model, 100 * noise(32, 32, 3))
 
 
 def test_pixels_as_whole_numbers():
     images = keras.Input((32, 32, 3), dtype="uint8")
-    model = keras.Model(images, load_seeded(VAN(**SMALL))(layers.Rescaling(1 / 255)(images)))
+    model = keras.Model(images, _seeded()(layers.Rescaling(1 / 255)(images)))
     assert_same(model, np.random.default_rng(0).integers(0, 256, (1, 32, 32, 3), np.uint8))
 
 

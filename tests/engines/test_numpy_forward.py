@@ -20,7 +20,7 @@ from van_classification_tensorflow.weights.checkpoint import read_weights
 TOLERANCE = 1e-4
 
 
-@pytest.mark.parametrize("name", ["van_b0", "van_b1"])
+@pytest.mark.parametrize("name", ["van_b0", pytest.param("van_b1", marks=pytest.mark.slow)])
 def test_equal_to_the_authors_code(name):
     config = CONFIGURATIONS[name]
     sizes = Architecture(config.embed_dims, config.hidden_dims, config.depths, 3, 1000)

@@ -323,7 +323,9 @@ def check_figures(found, logits, right):
     assert found.calibration_error == pytest.approx(np.abs(gaps).sum() / len(right), abs=1e-5)
 
 
-@pytest.mark.parametrize("batch_size", [4, 5, 10, 64])
+@pytest.mark.parametrize(
+    "batch_size", [4, *(pytest.param(n, marks=pytest.mark.slow) for n in (5, 10, 64))]
+)
 def test_the_last_batch_counts_right(ten, micro, monkeypatch, batch_size):
     """Ten pictures in batches of 4: the third is of 2, and is padded on its way."""
     data, paths, right = ten
@@ -723,10 +725,10 @@ def test_a_difference_is_said(ten, tmp_path):
         json.dumps(found.to_dict(), allow_nan=False)
 
 
-def test_the_exit_code_says_whether_they_agree(ten, monkeypatch):
+def test_the_exit_code_says_whether_they_agree(ten, micro, monkeypatch):
     monkeypatch.setattr(module, "require_original", lambda: None)
     for shift, code in ((0, 0), (1, 1)):
-        beside = Shifted(Classifier(MICRO_FILE, **SMALL), shift)
+        beside = Shifted(micro, shift)
         monkeypatch.setattr(module, "Original", lambda weights, name, beside=beside: beside)
         console = Console(file=io.StringIO())
         assert run(asked(ten[0], against_original=True), console) == code
@@ -766,7 +768,10 @@ def test_digits_against_the_original():
 
 
 @pytest.mark.usefixtures("_transformers")
-@pytest.mark.parametrize("views", [{}, {"crops": 5, "flip": True, "batch_size": 25}])
+@pytest.mark.parametrize(
+    "views",
+    [{}, pytest.param({"crops": 5, "flip": True, "batch_size": 25}, marks=pytest.mark.slow)],
+)
 def test_micro_against_the_original(ten, views):
     data, paths, right = ten
     found = evaluate(data, MICRO_FILE, against_original=True, **{**SMALL, **views})
@@ -946,6 +951,7 @@ def test_int8_says_what_it_costs(monkeypatch):
     assert "best class the same for 100.0%" in found.engine
 
 
+@pytest.mark.usefixtures("eager")
 def test_every_engine_measures_the_same(ten):
     data, _, _ = ten
     names = ("numpy", "keras", "onnxruntime", "openvino")

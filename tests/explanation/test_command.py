@@ -114,7 +114,7 @@ def test_every_method_and_layers(weights, photo, tmp_path, capsys):
         capsys,
         *(photo, "--weights", path, "--output", output, "--class", "mouse"),
         *("--method", "lka", "layer-cam", "integrated-gradients", "--layer", "all"),
-        *("--steps", "4", "--opacity", "1"),
+        *("--steps", "2", "--opacity", "1"),
     )
     assert code == 0, err
     (picture,) = json.loads((output / "explanations.json").read_text())["pictures"]

@@ -14,7 +14,6 @@ from van_classification_tensorflow.datasets.digits import MODEL, load_digits
 from van_classification_tensorflow.explanation import methods
 from van_classification_tensorflow.explanation.explain import Explainer
 
-NAMES = ("micro", "digits")
 METHODS = {
     "gradcam": "grad-cam",
     "hirescam": "hires-cam",
@@ -59,7 +58,7 @@ class Case:
         return self.explainer(self.images, self.classes, method, self.layer(layer))
 
 
-@pytest.fixture(scope="module", params=NAMES)
+@pytest.fixture(scope="module", params=["micro", pytest.param("digits", marks=pytest.mark.slow)])
 def case(request) -> Case:
     return Case(request.param)
 

@@ -74,6 +74,7 @@ def test_every_target_and_back(tmp_path, official, target, naming):
     same(read_weights(tmp_path / "back.safetensors").tensors, official)
 
 
+@pytest.mark.usefixtures("eager")
 def test_a_converted_keras_file_is_the_model(tmp_path):
     import keras
 

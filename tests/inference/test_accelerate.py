@@ -1,6 +1,7 @@
 """`accelerate`: what a model gives, from an engine that proved itself; or Keras, and why."""
 
 import copy
+import functools
 import sys
 import threading
 from importlib import import_module
@@ -15,6 +16,7 @@ from van_classification_tensorflow import VAN, accelerate, fuse
 from van_classification_tensorflow.engines import graph_runner
 
 pytest.importorskip("onnxruntime")
+pytestmark = pytest.mark.usefixtures("eager")
 ENGINES = ["onnxruntime", "openvino"]
 
 
@@ -70,24 +72,30 @@ def test_structures_of_outputs(data_format):
         assert_same(fast.predict(images, batch_size=2), expected)
 
 
+@functools.cache
+def _van():
+    """Of which nothing is changed."""
+    return load_seeded(VAN(**SMALL))
+
+
 def _in_a_dict():
     images = keras.Input((32, 32, 3), name="picture")
-    return keras.Model({"picture": images}, {"a": load_seeded(VAN(**SMALL))(images)})
+    return keras.Model({"picture": images}, {"a": _van()(images)})
 
 
 def _in_a_list():
-    van = load_seeded(VAN(**SMALL))
+    van = _van()
     return keras.Model([van.input], [van.output])
 
 
 def _built_later():
-    model = keras.Sequential([layers.Rescaling(2.0), load_seeded(VAN(**SMALL)), layers.Dense(3)])
+    model = keras.Sequential([layers.Rescaling(2.0), _van(), layers.Dense(3)])
     model.build((None, 32, 32, 3))
     return model
 
 
 def _inside():
-    van = load_seeded(VAN(**SMALL))
+    van = _van()
     return keras.Model(van.input, [van.output, van.get_layer("block1_0").output])
 
 
@@ -96,7 +104,7 @@ MODELS = {
     "list": (_in_a_list, lambda x: [x]),
     "built later": (_built_later, lambda x: x),
     "inside": (_inside, lambda x: x),
-    "cloned": (lambda: keras.models.clone_model(_in_a_list()), lambda x: x),
+    "cloned, compiled": (lambda: keras.models.clone_model(_in_a_list()), lambda x: x),
     "fused": (lambda: fuse(_built_later()), lambda x: x),
 }
 

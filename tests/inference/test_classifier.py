@@ -54,6 +54,7 @@ def test_digits_are_recognised(classifier, scans):
         assert all(p.wnid is None for p in ranked)
 
 
+@pytest.mark.usefixtures("eager")
 def test_the_same_picture_in_every_form(classifier, scans, tmp_path):
     picture = Image.fromarray(scans[0][0])
     picture.save(tmp_path / "a.png")
@@ -80,7 +81,10 @@ def test_the_same_picture_in_every_form(classifier, scans, tmp_path):
         )
 
 
-@pytest.mark.parametrize("count", [1, 2, 63, 64, 65, 130])
+@pytest.mark.parametrize(
+    "count", [1, 64, 65, *(pytest.param(n, marks=pytest.mark.slow) for n in (2, 63, 130))]
+)
+@pytest.mark.usefixtures("eager")
 def test_every_batch_gives_the_same(classifier, scans, count):
     """Padding and the last partial batch change nothing, and nothing is lost or swapped."""
     expected = classifier.model.predict_on_batch(
@@ -116,6 +120,7 @@ def weights_of(tmp_path, in_chans=3, num_classes=10):
         (3, None, {}),
     ],
 )
+@pytest.mark.usefixtures("eager")
 def test_every_engine_is_numpy(tmp_path, engine, in_chans, num_classes, options):
     """Grey input, odd sizes, views, sigmoid, no head: logits and features."""
     pytest.importorskip(engine)
@@ -139,7 +144,9 @@ def test_every_engine_is_numpy(tmp_path, engine, in_chans, num_classes, options)
 
 
 @pytest.mark.parametrize("engine", ["onnxruntime", "openvino"])
-@pytest.mark.parametrize("count", [0, 1, 2, 3, 40])
+@pytest.mark.parametrize(
+    "count", [0, 1, 40, *(pytest.param(n, marks=pytest.mark.slow) for n in (2, 3))]
+)
 def test_results_keep_their_order_on_any_number_of_threads(scans, engine, count):
     """Whatever is given, a list or what has no length, and however many decode."""
     pytest.importorskip(engine)
@@ -288,6 +295,7 @@ def test_a_small_proof_leaves_no_program_behind(scans, monkeypatch):
 
 
 @pytest.mark.parametrize("engine", ["openvino", "keras"])
+@pytest.mark.usefixtures("eager")
 def test_bfloat16(scans, engine):
     if engine == "openvino":
         openvino = pytest.importorskip("openvino")
@@ -316,6 +324,7 @@ def test_parameters(classifier, tmp_path):
     assert classifier.parameters == Classifier(classifier.model).parameters == expected
 
 
+@pytest.mark.usefixtures("eager")
 def test_features(classifier, scans):
     features = classifier.features(scans[0][:5])
     assert (features.shape, features.dtype) == ((5, 64), np.float32)
@@ -327,6 +336,7 @@ def test_features(classifier, scans):
     np.testing.assert_allclose(logits, [r.output for r in results], atol=1e-4)
 
 
+@pytest.mark.usefixtures("eager")
 def test_views_are_averaged(scans):
     plain = Classifier("digits")
     many = Classifier(
@@ -354,6 +364,7 @@ def test_a_bad_picture_among_good_ones(classifier, scans, tmp_path):
         classifier(tmp_path / "missing.png")
 
 
+@pytest.mark.usefixtures("eager")
 def test_a_saved_model_carries_labels_and_preprocessing(tmp_path, scans):
     model = VAN(pretrained="digits")
     model.labels = [f"digit {i}" for i in range(10)]
@@ -480,6 +491,7 @@ def test_a_backbone_gives_features_only(tmp_path, scans):
         backbone(scans[0][0])
 
 
+@pytest.mark.usefixtures("eager")
 def test_the_global_precision_changes_nothing(scans):
     import keras
 

@@ -11,6 +11,7 @@ from van_classification_tensorflow import VAN, Classifier, Preprocessing
 from van_classification_tensorflow.inference import followed
 
 pytest.importorskip("onnxruntime")
+pytestmark = pytest.mark.usefixtures("eager")
 PICTURES = list(np.random.default_rng(0).integers(0, 256, (70, 32, 32, 3), np.uint8))
 LITTLE = Preprocessing(32)
 
@@ -42,8 +43,16 @@ def own_head(activation):
     ("make", "options"),
     [
         (lambda: load_seeded(VAN(**SMALL)), {"flip": True, "batch_size": 16}),
-        (lambda: load_seeded(VAN(**SMALL, data_format="channels_first")), {}),
-        (lambda: load_seeded(VAN(**SMALL, classifier_activation="sigmoid")), {}),
+        pytest.param(
+            lambda: load_seeded(VAN(**SMALL, data_format="channels_first")),
+            {},
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            lambda: load_seeded(VAN(**SMALL, classifier_activation="sigmoid")),
+            {},
+            marks=pytest.mark.slow,
+        ),
         (lambda: own_head("softmax"), {"flip": True, "batch_size": 16}),
     ],
     ids=["plain", "channels_first", "sigmoid", "own_head"],

@@ -46,6 +46,7 @@ def test_input_shape_classes_and_name():
     assert model.name == "five"
 
 
+@pytest.mark.usefixtures("eager")
 def test_input_tensor_builds_on_the_callers_graph():
     images = keras.Input((64, 64, 3))
     model = VANB0(

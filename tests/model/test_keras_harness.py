@@ -121,8 +121,9 @@ def _trained(policy: str, images, labels) -> tuple[np.ndarray, list[float], np.n
 
 
 @pytest.mark.parametrize(
-    "policy", [pytest.param(p, marks=pytest.mark.slow if "mixed" in p else ()) for p in HALF]
+    "policy", [pytest.param(p, marks=() if p == "float16" else pytest.mark.slow) for p in HALF]
 )
+@pytest.mark.usefixtures("eager")
 def test_half_precision_computes_and_trains_as_float32(policy):
     rng = np.random.default_rng(0)
     images, labels = rng.standard_normal((4, 32, 32, 3)).astype("f"), np.arange(4)

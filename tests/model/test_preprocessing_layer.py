@@ -62,7 +62,7 @@ def difference(found, preprocessing: Preprocessing, batch: np.ndarray) -> tuple[
 @pytest.mark.parametrize(
     "interpolation",
     [
-        name if name in ("bicubic", "bilinear") else pytest.param(name, marks=pytest.mark.slow)
+        name if name == "bicubic" else pytest.param(name, marks=pytest.mark.slow)
         for name in INTERPOLATIONS
     ],
 )
@@ -143,7 +143,9 @@ def test_refuses(wrong, says):
 
 
 @pytest.mark.parametrize("known", [True, False])
-@pytest.mark.parametrize("dtype", ["float32", "mixed_bfloat16"])
+@pytest.mark.parametrize(
+    "dtype", ["float32", pytest.param("mixed_bfloat16", marks=pytest.mark.slow)]
+)
 def test_within_tf_data(known, dtype):
     """On every backend, as the layers of Keras; other threads and graphs of TensorFlow."""
     import tensorflow as tf
@@ -178,7 +180,7 @@ def test_preprocess_input_within_tf_data():
 @pytest.mark.parametrize(
     "interpolation",
     [
-        one if one in ("nearest", "bicubic") else pytest.param(one, marks=pytest.mark.slow)
+        one if one == "nearest" else pytest.param(one, marks=pytest.mark.slow)
         for one in INTERPOLATIONS
     ],
 )

@@ -39,6 +39,18 @@ def small():
     return load_seeded(VAN(**SMALL, name="small"))
 
 
+@pytest.fixture(scope="module")
+def one_micro():
+    """For all who leave it as it is."""
+    return load_seeded(VAN(**MICRO, name="micro"))
+
+
+@pytest.fixture(scope="module")
+def one_small():
+    """For all who leave it as it is."""
+    return load_seeded(VAN(**SMALL, name="small"))
+
+
 def test_constructor_as_written():
     model = VAN(
         in_chans=3,
@@ -110,7 +122,7 @@ def test_summary_leaves_no_trace(micro):
 def test_summary_of_a_compiled_model_counts_the_optimizer(small):
     small.build((None, 64, 64, 3))
     optimizer = keras.optimizers.SGD(momentum=0.9)  # Adam's graph takes five times as long
-    small.compile(optimizer, "sparse_categorical_crossentropy")
+    small.compile(optimizer, "sparse_categorical_crossentropy", run_eagerly=True)
     small.train_on_batch(_images(2, 64, 64, 3), np.array([0, 1]))
     lines = []
     small.summary(print_fn=lambda text, **_: lines.append(text))
@@ -129,6 +141,7 @@ def test_compile_and_fit_as_written(small):
     assert history["loss"][1] < history["loss"][0]
 
 
+@pytest.mark.usefixtures("eager")
 def test_feature_extraction_with_a_head_on_top():
     inputs = keras.layers.Input(shape=(224, 224, 3), dtype="float32")
     features = VAN(configuration="van_b0", include_top=False)(inputs)
@@ -187,8 +200,8 @@ def test_any_number_of_stages(stages):
     assert list(model.pyramid_outputs) == [f"P{i + 2}" for i in range(stages)]
 
 
-def test_pyramid_strides(micro):
-    pyramid = keras.Model(micro.input, micro.pyramid_outputs)(_images(1, 64, 96, 3))
+def test_pyramid_strides(one_micro):
+    pyramid = keras.Model(one_micro.input, one_micro.pyramid_outputs)(_images(1, 64, 96, 3))
     assert {k: tuple(v.shape) for k, v in pyramid.items()} == {
         "P2": (1, 16, 24, 8),
         "P3": (1, 8, 12, 16),
@@ -197,10 +210,11 @@ def test_pyramid_strides(micro):
     }
 
 
-def test_every_block_is_reachable(micro):
+@pytest.mark.usefixtures("eager")
+def test_every_block_is_reachable(one_micro):
     inside = keras.Model(
-        micro.input,
-        [micro.get_layer(n).output for n in ("patch_embed1", "block1_0", "block3_1", "head")],
+        one_micro.input,
+        [one_micro.get_layer(n).output for n in ("patch_embed1", "block1_0", "block3_1", "head")],
     )
     assert [tuple(t.shape) for t in inside(_images(1, 32, 32, 3))] == [
         (1, 8, 8, 8),
@@ -210,10 +224,12 @@ def test_every_block_is_reachable(micro):
     ]
 
 
-def test_channels_first_is_the_same_model(small):
+def test_channels_first_is_the_same_model(one_small):
     first = load_seeded(VAN(**SMALL, data_format="channels_first"))
     x = _images(2, 64, 96, 3)
-    np.testing.assert_allclose(_numpy(first(x.transpose(0, 3, 1, 2))), _numpy(small(x)), atol=1e-6)
+    np.testing.assert_allclose(
+        _numpy(first(x.transpose(0, 3, 1, 2))), _numpy(one_small(x)), atol=1e-6
+    )
     assert not [layer for layer in first._flatten_layers() if getattr(layer, "groups", 1) != 1]
 
 
@@ -258,22 +274,22 @@ def test_fixed_resolution(resolution, shape):
 
 
 @pytest.mark.parametrize("suffix", [".keras", ".weights.h5"])
-def test_save_and_load_is_exact(tmp_path, small, suffix):
+def test_save_and_load_is_exact(tmp_path, one_small, suffix):
     x = _images(2, 64, 96, 3)
     path = tmp_path / f"model{suffix}"
     if suffix == ".keras":
-        small.save(path)
+        one_small.save(path)
         again = keras.saving.load_model(path)
         assert type(again) is VAN
-        assert again.get_config() == small.get_config()
+        assert again.get_config() == one_small.get_config()
     else:
-        small.save_weights(path)
+        one_small.save_weights(path)
         again = VAN(**SMALL)
         again.load_weights(path)
-    for ours, theirs in zip(small.weights, again.weights, strict=True):
+    for ours, theirs in zip(one_small.weights, again.weights, strict=True):
         assert ours.path == theirs.path
         np.testing.assert_array_equal(_numpy(ours), _numpy(theirs))
-    np.testing.assert_array_equal(_numpy(again(x)), _numpy(small(x)))
+    np.testing.assert_array_equal(_numpy(again(x)), _numpy(one_small(x)))
 
 
 def test_config_round_trip():
@@ -539,16 +555,17 @@ def test_build_checks_its_argument(small):
         VAN(**SMALL, img_resolution=64).build((None, 96, 96, 3))
 
 
-def test_clone_model_is_independent(small):
+def test_clone_model_is_independent(one_small):
     x = _images(1, 64, 64, 3)
-    clone = keras.models.clone_model(small)
-    clone.set_weights(small.get_weights())
-    np.testing.assert_allclose(_numpy(clone(x)), _numpy(small(x)), atol=1e-6)
+    clone = keras.models.clone_model(one_small)
+    clone.set_weights(one_small.get_weights())
+    np.testing.assert_allclose(_numpy(clone(x)), _numpy(one_small(x)), atol=1e-6)
     clone.get_layer("norm1").gamma.assign(np.zeros(8))
-    assert np.any(_numpy(small.get_layer("norm1").gamma))
+    assert np.any(_numpy(one_small.get_layer("norm1").gamma))
 
 
-@pytest.mark.parametrize("jit_compile", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("jit_compile", [False, True])
 def test_jit_compile_on_and_off(jit_compile, small):
     if jit_compile and keras.backend.backend() == "torch":
         pytest.skip("torch.compile needs a C compiler")
@@ -613,7 +630,9 @@ def test_remat_saving_memory_changes_no_training():
 
 
 @needs_tensorflow
-@pytest.mark.parametrize("policy", ["float32", "mixed_bfloat16"])
+@pytest.mark.parametrize(
+    "policy", ["float32", pytest.param("mixed_bfloat16", marks=pytest.mark.slow)]
+)
 def test_remat_gradients_are_exact(policy, monkeypatch):
     """Bit for bit where nothing is fused; and recomputed in the backward pass, all of them."""
     calls = []
@@ -721,13 +740,15 @@ def test_remat_takes_less_memory():
 
 @needs_tensorflow
 @pytest.mark.parametrize("static", [False, pytest.param(True, marks=pytest.mark.slow)])
-def test_saved_model_export_is_exact(tmp_path, small, static):
+def test_saved_model_export_is_exact(tmp_path, one_small, static):
     x = _images(2, 256, 256, 3)
     shape = (2, 256, 256, 3) if static else (None, None, None, 3)
     signature = [keras.InputSpec(dtype="float32", shape=shape)]
-    small.export(tmp_path / "saved", input_signature=signature, verbose=False)
+    one_small.export(tmp_path / "saved", input_signature=signature, verbose=False)
     artefact = tf.saved_model.load(tmp_path / "saved")  # owns the variables of `serve`
-    np.testing.assert_allclose(artefact.serve(tf.constant(x)), small.predict_on_batch(x), atol=1e-6)
+    np.testing.assert_allclose(
+        artefact.serve(tf.constant(x)), one_small.predict_on_batch(x), atol=1e-6
+    )
 
 
 @pytest.mark.slow
@@ -772,9 +793,9 @@ def test_low_rank_adaptation(micro):
     assert np.abs(_numpy(micro(x)) - before).max() > 1e-4
 
 
-def test_plot_model(micro):
+def test_plot_model(one_micro):
     # What `plot_model` hands to Graphviz; drawing itself needs that program.
-    graph = keras.utils.model_to_dot(micro, show_shapes=True, show_layer_names=True).to_string()
+    graph = keras.utils.model_to_dot(one_micro, show_shapes=True, show_layer_names=True).to_string()
     for words in ("patch_embed1", "block3_1", "(None, None, None, 24)", "pred"):
         assert words in graph
 
@@ -811,13 +832,13 @@ def test_wrong_constructor_arguments(arguments, says):
         ((2, 16, 64, 3), "at least 17"),
     ],
 )
-def test_wrong_images(micro, shape, says):
+def test_wrong_images(one_micro, shape, says):
     with pytest.raises(ValueError, match=says):
-        micro(_images(*shape))
+        one_micro(_images(*shape))
     with pytest.raises(ValueError, match=says):
-        micro.predict_on_batch(_images(*shape))
+        one_micro.predict_on_batch(_images(*shape))
     with pytest.raises(ValueError, match=says):
-        micro.build(shape)
+        one_micro.build(shape)
 
 
 def test_misspelt_argument_is_refused():

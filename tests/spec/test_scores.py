@@ -104,6 +104,7 @@ def head(request, tmp_path_factory):
 # --- Weights ---
 
 
+@pytest.mark.usefixtures("eager")
 def test_keras_model_and_fused(head):
     model, path, logits, _ = head
     inputs = np.stack([PREPROCESSING(picture) for picture in PICTURES])
@@ -216,7 +217,7 @@ def _few_pictures(monkeypatch):
         ("onnx", "binary", False),
         ("onnx", "both named", True),
         ("onnx", "independent", False),
-        ("openvino", "independent", True),
+        pytest.param("openvino", "independent", True, marks=pytest.mark.slow),
         *(
             pytest.param(kind, which, softmax, marks=pytest.mark.slow)
             for kind in ENDINGS

@@ -160,7 +160,9 @@ def test_the_most_frequent_mistakes_name_the_data(tmp_path, figures):
     assert len(set(ticks(figure.axes[0].yaxis))) == 25
 
 
-@pytest.mark.parametrize("names", [LONG, ["3", "7"] * 20], ids=["long", "short"])
+@pytest.mark.parametrize(
+    "names", [LONG, pytest.param(["3", "7"] * 20, marks=pytest.mark.slow)], ids=["long", "short"]
+)
 def test_titles_of_a_contact_sheet_lie_beside_each_other(tmp_path, figures, names):
     sheet = np.zeros((40, 8, 8), np.uint8)
     pictures.contact_sheet(sheet, names, names[::-1], np.ones(40), tmp_path / "a.png")

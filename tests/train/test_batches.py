@@ -783,7 +783,7 @@ def ended(count=0):
 def test_abandoned_iterators_leave_no_threads(files):
     assert ended()
     broken = files({3: "empty"})
-    for _ in range(5):
+    for _ in range(2):
         iterator = TrainingBatches(coded(50), Drawn(), unmixed, 4, workers=3).iterate()
         next(iterator)
         assert running()

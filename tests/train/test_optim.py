@@ -25,6 +25,7 @@ from van_classification_tensorflow.train.optim import (
 )
 
 BACKEND = keras.backend.backend()
+pytestmark = pytest.mark.usefixtures("eager")
 RATE = 2.0**-10  # exact in float32, where Keras keeps it
 needs_tensorflow = pytest.mark.skipif(tf is None, reason="a TensorFlow feature")
 DTYPES = [
@@ -466,7 +467,9 @@ def test_loss_scaling_skips_overflows_and_nothing_else():
     assert _largest_error(_numbers(variables), expected, start) <= 1e-4
 
 
-@pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"])
+@pytest.mark.parametrize(
+    "policy", ["mixed_float16", pytest.param("mixed_bfloat16", marks=pytest.mark.slow)]
+)
 def test_half_precision_keeps_its_state_in_float32(policy):
     keras.config.set_dtype_policy(policy)
     model = _small(AdamW(1e-2))
@@ -700,7 +703,7 @@ def test_decay_of_the_average_out_of_range():
 
 
 @needs_tensorflow
-def test_the_average_is_one_graph():
+def test_the_average_is_one_graph_when_compiled():
     average = ModelAverage(_small("sgd"))
     for _ in range(3):
         average.update()

@@ -645,7 +645,7 @@ def test_no_backend_is_needed(trainers):
     ("size", "longest", "kills"),
     [
         (100, 0.02, 18),
-        (100_000, 0.06, 24),
+        pytest.param(100_000, 0.06, 24, marks=pytest.mark.slow),
         pytest.param(400_000, 0.1, 150, marks=pytest.mark.slow),
     ],
 )

@@ -406,6 +406,7 @@ def test_a_second_trainer_is_refused(whole):
 # --- What goes wrong ---
 
 
+@pytest.mark.usefixtures("eager")
 def test_a_loss_that_is_not_finite_ends_the_run(tmp_path, monkeypatch):
     folder = tmp_path / "run"
     monkeypatch.setattr(callbacks.KeepSnapshots, "is_due", lambda self: True)
@@ -603,8 +604,9 @@ def test_the_readmes_lines_in_keras_own_words(class_weight):
 
 
 def test_grey_and_rgb_without_weights():
-    assert build.build_model(Recipe(), ("a", "b")).in_chans == 3
-    grey = build.build_model(Recipe(mean=(0.4,), std=(0.3,)), ("a", "b"))
+    recipe = Recipe(model=None, embed_dims=(4,), mlp_ratios=(2,), depths=(1,))
+    assert build.build_model(recipe, ("a", "b")).in_chans == 3
+    grey = build.build_model(recipe.with_(mean=(0.4,), std=(0.3,)), ("a", "b"))
     assert grey.in_chans == 1
     assert grey.preprocessing.mean == (0.4,)
 
@@ -870,7 +872,8 @@ def test_unreadable_pictures_are_named_at_once_and_leave_nothing_in_the_way(tmp_
     assert not [path for path in folder.iterdir() if not path.name.startswith(".")]
     for path, content in zip(bad, whole, strict=True):
         path.write_bytes(content)
-    train.train(data, folder, FEW.with_(epochs=1))
+    little = FEW.with_(epochs=1, batch_size=64, embed_dims=(4,), mlp_ratios=(2,), depths=(1,))
+    train.train(data, folder, little)
     assert (folder / "best.keras").exists()
 
 

@@ -42,6 +42,13 @@ FAST = Limits(
     backoff=0.01,
     redirects=3,
 )
+HASTY = replace(FAST, read=0.2, answer=0.3)  # where nothing is answered that is in time
+WAITED_FOR = (
+    faults.stalled,
+    faults.silent,
+    faults.dripping_headers,
+    faults.dripping_chunk_header,
+)
 
 
 # --- Download and cache ---
@@ -132,7 +139,7 @@ def files_in(cache):
         [faults.silent],
         [faults.dripping],
         [faults.dripping_headers],
-        [faults.dripping_chunk_header],
+        pytest.param([faults.dripping_chunk_header], marks=pytest.mark.slow),
         [faults.overstated],
         [faults.truncated, faults.other_range],
         [faults.truncated, faults.other_file],
@@ -182,7 +189,8 @@ def test_what_may_pass_is_recovered_from(first, server, cache):
 )
 def test_what_does_not_pass_is_one_clear_error(fault, says, requests, left, server, cache):
     server.always = fault
-    assert says in refusal(one(server), cache)
+    limits = HASTY if fault in WAITED_FOR else FAST
+    assert says in refusal(one(server), cache, limits=limits)
     assert len(server.asked) == requests
     assert files_in(cache) == left
     assert server.sent < 32 << 20  # `endless` was cut off, not judged at its end
@@ -497,7 +505,7 @@ def test_a_password_in_an_address_is_not_shown_or_stored(server, cache, monkeypa
     assert shown("https://me:secret@host/a@b") == "https://host/a@b"
     server.always = faults.stalled
     weights, console = one(server), quiet()
-    assert "secret" not in refusal(weights, cache, console=console)
+    assert "secret" not in refusal(weights, cache, console=console, limits=HASTY)
     for path in (p for p in cache.rglob("*") if p.is_file()):
         assert b"secret" not in path.read_bytes()
     assert len(files_in(cache)) == 2

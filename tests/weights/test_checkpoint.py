@@ -146,6 +146,7 @@ def test_prefixes_that_every_name_has(tmp_path, official, prefix):
 
 
 @pytest.mark.parametrize("name", ["m.keras", pytest.param("m.weights.h5", marks=pytest.mark.slow)])
+@pytest.mark.usefixtures("eager")
 def test_our_own_keras_files(tmp_path, official, name):
     model = load_seeded(VAN(**MICRO, drop_path_rate=0.1, drop_rate=0.1))
     model.compile(keras.optimizers.SGD(momentum=0.9), "mse")
@@ -161,7 +162,16 @@ def test_our_own_keras_files(tmp_path, official, name):
         assert weights.source.metadata["config"]["depths"] == [1, 1, 2, 1]
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float64", "mixed_bfloat16"])
+@pytest.mark.parametrize(
+    "dtype",
+    [
+        "bfloat16",
+        *(
+            pytest.param(p, marks=pytest.mark.slow)
+            for p in ("float16", "float64", "mixed_bfloat16")
+        ),
+    ],
+)
 def test_keras_files_of_every_precision(tmp_path, dtype):
     model = load_seeded(VAN(**MICRO, dtype=dtype))
     model.save(tmp_path / "m.keras")

@@ -72,7 +72,13 @@ def _fuzz(made: Path, kind: str, first: int, count: int) -> None:
 
 @pytest.mark.parametrize("kind", FORMATS)
 def test_mutants(made, kind):
-    _fuzz(made, kind, 0, 300)
+    _fuzz(made, kind, 0, 100)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", FORMATS)
+def test_more_mutants(made, kind):
+    _fuzz(made, kind, 100, 200)
 
 
 @pytest.mark.slow

@@ -1,5 +1,6 @@
 """`.keras` files with a VAN in them, in every way Keras has to put a head on it, read as data."""
 
+import functools
 import inspect
 import json
 
@@ -16,9 +17,16 @@ from van_classification_tensorflow.weights.keras_config import ONLY_IN_TRAINING,
 SHAPE = (64, 64, 3)
 LABELS = tuple(f"thing {i}" for i in range(4))
 layers = keras.layers
+pytestmark = pytest.mark.usefixtures("eager")
 
 
+@functools.cache
 def _headless(**options):
+    """One for all who leave its layers as they are: to build it takes the most of the time."""
+    return _headless_alone(**options)
+
+
+def _headless_alone(**options):
     model = load_seeded(VAN(**SMALL, include_top=False, **options))
     model.labels, model.preprocessing = LABELS, Preprocessing(64, 1.0, "box")
     return model
@@ -141,7 +149,11 @@ def test_what_the_head_computes_is_kept(tmp_path):
 
 
 def test_lora_is_in_the_kernels(tmp_path, picture):
-    model = _on_its_layers(*_softmax())
+    backbone = _headless_alone()
+    x = backbone.output
+    for layer in _softmax():
+        x = layer(x)
+    model = keras.Model(backbone.input, x)
     for layer in (model.get_layer("mine"), model.get_layer("block1_0").mlp.fc1):
         layer.enable_lora(2)
         layer.lora_kernel_b.assign(np.ones(layer.lora_kernel_b.shape))
@@ -432,6 +444,7 @@ def test_a_model_in_memory_that_cannot_be_used(make, says):
         Classifier(make())
 
 
+@pytest.mark.slow
 def test_a_model_on_an_input_of_ones_own(tmp_path):
     inputs = keras.Input((64, 64, 3))
     source = load_seeded(VAN("van_b0", num_classes=4))

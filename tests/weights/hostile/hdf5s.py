@@ -6,6 +6,7 @@ import io
 import struct
 import zlib
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,13 @@ Row = tuple[str, str, Any]
 ARRAY = "layers/a/vars/2"
 
 
-def hdf5s(folder: Path) -> Iterator[Payload]:
+@cache
+def hdf5s(folder: Path) -> tuple[Payload, ...]:
+    """Made once: `.keras` files have the same inside."""
+    return tuple(_hdf5s(folder))
+
+
+def _hdf5s(folder: Path) -> Iterator[Payload]:
     yield from table(*links(folder), file=hdf5)
     yield from table(*elsewhere(folder))
     yield from table(*kinds(), file=hdf5)
