@@ -262,8 +262,8 @@ def test_headers_behind_a_body_are_bounded(connect, path, status, before):
 
 def test_headers_behind_a_body_change_nothing(connect):
     one, body = connect(), picture()
-    one.sendall(CHUNKED % b"/predict" + b"%x\r\n%b\r\n" % (len(body), body))
-    one.sendall(b"0\r\nContent-Encoding: gzip\r\nContent-Type: text/plain\r\n\r\n")
+    chunk, behind = b"%x\r\n%b\r\n" % (len(body), body), b"0\r\nContent-Encoding: gzip\r\n\r\n"
+    one.sendall(CHUNKED % b"/predict" + chunk + behind)  # at once: there before it is answered
     assert answer(one)[0] == 200
 
 
@@ -396,14 +396,14 @@ def test_a_head_behind_a_request_has_its_time_after_the_answer(
     assert closed(one)
 
 
-def test_a_new_connection_has_one_time_limit(running, connect):
+def test_a_new_connection_has_one_time_limit(alone, running, connect):
     one, state = connect(), running.server.server_state
-    one.sendall(b"G")
-    wait_for(lambda: any(c.stage == "head" for c in state.connections))
-    (there,) = (c for c in state.connections if c.stage == "head")
+    wait_for(lambda: state.connections)
+    (there,) = state.connections
     since = there.since
-    one.sendall(b"ET /v2 HT")
     time.sleep(0.05)
+    one.sendall(b"G")
+    wait_for(lambda: there.stage == "head")
     assert there.since == since
 
 
@@ -475,6 +475,15 @@ def test_an_upgrade_is_not_made(connect):
 
 def uploading(running):
     return len(running.app.service.uploads.arriving)
+
+
+def test_bytes_of_bodies_that_are_never_whole_are_counted(running, connect):
+    def counted():
+        return running.app.service.metrics.registry.get_sample_value("van_upload_bytes_total")
+
+    before, one = counted(), connect()
+    one.sendall(post(b"x" * 70, length=100))
+    wait_for(lambda: counted() == before + 70)
 
 
 def test_slow_uploads_make_room_for_others(running, connect, monkeypatch):

@@ -97,6 +97,19 @@ def test_no_such_method(client):
     assert "grad-cam" in answer.json()["error"]
 
 
+def test_a_model_that_cannot_be_explained_says_so_at_the_start(make_client, monkeypatch):
+    def broken(explainer, images, class_index=None, method="grad-cam"):
+        raise ValueError("its graph\ndoes not run")
+
+    monkeypatch.setattr(LastStage, "__call__", broken)
+    client = make_client()
+    assert client.get("/about").json()["explain"] == []
+    answer = client.post("/predict?explain=grad-cam", content=picture(), headers=PNG)
+    assert answer.status_code == 400
+    assert "the model digits does not: its graph does not run" in answer.json()["error"]
+    assert client.post("/predict", content=picture(), headers=PNG).status_code == 200
+
+
 def test_an_explanation_changes_no_answer(make_client):
     """Where the answer is an average over views, or of another engine, the map is of its class."""
     flipped = make_client(flip=True, crops=5)

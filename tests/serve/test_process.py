@@ -151,18 +151,34 @@ def test_sigterm_under_load_breaks_nothing():
     assert all(len(one.answers) > 5 for one in clients)
 
 
-def test_told_to_end_before_it_serves():
-    """As the first process of a container, which would not hear it."""
+def starting():
+    """A server that handles signals and does not serve yet."""
     command = ["-m", "van_classification_tensorflow", "serve", "--port", "0", "--weights", "digits"]
-    process = subprocess.Popen([sys.executable, *command], stderr=subprocess.PIPE)
+    process = subprocess.Popen([sys.executable, *command], stderr=subprocess.PIPE, text=True)
     status = Path(f"/proc/{process.pid}/status")
     caught = 0
-    while not caught >> (signal.SIGTERM - 1) & 1:
+    while not caught >> (signal.SIGHUP - 1) & 1:  # the last that is set
         caught = int(re.search(r"SigCgt:\s+(\w+)", status.read_text())[1], 16)
         assert process.poll() is None
+    return process
+
+
+def test_told_to_end_before_it_serves():
+    """As the first process of a container, which would not hear it."""
+    process = starting()
     process.send_signal(signal.SIGTERM)
     assert process.wait(30) == 0
-    assert b"Serving at" not in process.stderr.read()
+    assert "Serving at" not in process.stderr.read()
+    process.stderr.close()
+
+
+def test_told_to_reload_before_it_serves():
+    process = starting()
+    process.send_signal(signal.SIGHUP)
+    said = iter(process.stderr.readline, "")
+    assert any("digits: the same file" in line for line in said)
+    process.terminate()
+    assert process.wait(30) == 0
     process.stderr.close()
 
 
