@@ -10,6 +10,9 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import closing
+from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -407,10 +410,11 @@ class Drawn:
         return np.float32([[[np.asarray(image)[0, 0], rng.random()]]])
 
 
-def unmixed(images, labels, classes, rng):
-    """Targets: one for the label, and the random number of mixing in the last column."""
-    targets = np.zeros((len(labels), classes + 1), np.float32)
+def unmixed(images, labels, classes, rng, rngs):
+    """Targets: one for the label; in the last columns a random number of each row, and mixing's."""
+    targets = np.zeros((len(labels), classes + 2), np.float32)
     targets[np.arange(len(labels)), labels] = 1
+    targets[:, -2] = [of_row.random() for of_row in rngs]
     targets[:, -1] = rng.random()
     return images, targets
 
@@ -519,7 +523,7 @@ def test_balanced_epochs_show_each_class_equally_often():
     assert same(made(pictures, 4, 5, 31, balanced=True, seed=1, workers=3), found[31:])
     assert not same(made(pictures, 4, 1, balanced=True, seed=2), found[:1])
     halves = [made(pictures, 4, 3, balanced=True, seed=1, shard=(i, 2)) for i in (0, 1)]
-    both = [np.stack([a, b], 1).ravel() for (a, *_), (b, *_) in zip(*halves, strict=True)]
+    both = [np.concatenate([a, b]) for (a, *_), (b, *_) in zip(*halves, strict=True)]
     assert np.array_equal(both, [greys for greys, _, _ in found[:3]])
 
 
@@ -557,19 +561,53 @@ def test_mixing_belongs_to_the_batch():
 
 
 @pytest.mark.parametrize("shards", [2, 3])
-def test_shards_together_are_the_batch(shards):
+def test_shards_in_turn_are_the_batch(shards):
     pictures = coded(26)
     whole = made(pictures, 6, 6)
     parts = [made(pictures, 6, 6, shard=(i, shards)) for i in range(shards)]
-    for number, (greys, drawn, targets) in enumerate(whole):
-        assert all(len(part[number][0]) == 6 // shards for part in parts)
-        for i, part in enumerate(parts):
-            assert np.array_equal(part[number][0], greys[i::shards])
-            assert np.array_equal(part[number][1], drawn[i::shards])
-            assert np.array_equal(part[number][2][:, :3], targets[i::shards, :3])
-        assert len({part[number][2][0, -1] for part in parts}) == shards
+    for number, batch in enumerate(whole):
+        assert len(set(batch[2][:, -2])) == 6  # each row draws for itself
+        for arrays in zip(batch, *(part[number] for part in parts), strict=True):
+            assert all(len(rows) == 6 // shards for rows in arrays[1:])
+            assert np.array_equal(arrays[0], np.concatenate(arrays[1:]))
     for i, part in enumerate(parts):
         assert same(made(pictures, 6, 2, 4, shard=(i, shards)), part[4:])
+
+
+@pytest.mark.parametrize("shards", [2, 3, 6])
+@pytest.mark.parametrize(
+    "change", [{"cutmix": 0}, {"mixup": 0}, {"class_weights": (1.0, 2.0, 3.0, 4.0)}]
+)
+def test_shards_are_mixed_and_erased_as_one_worker_does(shards, change):
+    """Every array of every batch, to the bit, of pictures, mixing and erasing as in training."""
+    rng = np.random.default_rng(3)
+    pixels = rng.integers(0, 256, (31, 9, 9), dtype=np.uint8)
+    pictures = Pictures("noise", pixels, rng.integers(0, 4, 31).astype(np.int32), tuple("abcd"), "")
+    mix = BatchTransform(erasing=0.7, mix_probability=0.8, mean=(0.5,), std=(0.5,), **change)
+
+    def batches(shard):
+        one = TrainingBatches(pictures, SMALL, mix, 12, seed=5, shard=shard)
+        with closing(one.iterate()) as iterator:
+            return list(islice(iterator, 6))
+
+    whole = batches((0, 1))
+    parts = [batches((i, shards)) for i in range(shards)]
+    for batch, *shares in zip(whole, *parts, strict=True):
+        for array, *rows in zip(batch, *shares, strict=True):
+            assert np.array_equal(array, np.concatenate(rows))
+    targets = np.concatenate([batch[1] for batch in whole])
+    assert (targets.max(1) < 0.92 - 1e-6).mean() > 0.3  # there was something to mix
+
+
+def test_no_pair_that_is_mixed_is_divided():
+    says = (
+        r"`batch_size` must give each worker an even number of pictures, as they are mixed in "
+        r"pairs: a multiple of 4 for 2 workers\. Received: batch_size=6\. Or turn mixing off"
+    )
+    with pytest.raises(ValueError, match=says):
+        TrainingBatches(coded(11), SMALL, MIX, 6, shard=(0, 2))
+    for off in ({"mixup": 0, "cutmix": 0}, {"mix_probability": 0}):
+        TrainingBatches(coded(11), SMALL, replace(MIX, **off), 6, shard=(0, 2))
 
 
 @pytest.mark.parametrize(
@@ -758,7 +796,7 @@ def test_a_failing_transform_is_named_with_the_picture(files, workers):
 
 
 def test_a_failing_mix_is_seen():
-    def mix(images, labels, classes, rng):
+    def mix(images, labels, classes, rng, rngs):
         raise FloatingPointError("mixed up")
 
     with pytest.raises(FloatingPointError, match="mixed up"):

@@ -15,9 +15,10 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import repeat
 from typing import Any
 
 import numpy as np
@@ -392,8 +393,10 @@ class BatchTransform:
     normalisation, `RandomErasing`. Mixup rounds to whole pixel values, as pictures of 8 bits are
     what is mixed, and the noise of erasing is never mixed.
 
-    A batch is mixed with itself reversed, in one way and with one share: two images trade, and the
-    middle one of an odd batch is mixed with itself. Erasing is drawn for each image.
+    A batch is mixed in one way and with one share, its images in pairs: the first with the second,
+    the third with the fourth, ...; the last one of an odd batch with itself. (timm's pairs are the
+    first with the last, ...: of a shuffled batch as random, but no worker that has a part of the
+    batch has whole pairs of these.) Erasing is drawn for each image.
 
     Args:
         mixup: Alpha of mixup's Beta(alpha, alpha); 0 turns it off.
@@ -438,14 +441,19 @@ class BatchTransform:
         labels: np.ndarray,
         num_classes: int,
         rng: np.random.Generator,
+        rngs: Iterable[np.random.Generator] | None = None,
     ) -> tuple[np.ndarray, ...]:
         """One random version of a batch, in new arrays: what is given stays as it is.
+
+        Of a batch that workers share, each gives its rows and the same `rng`, and gets what one
+        worker would have made of them, if no pair is divided.
 
         Args:
             images: (N, H, W, C), uint8: what `TrainTransform` makes.
             labels: (N,), whole numbers from 0 to num_classes - 1.
             num_classes: Classes of the model.
-            rng: Where all random numbers come from.
+            rng: Where the random numbers of the whole batch come from.
+            rngs: Those of each image, for its erasing; by default `rng` for all, in their order.
 
         Returns:
             Images (N, H, W, C), float32, normalised; targets (N, num_classes), float32, each
@@ -465,7 +473,9 @@ class BatchTransform:
         made = np.empty(images.shape, np.float32)
         others = np.empty(images.shape[1:], np.float32)
         # Image by image, so that all steps find it in the processor's cache.
-        for image, own, partner in zip(made, images, images[::-1], strict=True):
+        partners = (images[row] for row in _partners(len(images)))
+        of_images = repeat(rng, len(images)) if rngs is None else rngs
+        for image, own, partner, of_image in zip(made, images, partners, of_images, strict=True):
             image[:] = own
             if box is not None:
                 image[box] = partner[box]
@@ -477,12 +487,17 @@ class BatchTransform:
             rows = image.reshape(height, -1)
             rows -= mean
             rows /= std
-            erase(image, self.erasing, rng)
+            erase(image, self.erasing, of_image)
         targets = self._targets(labels, num_classes, share)
         if self.class_weights is None:
             return made, targets
         weights = np.array(self.class_weights, np.float32)[labels]
         return made, targets, _mixed(weights, share)
+
+    @property
+    def mixes(self) -> bool:
+        """Whether images are mixed in pairs at all."""
+        return self.mix_probability > 0 and self.mixup + self.cutmix > 0
 
     def to_picture(self, images: np.ndarray) -> np.ndarray:
         """What can be looked at: (..., H, W, C), normalised -> uint8; erased noise is clipped."""
@@ -507,7 +522,12 @@ class BatchTransform:
 
 
 def _mixed(own: np.ndarray, share: float) -> np.ndarray:
-    return own * share + own[::-1] * (1 - share)
+    return own * share + own[_partners(len(own))] * (1 - share)
+
+
+def _partners(count: int) -> np.ndarray:
+    """The row that each is mixed with: its neighbour, and the last of an odd number itself."""
+    return np.minimum(np.arange(count) ^ 1, count - 1)
 
 
 def _cutmix_box(

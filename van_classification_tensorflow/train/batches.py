@@ -1,8 +1,9 @@
 """What a model is trained on: labelled pictures, and batches of them that can be made again.
 
 Every batch is a function of the pictures, the seed and the batch's number, whatever made it: a run
-can go on from any step. Each epoch has its own order; a picture's augmentation depends on the
-seed, the epoch and the picture alone, a batch's mixing on the seed and the batch's number.
+can go on from any step, and on any number of workers. Each epoch has its own order; a picture's
+augmentation depends on the seed, the epoch and the picture alone, a batch's mixing on the seed and
+the batch's number, what is erased of an image on these and its row.
 
 Pictures are read by Grain (the extra `train`). Imports neither Keras nor a backend.
 """
@@ -36,9 +37,12 @@ from ..support.checks import at_least
 from ..support.extras import missing
 
 Transform = Callable[[Image.Image, np.random.Generator], np.ndarray]
-Mixing = Callable[[np.ndarray, np.ndarray, int, np.random.Generator], tuple[np.ndarray, ...]]
+Mixing = Callable[
+    [np.ndarray, np.ndarray, int, np.random.Generator, Sequence[np.random.Generator]],
+    tuple[np.ndarray, ...],
+]
 
-_ORDER, _AUGMENT, _MIX = range(3)  # keep the streams of random numbers apart
+_ORDER, _AUGMENT, _MIX, _ROW = range(4)  # keep the streams of random numbers apart
 _ENDLESS = 1 << 62
 _LISTED = 100
 _EXIT_CODES = (
@@ -57,10 +61,8 @@ class TrainingBatches:
     has as many pictures, of each class the same number: those of a small one several times, each
     time augmented otherwise, of a large one another part in each epoch.
 
-    With `shard`, several workers share each batch, of which worker i of n holds the rows i,
-    i + n, ...: together they hold exactly the pictures of one worker's batch. Each mixes its own
-    rows with random numbers of its own, as timm's distributed training does, so images that are
-    mixed are not those that one worker alone would mix.
+    With `shard`, several workers share each batch, of which worker i of n holds the i-th n-th of
+    the rows: to the bit those that one worker's batch has there, mixed and erased alike.
 
     A picture that cannot be read ends the run, or, where `max_corrupt` allows, is replaced by the
     next in the epoch's order that can be.
@@ -69,9 +71,11 @@ class TrainingBatches:
         pictures: To train on.
         transform: A picture (`open_image`) -> (S, S, C), with the random numbers it is
             given (`train.augment.TrainTransform`).
-        mix: What `transform` makes (N, S, S, C), labels (N,), number of classes and random numbers
-            -> the model's input, its targets (N, classes) and, if the pictures do not all count
-            the same, their weights (N,), float32 (`train.augment.BatchTransform`).
+        mix: What `transform` makes (N, S, S, C), labels (N,), number of classes, random numbers of
+            the batch and those of each row -> the model's input, its targets (N, classes) and, if
+            the pictures do not all count the same, their weights (N,), float32
+            (`train.augment.BatchTransform`). Where its `mixes` is true, a row depends on its
+            neighbour.
         batch_size: Pictures in a batch, those of all shards together.
         parts: Batches of one update, where gradients are accumulated: an epoch has whole updates.
         seed: Of the order and of all random numbers.
@@ -129,6 +133,12 @@ class TrainingBatches:
             raise ValueError(
                 f"`batch_size` must be a multiple of the {count} workers that share a batch. "
                 f"Received: batch_size={batch_size}"
+            )
+        if count > 1 and self.batch_size // count % 2 and getattr(mix, "mixes", False):
+            raise ValueError(
+                "`batch_size` must give each worker an even number of pictures, as they are mixed "
+                f"in pairs: a multiple of {2 * count} for {count} workers. "
+                f"Received: batch_size={batch_size}. Or turn mixing off: mixup and cutmix 0"
             )
         self._samples = _Samples(
             pictures,
@@ -236,9 +246,11 @@ class TrainingBatches:
         if len(found) < len(samples):
             return replaced, None
         labels = np.array([sample.label for sample in samples], np.int32)
-        number = samples[0].number // self._samples.rows
-        rng = _generator(_MIX, self._samples.seed, number, self._samples.shard[0])
-        return replaced, self.mix(np.stack(found), labels, len(self.pictures.classes), rng)
+        seed, rows = self._samples.seed, self._samples.rows
+        number, first = samples[0].number // rows, self._samples.shard[0] * rows
+        rng = _generator(_MIX, seed, number)
+        rngs = [_generator(_ROW, seed, number, row) for row in range(first, first + rows)]
+        return replaced, self.mix(np.stack(found), labels, len(self.pictures.classes), rng, rngs)
 
 
 class _Sample(NamedTuple):
@@ -276,7 +288,7 @@ class _Samples:
     def __call__(self, number: int) -> _Sample:
         batch, row = divmod(number, self.rows)
         epoch, step = divmod(batch, self.steps)
-        place = step * self.batch_size + self.shard[0] + row * self.shard[1]
+        place = step * self.batch_size + self.shard[0] * self.rows + row
         (order, times), unreadable = self.order(epoch), []
         # One more than allowed cannot be read: the run is over, whatever comes after.
         for offset in range(min(self.max_corrupt + 1, len(order))):
