@@ -23,6 +23,7 @@ from van_classification_tensorflow.datasets.training import open_data
 from van_classification_tensorflow.evaluate.evaluate import evaluate
 from van_classification_tensorflow.train import build, callbacks, report, run, train
 from van_classification_tensorflow.train import folder as runs
+from van_classification_tensorflow.train.batches import EvaluationBatches
 from van_classification_tensorflow.train.optim import LearningRate
 from van_classification_tensorflow.train.recipe import RECIPES, Recipe
 from van_classification_tensorflow.train.snapshots import RunLock, RunLockedError, Snapshots
@@ -259,9 +260,9 @@ def weights_of(path: Path) -> list[np.ndarray]:
 
 def test_what_a_finished_run_has_lost_is_made_again(whole, tmp_path, capsys):
     folder = shutil.copytree(whole[0], tmp_path / "run")
-    before = {name: weights_of(folder / name) for name in ("best.keras", "last.keras")}
-    # The best is the last epoch: else its weights could not be made again.
-    assert end_of(folder).state["callbacks"]["Records"]["best"]["step"] == 2 * STEPS
+    # The best is the last epoch, whichever it was: else its weights could not be made again.
+    best_is(folder, epoch=2)
+    last = weights_of(folder / "last.keras")
     for name in ("augmented.png", "best.keras", "metrics.csv"):
         (folder / name).unlink()
     # As after a kill between the last snapshot and the report, in a run that was finished before
@@ -273,25 +274,37 @@ def test_what_a_finished_run_has_lost_is_made_again(whole, tmp_path, capsys):
     found = train.train("digits", folder, TINY, resume=True, console=Console(width=200))
     assert found == whole[1]
     assert figures(folder) == figures(whole[0])
-    for name, weights in before.items():
-        for now, then in zip(weights_of(folder / name), weights, strict=True):
-            np.testing.assert_array_equal(now, then)
+    for now, then in zip(weights_of(folder / "last.keras"), last, strict=True):
+        np.testing.assert_array_equal(now, then)
+    # The best are the average's weights of the end, which had this loss.
+    best = keras.saving.load_model(folder / "best.keras", compile=False)
+    for images, labels in EvaluationBatches(open_data("digits")[1], best.preprocessing, 360):
+        losses = -np.log(np.asarray(best.predict_on_batch(images))[range(360), labels])
+    assert np.mean(losses) == pytest.approx(found["average_loss"][1], abs=1e-5)
     assert {p.name for p in folder.iterdir()} == {p.name for p in whole[0].iterdir()}
-    for name in ("training_curves.png", "evaluation/per_class.csv", ".reported"):
+    for name in ("training_curves.png", ".reported"):
         assert (folder / name).read_bytes() == (whole[0] / name).read_bytes()
+    with (folder / "evaluation" / "per_class.csv").open() as file:
+        right = sum(int(row["right"]) for row in csv.DictReader(file))
+    assert right / 360 == pytest.approx(found["average_accuracy"][1], abs=1e-5)
     assert (
         "Written again: augmented.png, best.keras, evaluation, last.keras, metrics.csv, "
         "training_curves.png." in capsys.readouterr().out
     )
 
 
+def best_is(folder: Path, epoch: int) -> None:
+    store = Snapshots(folder / "snapshots")
+    end = store.load()
+    records = end.state["callbacks"]["Records"]
+    records["best"] = records["rows"][epoch - 1]
+    store.save(end.step, end.arrays, end.state, end.clock)
+
+
 def test_a_best_model_that_cannot_be_made_again_is_told(whole, tmp_path, monkeypatch, capsys):
     folder = shutil.copytree(whole[0], tmp_path / "run")
     (folder / "best.keras").unlink()
-    store = Snapshots(folder / "snapshots")
-    end = store.load()
-    end.state["callbacks"]["Records"]["best"] = end.state["callbacks"]["Records"]["rows"][0]
-    store.save(end.step, end.arrays, end.state, end.clock)
+    best_is(folder, epoch=1)
     says = r"is finished: .* Its best.keras, of epoch 1, is gone and .* --epochs 4 --force"
     with pytest.raises(ValueError, match=says):
         train.train("digits", folder, TINY, resume=True)
