@@ -27,6 +27,7 @@ from van_classification_tensorflow.train.batches import EvaluationBatches
 from van_classification_tensorflow.train.optim import LearningRate
 from van_classification_tensorflow.train.recipe import RECIPES, Recipe
 from van_classification_tensorflow.train.snapshots import RunLock, RunLockedError, Snapshots
+from van_classification_tensorflow.train.workers import Workers
 from van_classification_tensorflow.weights.pretrained import open_pretrained
 
 # Everything that has a state: accumulated gradients, an average, dropped paths and units.
@@ -569,7 +570,7 @@ def test_what_is_assumed_of_the_weights_is_said(tmp_path, told):
     if told:
         recipe = recipe.with_(mean=(0.5,) * 3, std=(0.5,) * 3)
     console = Console(file=io.StringIO(), width=200)
-    made = run.Run(tmp_path, "digits", recipe, *found, None, (0, 1), console)
+    made = run.Run(tmp_path, "digits", recipe, *found, Workers(), console)
     report.introduce(made)
     said = console.file.getvalue()
     assert ("It does not say how its pictures are prepared" in said) is not told
@@ -579,7 +580,7 @@ def test_what_is_assumed_of_the_weights_is_said(tmp_path, told):
 
 def test_what_a_run_froze_is_free_in_what_it_leaves(tmp_path):
     recipe, found = TINY.with_(freeze=1), open_data("digits")
-    made = run.Run(tmp_path, "digits", recipe, *found, None, (0, 1), Console(quiet=True))
+    made = run.Run(tmp_path, "digits", recipe, *found, Workers(), Console(quiet=True))
     assert "block1_0" not in {v.path.split("/")[0] for v in made.model.trainable_variables}
     made.refresh()
     left = keras.saving.load_model(tmp_path / "last.keras")
@@ -684,8 +685,6 @@ def test_early_stopping_and_going_on_after_it():
         ({"recipe": {"epochs": 3}}, "`recipe` must be a `Recipe`"),
         ({"recipe": "digits"}, "`recipe` must be a `Recipe`"),
         ({"strategy": "mirrored"}, r"`strategy` must be one of `tf.distribute`"),
-        ({"shard": 3}, "`shard` must be"),
-        ({"shard": (1, 2, 3)}, "`shard` must be"),
     ],
 )
 def test_wrong_arguments_are_refused_by_name(tmp_path, wrong, says):

@@ -24,9 +24,11 @@ from ..support.text import printable
 from .folder import is_no_better
 from .optim import ModelAverage
 from .snapshots import Snapshot, Snapshots, nonfinite
+from .workers import Workers
 
 _SMOOTHING = 50  # steps over which a loss is looked at
 _COST = 50  # a snapshot may take a fiftieth of the time
+_TALK = 1.0  # seconds between two questions of all workers
 
 
 class TrainingError(ValueError):
@@ -144,15 +146,19 @@ class Validation(keras.callbacks.Callback):
         batches: To be gone through after each epoch: images (N, H, W, C), and the labels of the
             first of them, of which the last batch has fewer than N (`EvaluationBatches`).
         average: Of the weights, if there is one.
+        workers: Who share the batches, in turn.
     """
 
     def __init__(
         self,
         batches: Iterable[tuple[np.ndarray, np.ndarray]],
         average: ModelAverage | None = None,
+        workers: Workers | None = None,
     ):
         super().__init__()
-        self.batches, self.average = batches, average
+        self.batches, self.average, self.workers = batches, average, workers or Workers()
+        self._predict: Callable[[np.ndarray], np.ndarray] | None = None
+        self._of: keras.Model | None = None
 
     def on_epoch_end(self, epoch, logs=None):
         if logs is None:
@@ -163,17 +169,35 @@ class Validation(keras.callbacks.Callback):
                 logs.update(self._measure("average"))
 
     def _measure(self, name: str) -> dict[str, float]:
-        scores = []
-        model = self.model
-        for images, labels in self.batches:
+        scores: list[tuple[float, ...]] = []
+        count, rank = self.workers.count, self.workers.rank
+        model = self.model  # on JAX this brings the variables up to date
+        if self._predict is None or self._of is not model:
+            self._predict, self._of = self.workers.predict(model), model
+        for number, (images, labels) in enumerate(self.batches):
+            if number % count != rank:
+                continue
             # The rest of a last batch is filling; and several devices all do the same.
-            logits = np.asarray(model.predict_on_batch(images))[: len(labels)]
-            scores += [score(z, [int(label)]) for z, label in zip(logits, labels, strict=True)]
+            logits = self._predict(images)[: len(labels)]
+            for z, label in zip(logits, labels, strict=True):
+                one = score(z, [int(label)])
+                scores.append((number, one.loss, one.top1, one.top5))
+        # In the pictures' order, so that sums come out the same however many workers there are.
+        rows = self._of_all(np.array(scores, np.float64).reshape(-1, 4))
+        loss, top1, top5 = rows[np.argsort(rows[:, 0], kind="stable"), 1:].T
         return {
-            f"{name}_loss": float(np.mean([one.loss for one in scores])),
-            f"{name}_accuracy": float(np.mean([one.top1 for one in scores])),
-            f"{name}_top5": float(np.mean([one.top5 for one in scores])),
+            f"{name}_loss": float(np.mean(loss)),
+            f"{name}_accuracy": float(np.mean(top1)),
+            f"{name}_top5": float(np.mean(top5)),
         }
+
+    def _of_all(self, rows: np.ndarray) -> np.ndarray:
+        """The rows of all workers, of which each may have another number."""
+        sizes = self.workers.gather(np.array([len(rows)], np.int64))[:, 0]
+        padded = np.zeros((sizes.max(), rows.shape[1]), rows.dtype)
+        padded[: len(rows)] = rows
+        parts = zip(self.workers.gather(padded), sizes, strict=True)
+        return np.concatenate([part[:size] for part, size in parts])
 
 
 class Records(keras.callbacks.Callback):
@@ -186,6 +210,7 @@ class Records(keras.callbacks.Callback):
         monitored: "val" or "average": whose accuracy decides what is best.
         save_best: Called where this epoch is the best one so far.
         patience: Epochs without a better one before the run ends; None: never.
+        writes: Whether this process leaves files, of several that train together.
     """
 
     def __init__(
@@ -196,8 +221,10 @@ class Records(keras.callbacks.Callback):
         monitored: str = "val",
         save_best: Callable[[], None] = lambda: None,
         patience: int | None = None,
+        writes: bool = True,
     ):
         super().__init__()
+        self.writes = writes
         self.folder, self.position, self.images = folder, position, images_per_step
         self.monitored, self.save_best, self.patience = monitored, save_best, patience
         self.rows: list[dict[str, float]] = []
@@ -250,8 +277,9 @@ class Records(keras.callbacks.Callback):
             self.best = row
         if self.finished:
             self.model.stop_training = True
-        self.write_csv()
-        self._write_events(row)
+        if self.writes:
+            self.write_csv()
+            self._write_events(row)
 
     def write_csv(self) -> None:
         head = [*(self.rows[0] if self.rows else ()), "seconds", "images_per_second"]
@@ -314,6 +342,9 @@ class KeepSnapshots(keras.callbacks.Callback):
         seconds: Time between snapshots; 0: one after every step, however long it takes.
         about: What else goes into the state, as JSON.
         refresh: Called after each snapshot: files that show how far the run is.
+        workers: Who train together. The first one's clock says when a snapshot is due, and it
+            alone saves; anyone may ask to stop. They tell each other so once a second, at a step
+            on which they have agreed before.
     """
 
     def __init__(
@@ -327,8 +358,11 @@ class KeepSnapshots(keras.callbacks.Callback):
         seconds: float = 60.0,
         about: dict | None = None,
         refresh: Callable[[], None] = lambda: None,
+        workers: Workers | None = None,
     ):
         super().__init__()
+        self.workers = workers or Workers()
+        self._talks_at, self._talked = 0, (0, time.perf_counter())
         self.store, self.position, self.variables = store, position, variables
         self.callbacks, self.metrics, self.epochs = list(callbacks), list(metrics), epochs
         self.seconds, self.about = seconds, about or {}
@@ -389,21 +423,41 @@ class KeepSnapshots(keras.callbacks.Callback):
     def on_train_batch_end(self, batch, logs=None):
         if self.position.at_end_of_epoch:
             return  # when the epoch has been measured
-        if self.stop_asked or self.is_due():
+        due, stop = self._agreed()
+        if due or stop:
             self.save()
-        if self.stop_asked:
+        if stop:
             raise Stopped
 
     def on_epoch_end(self, epoch, logs=None):
         last = self.model.stop_training or epoch + 1 == self.epochs
-        if last or self.stop_asked or self.is_due():
+        due, stop = self._agreed(now=True)
+        if last or stop or due:
             self.save()
             started = time.perf_counter()
             self.refresh()
             self._saved_at = time.perf_counter()
             self._cost += self._saved_at - started
-        if self.stop_asked and not last:
+        if stop and not last:
             raise Stopped
+
+    def _agreed(self, now: bool = False) -> tuple[bool, bool]:
+        """Whether a snapshot is due, and whether to stop; the same for all workers."""
+        if self.workers.count == 1:
+            return self.is_due(), self.stop_asked
+        step = self.position.step
+        if self.seconds == 0:
+            self._talks_at = step
+        if step < self._talks_at and not now:
+            return False, False
+        before, then = self._talked
+        elapsed = max(time.perf_counter() - then, 1e-6)
+        # At most twice as many as before: the first steps take longest.
+        steps = max(1, min(int((step - before) / elapsed * _TALK), 2 * (step - before)))
+        said = self.workers.gather(np.array([self.is_due(), self.stop_asked, steps], np.int64))
+        self._talks_at = step + int(said[0, 2])
+        self._talked = step, time.perf_counter()
+        return bool(said[0, 0]), bool(said[:, 1].any())
 
     def is_due(self) -> bool:
         waited = time.perf_counter() - self._saved_at
@@ -422,7 +476,8 @@ class KeepSnapshots(keras.callbacks.Callback):
             "callbacks": {type(one).__name__: one.get_state() for one in self.callbacks},
             "random": random_state,
         }
-        self.store.save(step, arrays, state, self._clock())
+        if self.workers.leads:
+            self.store.save(step, arrays, state, self._clock())
         self._saved_at = time.perf_counter()
         self._cost = self._saved_at - started
 

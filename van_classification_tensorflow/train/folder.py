@@ -240,7 +240,7 @@ def check_start(
             "it; name a folder elsewhere"
         )
     _check_weights(recipe)
-    found, validation = open_data(data, validation_split=recipe.validation_split, seed=recipe.seed)
+    found, validation = open_training_data(data, recipe)
     if recipe.batch_size > len(found):
         raise ValueError(
             f"`batch_size` must be at most the number of pictures to train on, {len(found):,}. "
@@ -251,6 +251,11 @@ def check_start(
         state = Snapshots(folder / "snapshots").newest_state()
         check_unchanged(folder, recipe, data, (found, validation), state)
     return data, (found, validation)
+
+
+def open_training_data(data: str | os.PathLike, recipe: Recipe) -> tuple[Pictures, Pictures]:
+    """The pictures to train on and to validate on, divided as the recipe has it."""
+    return open_data(data, validation_split=recipe.validation_split, seed=recipe.seed)
 
 
 def _check_weights(recipe: Recipe) -> None:

@@ -49,7 +49,7 @@ def introduce(run: Run) -> None:
         ("Epochs", _epochs(run)),
         ("An update", f"{per_update}, learning rate up to {recipe.learning_rate:g}"),
         ("Evaluation", str(model.preprocessing)),
-        ("Devices", f"{run.replicas}, {keras.backend.backend()}, {recipe.precision}"),
+        ("Devices", f"{run.workers.replicas}, {keras.backend.backend()}, {recipe.precision}"),
         ("Folder", printable(run.folder)),
     ]
     table = Table(show_header=False, title="Training")

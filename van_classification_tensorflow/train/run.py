@@ -6,6 +6,7 @@ import contextlib
 import signal
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -33,12 +34,13 @@ from .build import (
     why_fresh,
 )
 from .callbacks import Averaging, KeepSnapshots, Position, Records, TrainingError, Validation, Watch
-from .devices import check_batch, environment, strategy_for
+from .devices import check_batch, environment
 from .folder import Ending, check_unchanged, ending, fingerprints
 from .optim import LearningRate, ModelAverage
 from .progress import FitProgress
 from .recipe import Recipe
 from .snapshots import Snapshot, Snapshots
+from .workers import Workers
 
 
 class Run:
@@ -51,21 +53,18 @@ class Run:
         recipe: Recipe,
         found: Pictures,
         validation: Pictures,
-        strategy: Any,
-        shard: tuple[int, int],
+        workers: Workers,
         console: Console,
     ):
         self.folder, self.data, self.recipe, self.console = folder, data, recipe, console
-        self.found, self.validation, self.shard = found, validation, shard
+        self.found, self.validation, self.workers = found, validation, workers
         self._data = fingerprints(found, validation)
         keras.utils.set_random_seed(recipe.seed)
         if recipe.deterministic and keras.backend.backend() == "tensorflow":
             import tensorflow as tf
 
             tf.config.experimental.enable_op_determinism()
-        self.strategy = strategy or strategy_for(recipe.devices)
-        self.replicas = getattr(self.strategy, "num_replicas_in_sync", 1)
-        check_batch(recipe, self.replicas * shard[1])
+        check_batch(recipe, workers.replicas)
         source = open_pretrained(recipe.pretrained, recipe.model)
         self.start = "random weights"
         if source is not None:
@@ -74,7 +73,7 @@ class Run:
             self.start = f"{printable(recipe.pretrained or '')}, {head}"
         normalised = recipe.mean and recipe.std
         self.remarks = source.card.remarks(found.classes, normalised) if source else ""
-        with self._scope():
+        with workers.scope():
             self.model = build_model(recipe, found.classes, source)
             self.metrics = [keras.metrics.CategoricalAccuracy(name="accuracy")]
             self.model.compile(
@@ -90,11 +89,13 @@ class Run:
         # As one deploys it: probabilities out, float32, without the optimizer. Now, since making
         # layers draws from Python's random numbers, whose state a snapshot keeps.
         config = self.model.get_config() | {"classifier_activation": "softmax", "dtype": "float32"}
-        self._deployed = VAN.from_config(config)
+        with workers.local():
+            self._deployed = VAN.from_config(config)
         # `freeze` is of this run only. One by one: on TensorFlow what is True already is not set.
         for layer in self._deployed._flatten_layers():
             layer.trainable = True
-        self.batches = make_batches(recipe, self.model, found, shard)
+        workers.prepare(self.model)
+        self.batches = make_batches(recipe, self.model, found, (workers.rank, workers.count))
         steps = self.batches.steps_per_epoch
         if steps % recipe.steps_per_execution:
             raise ValueError(
@@ -103,9 +104,6 @@ class Run:
             )
         self._make_callbacks(steps)
         self.snapshot: Snapshot | None = None
-
-    def _scope(self):
-        return contextlib.nullcontext() if self.strategy is None else self.strategy.scope()
 
     def _make_callbacks(self, steps: int) -> None:
         recipe, images = self.recipe, self.recipe.batch_size // self.recipe.accumulation_steps
@@ -118,6 +116,7 @@ class Run:
             "val" if self.average is None else "average",
             self.save_best,
             recipe.early_stopping,
+            self.workers.leads,
         )
         self.keep = KeepSnapshots(
             Snapshots(self.folder / "snapshots"),
@@ -127,8 +126,9 @@ class Run:
             self.metrics,
             recipe.total_epochs,
             recipe.snapshot_seconds,
-            {"data": self._data, "environment": environment(self.replicas)},
+            {"data": self._data, "environment": environment(self.workers.replicas)},
             self.refresh,
+            self.workers,
         )
         looked_at = EvaluationBatches(
             self.validation,
@@ -147,7 +147,7 @@ class Run:
                 else [Averaging(average, self.position, recipe.accumulation_steps)]
             ),
             self.watch,
-            Validation(looked_at, average),
+            Validation(looked_at, average, self.workers),
             self.records,
             self.keep,
         ]
@@ -166,8 +166,16 @@ class Run:
     # --- Going on ---
 
     def resume(self, force: bool) -> None:
-        """Takes up the newest snapshot; the run starts anew where there is none yet."""
-        snapshot = self.keep.store.load()
+        """Takes up the newest snapshot; the run starts anew where there is none yet.
+
+        Raises:
+            ValueError: The run would go on otherwise than it was begun, or workers do not see the
+                same snapshot.
+        """
+        snapshot = self.workers.together(self.keep.store.load)
+        self.workers.check_equal(
+            {"newest snapshot": "none" if snapshot is None else f"step {snapshot.step:,}"}
+        )
         if not force:  # again: only now it is known which snapshot is intact
             state = None if snapshot is None else snapshot.state
             parts = (self.found, self.validation)
@@ -177,7 +185,7 @@ class Run:
             return
         for note in snapshot.notes:
             say(self.console, note, "yellow")
-        now = environment(self.replicas)
+        now = environment(self.workers.replicas)
         made_with = {k: v for k, v in snapshot.state["environment"].items() if now.get(k) != v}
         if made_with:
             say(
@@ -198,10 +206,14 @@ class Run:
         if self.snapshot is None:
             return None
         states = self.position.get_state(), self.records.get_state()
-        found = ending(self.folder, self.recipe, *states)
+        found = self.workers.together(lambda: ending(self.folder, self.recipe, *states))
+        there = self.workers.share((self.folder / "best.keras").exists())
         if found is not None:
+            # As the first sees the folder: what others see may be older.
+            names = self.workers.texts(",".join(found.missing))[0]
+            found = replace(found, missing=tuple(names.split(",")) if names else ())
             say(self.console, str(found))
-        elif self.records.best and not (self.folder / "best.keras").exists():
+        elif self.records.best and not there:
             self.console.print("[yellow]best.keras is gone: the best of what follows.[/yellow]")
             self.records.best = {}
         return found
@@ -216,7 +228,7 @@ class Run:
         record = {
             "data": self.data,
             "recipe": self.recipe.to_dict(),
-            "made_with": environment(self.replicas),
+            "made_with": environment(self.workers.replicas),
         }
         text = yaml.safe_dump(record, sort_keys=False, allow_unicode=True)
         write_atomically(
@@ -247,7 +259,9 @@ class Run:
         failures: list[Exception] = []
         try:
             self.model.fit(
-                make_dataset(self.batches, self.model, self.position.step, failures),
+                self.workers.dataset(
+                    make_dataset(self.batches, self.model, self.position.step, failures)
+                ),
                 steps_per_epoch=steps,
                 initial_epoch=first,
                 epochs=last,
@@ -281,14 +295,17 @@ class Run:
 
     def refresh(self) -> None:
         self._save(self.folder / "last.keras")
+        if not self.workers.leads:
+            return
         write_atomically(
             self.folder / "training_curves.png",
             lambda path: plots.training_curves(self.records.history, path, "validation"),
         )
 
     def _save(self, path: Path) -> None:
-        self._deployed.set_weights(self.model.get_weights())
-        write_atomically(path, self._deployed.save)
+        self._deployed.set_weights(self.model.get_weights())  # all: some need each other for it
+        if self.workers.leads:
+            write_atomically(path, self._deployed.save)
 
 
 @contextlib.contextmanager

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +14,13 @@ from rich.console import Console
 from ..datasets.training import Pictures
 from ..images.decode import ImageError
 from ..support.text import shown
-from .devices import check_backend
-from .folder import check_start
+from .devices import check_backend, strategy_for, versions
+from .folder import check_start, fingerprints, open_training_data
 from .recipe import Recipe
 from .report import draw_samples, introduce, report
 from .run import Run, all_unreadable
 from .snapshots import RunLock
+from .workers import workers_of
 
 
 def train(
@@ -30,7 +31,6 @@ def train(
     resume: bool = False,
     force: bool = False,
     strategy: Any = None,
-    shard: tuple[int, int] = (0, 1),
     found: tuple[Pictures, Pictures] | None = None,
     console: Console | None = None,
     report_to: Console | None = None,
@@ -40,6 +40,11 @@ def train(
     Sets the seeds of Python, NumPy and Keras and, if the recipe says so, TensorFlow's
     deterministic kernels, for the whole process.
 
+    Several workers train one model if each of them calls this with the same arguments, on
+    TensorFlow with a `MultiWorkerMirroredStrategy`, on JAX after `jax.distributed.initialize` and
+    `keras.distribution.set_distribution`. What comes out is what one worker makes of the same
+    `batch_size`, to rounding. All read the data and the folder; the first alone writes.
+
     Args:
         data: "digits" or a folder, as in `datasets.training.open_data`.
         output: Folder to make; with `resume` the folder of the run.
@@ -48,7 +53,6 @@ def train(
             finished run nothing is changed; it says how to train longer.
         force: Go on although the recipe or the data are not those of the run.
         strategy: Of `tf.distribute`, instead of the recipe's `devices`.
-        shard: (which, of how many) workers this one is: its part of each batch.
         found: The pictures of `data`, where `train.folder.check_start` has been asked already.
         console: Where to show how it goes; by default nowhere.
         report_to: Where the report at the end goes; by default there as well.
@@ -57,40 +61,46 @@ def train(
         A list for each figure, one entry an epoch: `loss`, `val_accuracy`, ...
 
     Raises:
-        ValueError: Recipe, data and model do not fit together; the folder is in the way; or the
-            run fails with a loss that is not finite (`train.callbacks.TrainingError`).
+        ValueError: Recipe, data and model do not fit together; the folder is in the way; the
+            workers do not see the same; or the run fails with a loss that is not finite
+            (`train.callbacks.TrainingError`).
         OSError: Data cannot be read, or the folder not written.
         ModuleNotFoundError: The extra `train` is missing.
         train.callbacks.Stopped: It was asked to stop (Ctrl-C, SIGTERM), and has been kept.
     """
-    _check_arguments(data, output, recipe, strategy, shard)
-    console, folder = console or Console(quiet=True), Path(output)
-    if found is None:
-        data, found = check_start(data, folder, recipe, resume, force)
+    _check_arguments(data, output, recipe, strategy)
+    folder = Path(output)
     check_backend(recipe)
+    workers = workers_of(strategy or strategy_for(recipe.devices))
+    console = console if console and workers.leads else Console(quiet=True)
+
+    def start() -> tuple[str | os.PathLike, tuple[Pictures, Pictures]]:
+        if found is not None or workers.leads:
+            return (data, found) if found else check_start(data, folder, recipe, resume, force)
+        return data, open_training_data(data, recipe)  # the folder is the first one's to judge
+
+    data, found = workers.together(start)
+    workers.check_equal({**versions(), "data": str(fingerprints(*found)), "recipe": str(recipe)})
     data = data if data == "digits" else os.path.abspath(data)
-    run = Run(folder, data, recipe, *found, strategy, shard, console)
-    folder.mkdir(parents=True, exist_ok=True)
-    with RunLock(folder):
-        before = set(os.listdir(folder))
+    run = Run(folder, data, recipe, *found, workers, console)
+    with contextlib.ExitStack() as held:
+        workers.together(lambda: workers.leads and _entered(folder, held))
+        before = set(os.listdir(folder)) if workers.leads else set()
         try:
             if resume:
                 run.resume(force)
             end = run.ending()
             if end is None:
-                run.write_config()
-                introduce(run)
-                if run.snapshot is not None:
-                    run.records.write_csv()
-                if not (folder / "augmented.png").exists():
-                    draw_samples(run)
+                if workers.leads:
+                    _begin(run)
                 run.fit()
             elif end.missing:
                 _make_again(run, end.missing)
-            if end is None or end.missing:
-                report(run, report_to or console)
+            if workers.leads and (end is None or end.missing):
+                with workers.local():
+                    report(run, report_to or console)
         except BaseException as error:
-            if not resume and run.nothing_to_lose():
+            if workers.leads and not resume and run.nothing_to_lose():
                 remove_all_but(before, folder)
             if isinstance(error, ImageError):
                 raise all_unreadable(run, error) from None
@@ -98,7 +108,23 @@ def train(
     return run.records.history
 
 
-def _check_arguments(data: Any, output: Any, recipe: Any, strategy: Any, shard: Any) -> None:
+def _entered(folder: Path, held: contextlib.ExitStack) -> None:
+    """Makes the folder, and keeps others out of it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    held.enter_context(RunLock(folder))
+
+
+def _begin(run: Run) -> None:
+    """Writes what is there before the first step, and says what is going to be done."""
+    run.write_config()
+    introduce(run)
+    if run.snapshot is not None:
+        run.records.write_csv()
+    if not (run.folder / "augmented.png").exists():
+        draw_samples(run)
+
+
+def _check_arguments(data: Any, output: Any, recipe: Any, strategy: Any) -> None:
     for name, path in (("data", data), ("output", output)):
         if not isinstance(path, (str, os.PathLike)):
             raise ValueError(f"`{name}` must be a path. Received: {shown(path)}")
@@ -109,20 +135,16 @@ def _check_arguments(data: Any, output: Any, recipe: Any, strategy: Any, shard: 
         )
     if strategy is not None and not hasattr(strategy, "scope"):
         raise ValueError(f"`strategy` must be one of `tf.distribute`. Received: {shown(strategy)}")
-    if not isinstance(shard, Sequence) or isinstance(shard, str) or len(shard) != 2:
-        raise ValueError(
-            "`shard` must be (which worker this is, from 0, how many there are). "
-            f"Received: {shown(shard)}"
-        )
 
 
 def _make_again(run: Run, missing: Collection[str]) -> None:
     """What a finished run has lost, or was killed before; the report is made after it."""
     if "best.keras" in missing:  # the weights that are there are the best
         run.save_best()
-    if "augmented.png" in missing:
-        draw_samples(run)
-    run.records.write_csv()
+    if run.workers.leads:
+        if "augmented.png" in missing:
+            draw_samples(run)
+        run.records.write_csv()
     run.refresh()
 
 
