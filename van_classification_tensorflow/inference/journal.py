@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import io
 import json
 from collections import Counter
@@ -14,9 +13,9 @@ from filelock import FileLock, Timeout
 
 from ..images.find import name_of
 from ..support.console import to_json
-from ..support.files import check_place_for_file, write_atomically
+from ..support.files import check_place_for_file
 from ..support.text import printable
-from .records import WRITERS, rows_beside
+from .records import rows_beside, write_output
 
 
 class Journal:
@@ -66,9 +65,7 @@ class Journal:
             )
         if begun:
             return  # what is there it may replace, or has begun to
-        for path in [output, rows_beside(output)] if output.suffix == ".npy" else [output]:
-            if path.exists():
-                raise FileExistsError(f"{path} is already there; to replace it: --overwrite")
+        check_not_there(output)
 
     def __enter__(self) -> Journal:
         return self
@@ -84,6 +81,7 @@ class Journal:
         self.lock.release()
 
     file: TextIO = io.StringIO()  # until `begin`
+    together = 1  # so many records at once, or none of them, are kept of a stopped run
 
     @property
     def begun(self) -> bool:
@@ -97,18 +95,22 @@ class Journal:
             self.path.unlink(missing_ok=True)
         if self.path.exists():
             with self.path.open("rb+") as file:
-                good = 0
+                good = end = 0
+                waiting: list[dict[str, Any]] = []
                 for line in file:
-                    record = _parsed(line)
+                    record = parsed(line)
                     if record is None:
                         break  # the line at which the run was killed
+                    end += len(line)
                     if good == 0:
                         self._check_same(record, about)
-                    else:
-                        done[record["path"]] += 1
-                        if record["error"]:
-                            self.errors_before.append(record["error"])
-                    good += len(line)
+                        good = end
+                        continue
+                    waiting.append(record)
+                    if len(waiting) == self.together:
+                        done.update(one["path"] for one in waiting)
+                        self.errors_before += [one["error"] for one in waiting if one["error"]]
+                        waiting, good = [], end
                 file.truncate(good)
         self.file = self.path.open("a", encoding="utf-8")
         if not self.path.stat().st_size:
@@ -145,19 +147,8 @@ class Journal:
         """Makes the output and removes the journal."""
         self.file.close()
 
-        def write(part: Path) -> None:
-            WRITERS[self.output.suffix](part, self._records, top, features)
-            if self.output.suffix == ".npy":
-                write_atomically(rows_beside(self.output), self._write_rows)
-
-        write_atomically(self.output, write)
+        write_output(self.output, self._records, top, features)
         self.path.unlink()
-
-    def _write_rows(self, path: Path) -> None:
-        with path.open("w", encoding="utf-8", errors="backslashreplace", newline="") as file:
-            writer = csv.writer(file)
-            writer.writerow(["path", "error"])
-            writer.writerows((record["path"], record["error"]) for record in self._records())
 
     def _records(self) -> Iterator[dict[str, Any]]:
         with self.path.open("rb") as file:
@@ -166,7 +157,15 @@ class Journal:
                 yield json.loads(line)
 
 
-def _parsed(line: bytes) -> dict[str, Any] | None:
+def check_not_there(output: Path) -> None:
+    """Raises `FileExistsError` where an output, or what would stand beside it, is there."""
+    for path in [output, rows_beside(output)] if output.suffix == ".npy" else [output]:
+        if path.exists():
+            raise FileExistsError(f"{path} is already there; to replace it: --overwrite")
+
+
+def parsed(line: bytes) -> dict[str, Any] | None:
+    """What a line of a journal says; None where it is cut short or damaged."""
     if not line.endswith(b"\n"):
         return None
     try:

@@ -11,6 +11,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, TextIO
 
 from rich.box import SIMPLE_HEAD
@@ -35,8 +36,10 @@ from ..weights.pretrained import state_of_weights
 from .classifier import Classifier
 from .engines import slow_start
 from .journal import Journal
+from .parts import PartJournal, open_part, said_of_shard
 from .records import READERS, as_utf8, to_record
 from .request import PredictRequest
+from .shard import Shard, digest_of
 
 _MOST_IN_TABLE = 200  # pictures
 
@@ -61,8 +64,15 @@ def run(
         return _run(request, inputs_of(request.paths, stdin, console), None, console)
     journal = None
     try:
-        with Journal(request.output, request.resume, request.overwrite) as journal:
+        with _journal(request, request.output) as journal:
             inputs = inputs_of(request.paths, stdin, console)
+            if request.shard and any(isinstance(one, bytes) for one in inputs):
+                raise ValueError(
+                    "a picture on the standard input is for one process: give its path, or leave "
+                    "`shard` out"
+                )
+            if isinstance(journal, PartJournal) and journal.finished:
+                return _say_part_finished(request, journal, inputs, console)
             if journal.finished:
                 return _say_finished(request, inputs, console)
             return _run(request, inputs, journal, console)
@@ -71,6 +81,12 @@ def run(
             raise Interrupted(without=("--overwrite", "--resume"), add=("--resume",)) from None
         # Nothing of this run is there: an output or a journal would be of an earlier one.
         raise Interrupted from None
+
+
+def _journal(request: PredictRequest, output: Path) -> Journal:
+    if request.shard is None:
+        return Journal(output, request.resume, request.overwrite)
+    return PartJournal(output, Shard.parse(request.shard), request.resume, request.overwrite)
 
 
 def inputs_of(paths: Sequence[str], stdin: TextIO, console: Console) -> list[str | bytes]:
@@ -131,6 +147,42 @@ def _say_finished(request: PredictRequest, inputs: Sequence[str | bytes], consol
     return len(errors)
 
 
+def _say_part_finished(
+    request: PredictRequest,
+    journal: PartJournal,
+    inputs: Sequence[str | bytes],
+    console: Console,
+) -> int:
+    """As `_say_finished`, of the part of a shard.
+
+    Raises:
+        ValueError: It is not the part for this request and these inputs, or damaged.
+    """
+    part = open_part(journal.whole, journal.shard)
+    about, shown = part.about, printable(part.path)
+    if about["names"] != digest_of(map(name_of, inputs), journal.shard.count, about["block"]):
+        raise ValueError(
+            f"{shown} is finished, of other inputs or in another order: resume with the same "
+            "inputs, or make it anew: --overwrite"
+        )
+    if about["top"] != (None if request.features else request.classes):
+        was = "features" if about["features"] else f"top={about['top']}"
+        raise ValueError(
+            f"{shown} is finished, with other settings: {was}; to make it anew: --overwrite"
+        )
+    errors = [record["error"] for record in part.records()]
+    failed = [error for error in errors if error]
+    if len(errors) != len(journal.shard.of(inputs, about["block"])):
+        raise ValueError(f"{shown} has records of other pictures; {part.anew}")
+    say(
+        console,
+        f"{shown} is finished: it has {len(errors):,} records; to make it anew: --overwrite",
+    )
+    if failed:
+        say_failures(console, f"{len(failed):,} of {len(errors):,} failed", failed)
+    return len(failed)
+
+
 def _run(
     request: PredictRequest,
     inputs: list[str | bytes],
@@ -162,20 +214,28 @@ def _run(
         about["engine"] = chosen.name
     if chosen.calibration is not None:
         about["calibration"] = chosen.calibration[:16]
-    to_do = inputs if journal is None else journal.begin(about, inputs)
-    done = len(inputs) - len(to_do)
+    mine, every = inputs, len(inputs)
+    if request.shard is not None:
+        shard = Shard.parse(request.shard)
+        about |= said_of_shard(shard, inputs, classifier, request.classifier.weights)
+        about["engine"] = chosen.name  # which may round otherwise than that of another shard
+        mine = shard.of(inputs, classifier.pictures_at_once)
+        say(console, f"Shard {shard}: {len(mine):,} of {every:,} pictures")
+    to_do = mine if journal is None else journal.begin(about, mine)
+    done = len(mine) - len(to_do)
     if done:
-        say(console, f"{done:,} of {len(inputs):,} were there; going on")
+        say(console, f"{done:,} of {len(mine):,} were there; going on")
 
     started = time.monotonic()
     failed: list[str] = []
     shown: list[dict[str, Any]] = []
-    as_table = journal is None and sys.stdout.isatty() and len(inputs) <= _MOST_IN_TABLE
+    as_table = journal is None and sys.stdout.isatty() and every <= _MOST_IN_TABLE
     # On the same screen the lines themselves show the progress.
     lines_on_screen = journal is None and sys.stdout.isatty() and not as_table
     with pictures_bar(Console(quiet=True) if lines_on_screen else console) as bar:
-        task = bar.add_task(classifier.name, total=len(inputs), completed=done, rate="")
-        for result in classifier.stream(to_do, features=features):
+        task = bar.add_task(classifier.name, total=len(mine), completed=done, rate="")
+        # By the count of all: what is left of them, or a share, is run as all of them are.
+        for result in classifier.stream(to_do, features=features, count=every):
             record = to_record(classifier, result, top, features)
             if record["error"]:
                 failed.append(record["error"])
@@ -192,11 +252,11 @@ def _run(
     if journal is not None:
         failed += journal.errors_before
         journal.finish(top, features)
-        say(console, f"{journal.output}: {len(inputs):,} records")
+        say(console, f"{journal.output}: {len(mine):,} records")
     if shown:
         results().print(table_of(shown))
     if failed:
-        say_failures(console, f"{len(failed):,} of {len(inputs):,} failed", failed)
+        say_failures(console, f"{len(failed):,} of {len(mine):,} failed", failed)
     return len(failed)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ import numpy as np
 
 from ..images.find import name_of
 from ..support.console import to_json
+from ..support.files import write_atomically
 from .classifier import Classifier
 from .flow import Result
 
@@ -143,6 +144,32 @@ WRITERS = {
     ".parquet": _write_parquet,
     ".npy": _write_npy,
 }
+
+
+def write_output(
+    output: Path, records: Callable[[], Iterable[dict[str, Any]]], top: int, features: bool
+) -> None:
+    """Makes or replaces an output, whole or not at all, and what stands beside it.
+
+    Args:
+        output: Its ending says how it is written.
+        records: Gives the records from the first on, each time that it is called.
+        top: How many classes a record names at most.
+        features: Whether they hold features instead.
+    """
+
+    def write(new: Path) -> None:
+        WRITERS[output.suffix](new, records, top, features)
+        if output.suffix == ".npy":
+            write_atomically(rows_beside(output), write_rows)
+
+    def write_rows(new: Path) -> None:
+        with new.open("w", encoding="utf-8", errors="backslashreplace", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow(["path", "error"])
+            writer.writerows((record["path"], record["error"]) for record in records())
+
+    write_atomically(output, write)
 
 
 def _chunks(records: Iterable[Any], size: int) -> Iterator[list[Any]]:
