@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
+from tests.inference.test_predict import digits_file
 from van_classification_tensorflow import cli
 from van_classification_tensorflow.datasets.digits import load_digits
 from van_classification_tensorflow.inference import merge, predict
@@ -382,6 +383,22 @@ def test_copies_of_weights_differ_in_time_only(paths, alone, tmp_path):
     with safe_open(copied, "numpy") as file:
         save_file(tensors, copied, file.metadata())
     predicted(paths, output, weights=copied, shard="1/2", overwrite=True)
+    refused(output.parent, "1-of-2.part was made with other weights than")
+
+
+def test_copies_of_an_exported_file_differ_in_time_only(paths, tmp_path):
+    output = tmp_path / "out" / "x.csv"
+    output.parent.mkdir()
+    for number, seed in ((0, 0), (1, 0), (1, 1)):
+        folder = tmp_path / f"{number} {seed}"
+        folder.mkdir()
+        exported, _ = digits_file(folder, seed=seed)
+        os.utime(exported, (number, number))
+        options = {"weights": exported, "engine": "auto", "overwrite": seed == 1}
+        predicted(paths, output, shard=f"{number}/2", **options)
+        if (number, seed) == (1, 0):
+            assert merged(output, keep_parts=True)[0] == 3
+            output.unlink()
     refused(output.parent, "1-of-2.part was made with other weights than")
 
 
