@@ -15,6 +15,7 @@ COMMANDS = {
     "demo": ("", None),
     "train": ("--data digits --output x", "train.train:train"),
     "predict": ("x.png", "inference.classifier:Classifier"),
+    "merge": ("x.csv", None),
     "explain": ("x.png --output x", "explanation.explain:explain"),
     "evaluate": ("--data digits", "evaluate.evaluate:evaluate"),
     "benchmark": ("", "benchmark.measure:benchmark"),

@@ -448,13 +448,13 @@ def test_a_table_is_ranked_and_read_as_logarithms(expected):
 
 
 def test_what_van_predict_writes_is_read(folder, tmp_path):
-    from van_classification_tensorflow.inference.predict import _WRITERS
+    from van_classification_tensorflow.inference.records import WRITERS
 
     named = [
         {"label": "x", "wnid": None, "index": i, "probability": p} for i, p in ((7, 0.5), (2, 0.25))
     ]
     record = {"path": "/p/a.jpg", "error": None, "predictions": named}
-    _WRITERS[".csv"](tmp_path / "x.csv", lambda: [record], 2, False)
+    WRITERS[".csv"](tmp_path / "x.csv", lambda: [record], 2, False)
     assert folder.read_table(tmp_path / "x.csv") == {"a.jpg": {7: math.log(0.5), 2: math.log(0.25)}}
 
 

@@ -68,6 +68,12 @@ COMMANDS: dict[str, Command | dict[str, Command]] = {
         "inference.predict:run",
         finding="a picture could not be read",
     ),
+    "merge": Command(
+        "Make one output of the parts that several `van predict --shard` have written.",
+        "inference.request:MergeRequest",
+        "inference.merge:run",
+        finding="a picture could not be read",
+    ),
     "explain": Command(
         "Show what in pictures a class came from: heat maps over them, arrays, a record of all.",
         "explanation.request:ExplainRequest",

@@ -365,6 +365,16 @@ def test_a_bad_picture_among_good_ones(classifier, scans, tmp_path):
 
 
 @pytest.mark.usefixtures("eager")
+def test_batches_begin_where_they_would_if_all_could_be_read(scans, tmp_path):
+    """So that whoever has some of the pictures, whole batches of them, has the same batches."""
+    bad, good = [tmp_path / "missing.png"] * 5, list(scans[0][:8])
+    classifier, seen = Classifier("digits", batch_size=4, engine="numpy"), []
+    sources = [*bad, *good[:5], bad[0], *good[5:]]
+    results = list(classifier.stream(sources, watch=lambda _, count: seen.append(count)))
+    assert seen == [3, 3, 2]  # of 4 + 4 + 4 + 2 sources
+    assert [result.error is None for result in results] == [one is not bad[0] for one in sources]
+
+
 def test_a_saved_model_carries_labels_and_preprocessing(tmp_path, scans):
     model = VAN(pretrained="digits")
     model.labels = [f"digit {i}" for i in range(10)]

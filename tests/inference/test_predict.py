@@ -282,7 +282,7 @@ def test_resuming_with_other_settings_is_refused(folder, tmp_path):
 
 
 def test_resuming_with_other_inputs_is_refused(folder, tmp_path, monkeypatch):
-    from van_classification_tensorflow.inference import predict as module
+    from van_classification_tensorflow.inference import journal as module
 
     monkeypatch.setattr(module.Journal, "finish", lambda *_: None)  # as if killed before
     predict([folder / "0"], output=tmp_path / "x.csv")
@@ -307,7 +307,7 @@ def test_a_journal_that_is_none(folder, tmp_path, first):
 
 
 def test_two_runs_at_one_output(folder, tmp_path):
-    from van_classification_tensorflow.inference.predict import Journal
+    from van_classification_tensorflow.inference.journal import Journal
 
     with Journal(tmp_path / "x.csv", False):
         for resume in (False, True):
@@ -339,7 +339,7 @@ def test_weights_whose_name_looks_like_markup(folder, tmp_path):
 @pytest.mark.parametrize("moved", [(), ("x.npy.csv",), ("x.npy.csv", "x.npy")])
 def test_an_array_that_is_being_replaced_can_be_resumed(folder, tmp_path, monkeypatch, moved):
     """Whatever of the new files was in its place when the run was killed."""
-    from van_classification_tensorflow.inference.predict import Journal
+    from van_classification_tensorflow.inference.journal import Journal
 
     def killed(*_):
         raise KeyboardInterrupt
@@ -383,7 +383,7 @@ def test_folders_named_as_published_weights_are_in_no_ones_way(folder, tmp_path,
 def test_any_beginning_of_a_journal_can_be_resumed(folder, tmp_path, monkeypatch, cut, name):
     """As after a kill at any byte: the same file as in one go."""
     features = name.endswith(".npy")
-    from van_classification_tensorflow.inference import predict as module
+    from van_classification_tensorflow.inference import journal as module
 
     kept = {}
 
@@ -555,7 +555,7 @@ def test_features_of_weights_without_a_head(folder, tmp_path):
 @pytest.mark.parametrize("format", FORMATS)
 def test_resuming_with_another_exported_file_is_refused(folder, tmp_path, monkeypatch, format):
     """Every file of it counts: the model may be in one and the weights in another."""
-    from van_classification_tensorflow.inference import predict as module
+    from van_classification_tensorflow.inference import journal as module
 
     path, _ = digits_file(tmp_path, format)
     finish = module.Journal.finish
@@ -645,7 +645,7 @@ def test_a_journal_is_of_one_precision_whatever_the_engine(folder, tmp_path, mon
     def keep(journal, *arguments):
         kept["lines"] = journal.path.read_bytes().splitlines(keepends=True)
 
-    monkeypatch.setattr("van_classification_tensorflow.inference.predict.Journal.finish", keep)
+    monkeypatch.setattr("van_classification_tensorflow.inference.journal.Journal.finish", keep)
     predict([folder], output=tmp_path / "x.csv")
     monkeypatch.undo()
     about = json.loads(kept["lines"][0])
@@ -675,7 +675,7 @@ def test_a_journal_of_int8_is_of_one_engine_and_one_calibration(folder, tmp_path
     monkeypatch.setattr(calibration, "CALIBRATION", 8)
     options = {"engine": "onnxruntime", "precision": "int8", "calibration": "digits"}
     options |= {"output": tmp_path / "x.csv"}
-    finish = "van_classification_tensorflow.inference.predict.Journal.finish"
+    finish = "van_classification_tensorflow.inference.journal.Journal.finish"
     with monkeypatch.context() as killed:
         killed.setattr(finish, lambda *_: None)
         _, said = predict([folder], **options)

@@ -21,9 +21,10 @@ from rich.text import Text
 
 from .. import __version__
 from ..images.decode import ImageError
+from ..images.find import name_of
 from ..images.parallel import decoded, reason
 from ..inference.classifier import Classifier
-from ..inference.predict import inputs_of, name_of
+from ..inference.predict import inputs_of
 from ..support.console import messages, pictures_bar, results, say, say_failures
 from ..support.cores import cores
 from ..support.text import printable

@@ -12,8 +12,8 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from ..images.decode import open_image
+from ..images.find import name_of
 from ..inference.classifier import Classifier
-from ..inference.predict import name_of
 from ..spec.scores import of_classes, probabilities
 from .folder import Names
 from .kinds import GATE, METHODS, PIXELS

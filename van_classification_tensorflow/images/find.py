@@ -97,6 +97,11 @@ def expand(
             yield path
 
 
+def name_of(source: str | bytes) -> str:
+    """What records call a picture: its path, or "-" where it came on the standard input."""
+    return "-" if isinstance(source, bytes) else os.fsdecode(source)
+
+
 def _from_stdin(stdin: TextIO) -> Iterator[str | bytes]:
     stream: BinaryIO | None = getattr(stdin, "buffer", None)
     if stream is None:

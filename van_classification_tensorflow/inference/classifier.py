@@ -171,6 +171,11 @@ class Classifier:
         return self.crops * (2 if self.flip else 1)
 
     @property
+    def pictures_at_once(self) -> int:
+        """How many pictures, each with its views, are a batch."""
+        return max(self.batch_size // self._views, 1)
+
+    @property
     def model(self) -> keras.Model:
         """The Keras model, logits out; made when it is first needed.
 
@@ -273,12 +278,12 @@ class Classifier:
             self.check_features()
         if count is None and isinstance(images, Sized):
             count = len(images)
-        size, few = max(self.batch_size // self._views, 1), max(8, cores())
+        size, few = self.pictures_at_once, max(8, cores())
         batched = self.engine == "keras" or self._opened.weights is None
         ahead = 2 * max(size if batched else few, few)
         made = decoded(images, self._prepared, self.workers, ahead)
         pairs = raising(made) if reraise else made
-        for source, views in pairs:
+        for number, (source, views) in enumerate(pairs):
             if isinstance(views, Exception):
                 yield Result(source, None, reason(views))
                 continue
@@ -289,7 +294,8 @@ class Classifier:
                 yield from flowing(engine, every, features)
             else:
                 size = 1 if engine.format == "numpy" and watch is None else size
-                yield from in_batches(engine, every, size, features, self.finished, watch)
+                first = number % size
+                yield from in_batches(engine, every, size, features, self.finished, watch, first)
 
     def ranked(self, logits: np.ndarray, top: int = 5) -> list[Prediction]:
         """The `top` classes of (outputs,) logits, best first."""

@@ -80,8 +80,13 @@ def in_batches(
     features: bool,
     finish: Callable[[np.ndarray], np.ndarray],
     watch: Callable[[np.ndarray, int], None] | None,
+    before: int = 0,
 ) -> Iterator[Result]:
-    """So many pictures at a time; `finish` is given what the engine gives, `watch` its inputs."""
+    """So many pictures at a time; `finish` is given what the engine gives, `watch` its inputs.
+
+    Of the first batch `before` pictures are done: batches begin at multiples of `size`, so that
+    results do not depend on which of the pictures cannot be read, nor on who has which batches.
+    """
 
     def run(batch: list[tuple[Any, np.ndarray | Exception]]) -> Iterator[Result]:
         good = [views for _, views in batch if isinstance(views, np.ndarray)]
@@ -101,7 +106,7 @@ def in_batches(
     batch: list[tuple[Any, np.ndarray | Exception]] = []
     for pair in pairs:
         batch.append(pair)
-        if len(batch) == size:
+        if before + len(batch) == size:
             yield from run(batch)
-            batch = []
+            batch, before = [], 0
     yield from run(batch)

@@ -11,6 +11,7 @@ from ..support.checks import at_least, at_least_or_none, check_choice, check_fla
 from ..support.extras import is_installed, missing
 from ..support.options import option, part
 from ..support.text import shown
+from .shard import Shard
 
 # {what runs the model: the package it needs, and what installs that}
 ENGINES = {
@@ -145,6 +146,8 @@ class PredictRequest:
         resume: Go on where a killed run with the same output stopped. Where it is finished, say
             so and what failed; the inputs must be the same.
         overwrite: Replace `output`, and forget an unfinished run of it.
+        shard: "I/N": predict the share I, from 0 to N - 1, of the inputs, and write a part beside
+            `output`, which is made of all N parts by `van merge`.
 
     Raises:
         ValueError: An argument is not allowed, or does not go with another.
@@ -171,8 +174,16 @@ class PredictRequest:
     )
     resume: bool = option("go on where a stopped run with this output was", False)
     overwrite: bool = option("replace the output, begin anew", False)
+    shard: str | None = option(
+        "be one of N processes with the same inputs: I/N, I from 0 to N - 1; each writes a part "
+        "beside the output, and `van merge OUTPUT` makes one of them",
+        None,
+        metavar="I/N",
+    )
 
     def __post_init__(self) -> None:
+        if self.shard is not None:
+            Shard.parse(self.shard)
         if self.features and self.top is not None:
             raise ValueError(
                 "`top` is a number of classes, which `features` do without; leave it out"
@@ -185,6 +196,8 @@ class PredictRequest:
                 )
             if self.resume or self.overwrite:
                 raise ValueError("`resume` and `overwrite` are for a run with `output`")
+            if self.shard is not None:
+                raise ValueError("`shard` needs the `output` that the parts are to be merged to")
         else:
             self._check_output(self.output)
 
@@ -202,7 +215,40 @@ class PredictRequest:
                 f"`output` must end in {', '.join(allowed)}"
                 f"{' for features' if self.features else ''}. Received: {output}"
             )
-        if output.suffix == ".parquet" and not is_installed("pyarrow"):
-            raise missing("parquet", "pyarrow", "parquet")
-        if not output.absolute().parent.is_dir():
-            raise FileNotFoundError(f"{output.absolute().parent} is no folder; make it first")
+        _check_writable(output)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MergeRequest:
+    """The options of `van merge`.
+
+    Args:
+        output: What `van predict --shard` was given as `output`; its parts lie beside it.
+        overwrite: Replace `output`, and forget an unfinished run of it.
+        keep_parts: Leave the parts there.
+
+    Raises:
+        ValueError: The output has no known ending.
+        FileNotFoundError: There is no such folder.
+        ModuleNotFoundError: What writes the output is not installed.
+    """
+
+    output: Path = option(
+        "the output that the shards of `van predict` were given; the parts are beside it",
+        flag="output",
+    )
+    overwrite: bool = option("replace the output", False)
+    keep_parts: bool = option("leave the parts there", False)
+
+    def __post_init__(self) -> None:
+        allowed = tuple(dict.fromkeys(FORMATS + FEATURE_FORMATS))
+        if self.output.suffix not in allowed:
+            raise ValueError(f"`output` must end in {', '.join(allowed)}. Received: {self.output}")
+        _check_writable(self.output)
+
+
+def _check_writable(output: Path) -> None:
+    if output.suffix == ".parquet" and not is_installed("pyarrow"):
+        raise missing("parquet", "pyarrow", "parquet")
+    if not output.absolute().parent.is_dir():
+        raise FileNotFoundError(f"{output.absolute().parent} is no folder; make it first")

@@ -215,6 +215,12 @@ def check_file(path: Path, record: Weights) -> None:
 
 def state_of_weights(path: str) -> list[int]:
     """Size and time of the weights' files, so that others of that name are noticed."""
+    found = [file.stat() for file in files_of_weights(path)]
+    return [number for info in found for number in (info.st_size, info.st_mtime_ns)]
+
+
+def files_of_weights(path: str) -> list[Path]:
+    """The files that weights, or an exported file, consist of; none of a name of the catalogue."""
     address, files = address_of(path), [Path(path)]
     if not address.is_path:
         return []
@@ -225,5 +231,4 @@ def state_of_weights(path: str) -> list[int]:
         files = sorted(Path(path).rglob("*"))
     elif address.format == "openvino":
         files.append(Path(path).with_suffix(".bin"))
-    found = [file.stat() for file in files if file.is_file()]
-    return [number for info in found for number in (info.st_size, info.st_mtime_ns)]
+    return [file for file in files if file.is_file()]
