@@ -56,10 +56,11 @@ def start_workers(folder: Path, count: int, **options: Any) -> list[subprocess.P
     ]
 
 
-def ended(workers: list[subprocess.Popen], seconds: float = 300) -> list[tuple[int, str, str]]:
+def ended(workers: list[subprocess.Popen], seconds: float = 90) -> list[tuple[int, str, str]]:
     """Exit status, output and errors of each, when all have ended."""
     try:
-        return [(*one.communicate(timeout=seconds), one.returncode)[::-1] for one in workers]
+        said = [one.communicate(timeout=seconds) for one in workers]
+        return [(one.returncode, *texts) for one, texts in zip(workers, said, strict=True)]
     finally:
         for one in workers:
             one.kill()
@@ -116,7 +117,9 @@ def main(rank: int, ports: list[str], folder: Path, options: dict[str, Any]) -> 
     def save(self) -> None:
         variables = {**self.variables(), **self._metrics()}
         arrays = {name: np.asarray(variable.numpy()) for name, variable in variables.items()}
-        np.savez(folder.parent / f"{folder.name}-rank-{rank}.npz", step=self.position.step, **arrays)
+        np.savez(
+            folder.parent / f"{folder.name}-rank-{rank}.npz", step=self.position.step, **arrays
+        )
         kept(self)
 
     def make_optimizer(recipe, model):
@@ -144,6 +147,7 @@ def main(rank: int, ports: list[str], folder: Path, options: dict[str, Any]) -> 
             "depths": (1, 1),
             "epochs": 2,
             "warmup_epochs": 0,
+            "learning_rate": 1e-3,
             "batch_size": 132,
             "drop_path_rate": 0.3,
             "cutmix": 1.0,

@@ -305,7 +305,8 @@ class Run:
     def _save(self, path: Path) -> None:
         self._deployed.set_weights(self.model.get_weights())  # all: some need each other for it
         if self.workers.leads:
-            write_atomically(path, self._deployed.save)
+            with self.workers.local():  # to save a model is to make its layers
+                write_atomically(path, self._deployed.save)
 
 
 @contextlib.contextmanager

@@ -92,7 +92,8 @@ def train(
             end = run.ending()
             if end is None:
                 if workers.leads:
-                    _begin(run)
+                    with workers.local():
+                        _begin(run)
                 run.fit()
             elif end.missing:
                 _make_again(run, end.missing)
