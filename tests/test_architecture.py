@@ -23,6 +23,7 @@ FLOORS = [
     "explanation",
     "train",
     "serve",
+    "cluster",
     "cli",
     "__main__",
 ]
@@ -46,6 +47,7 @@ NEED_KERAS = {
     "train.report",
     "train.run",
     "train.train",
+    "train.workers",
 }
 HEAVY = {"keras", "tensorflow", "jax", "torch", "matplotlib"}
 

@@ -34,6 +34,7 @@ class Command:
         finding: In words, what that is.
         stopped: What Ctrl-C does, for `--help`.
         usage: Instead of the one that argparse makes.
+        cluster: As `run`, where the request names a cluster (`support.cluster`).
     """
 
     about: str
@@ -42,6 +43,7 @@ class Command:
     finding: str = ""
     stopped: str = "130 stopped by Ctrl-C"
     usage: str | None = None
+    cluster: str | None = None
 
 
 def _found(place: str) -> Any:
@@ -255,7 +257,9 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         request = from_options(_found(command.request), options)
         # Only now is what does the work imported, which may start Keras.
-        was_wrong = _found(command.run)(request)
+        where = getattr(request, "where", None)
+        run = command.cluster if where is not None and where.cluster else command.run
+        was_wrong = _found(run)(request)
         sys.stdout.flush()
         if was_wrong:
             sys.exit(1)

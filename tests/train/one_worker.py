@@ -41,11 +41,11 @@ def start_workers(folder: Path, count: int, **options: Any) -> list[subprocess.P
         options: Of the recipe, and those of `main`.
     """
     ports = ",".join(free_ports(count))
+    command = [sys.executable, "-W", "ignore", "-m", "tests.train.one_worker"]
     environment = os.environ | {"JAX_PLATFORMS": "cpu", "TF_CPP_MIN_LOG_LEVEL": "3"}
     return [
         subprocess.Popen(
-            [sys.executable, "-W", "ignore", "-m", "tests.train.one_worker"]
-            + [str(rank), ports, str(folder), json.dumps(options)],
+            [*command, str(rank), ports, str(folder), json.dumps(options)],
             cwd=ROOT,
             env=environment,
             stdout=subprocess.PIPE,

@@ -84,7 +84,7 @@ def train(
     data = data if data == "digits" else os.path.abspath(data)
     run = Run(folder, data, recipe, *found, workers, console)
     with contextlib.ExitStack() as held:
-        workers.together(lambda: workers.leads and _entered(folder, held))
+        workers.together(lambda: _enter(folder, held) if workers.leads else None)
         before = set(os.listdir(folder)) if workers.leads else set()
         try:
             if resume:
@@ -109,7 +109,7 @@ def train(
     return run.records.history
 
 
-def _entered(folder: Path, held: contextlib.ExitStack) -> None:
+def _enter(folder: Path, held: contextlib.ExitStack) -> None:
     """Makes the folder, and keeps others out of it."""
     folder.mkdir(parents=True, exist_ok=True)
     held.enter_context(RunLock(folder))

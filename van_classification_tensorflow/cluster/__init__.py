@@ -1,0 +1,1 @@
+"""On a Ray cluster: training, prediction, evaluation and serving (the extra `cluster`)."""
