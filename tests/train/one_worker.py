@@ -66,29 +66,6 @@ def ended(workers: list[subprocess.Popen], seconds: float = 90) -> list[tuple[in
             one.kill()
 
 
-def joined(rank: int, ports: list[str]) -> Any:
-    """The strategy with which this worker trains; None where there is none."""
-    import keras
-
-    addresses = [f"127.0.0.1:{port}" for port in ports]
-    if len(ports) == 1:
-        return None
-    if keras.backend.backend() == "jax":
-        import jax
-
-        jax.config.update("jax_cpu_collectives_implementation", "gloo")
-        jax.distributed.initialize(addresses[0], len(ports), rank, heartbeat_timeout_seconds=10)
-        shared = keras.distribution.DataParallel(devices=jax.devices(), auto_shard_dataset=False)
-        keras.distribution.set_distribution(shared)
-        return None
-    import tensorflow as tf
-
-    os.environ["TF_CONFIG"] = json.dumps(
-        {"cluster": {"worker": addresses}, "task": {"type": "worker", "index": rank}}
-    )
-    return tf.distribute.MultiWorkerMirroredStrategy()
-
-
 def main(rank: int, ports: list[str], folder: Path, options: dict[str, Any]) -> None:
     """Trains.
 
@@ -99,7 +76,9 @@ def main(rank: int, ports: list[str], folder: Path, options: dict[str, Any]) -> 
         options: Of the recipe; and `optimizer`: "sgd" instead of AdamW; `data`: what rank 1 has
             instead of the digits; `stop_at`: the step at which rank 1 gets a SIGTERM; `resume`.
     """
-    strategy = joined(rank, ports)
+    from van_classification_tensorflow.train.workers import join
+
+    strategy = join(rank, [f"127.0.0.1:{port}" for port in ports]) if len(ports) > 1 else None
     import keras
     import numpy as np
     from rich.console import Console
