@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
+import shutil
 import signal
 import threading
 import time
@@ -87,10 +88,12 @@ def _marked(folder: Path) -> Iterator[tuple[str, str]]:
     try:
         yield name, text
     finally:
+        shutil.rmtree(folder / ".ray", ignore_errors=True)
         with contextlib.suppress(OSError):
             (folder / name).unlink()
-            if not was_there:
-                folder.rmdir()  # if nothing has come of it
+            if not was_there and not (folder / "config.yaml").exists():
+                (folder / ".lock").unlink(missing_ok=True)
+                folder.rmdir()  # nothing has come of it
 
 
 class _Group:
@@ -190,7 +193,7 @@ class _Group:
             width=self.console.width,
             news=self.news,
         )
-        storage = self.request.storage or self.job.output / ".ray"
+        storage = self.request.storage or self.job.output / ".ray"  # which `_marked` removes
         return DataParallelTrainer(
             train_here,
             train_loop_config=work,
