@@ -82,7 +82,9 @@ def test_they_train_what_one_does(runs, count, job):
     apart = largest(ours, theirs)
     print(f"{count} workers, {BACKEND}, {job}: {apart}")
     assert max(apart.values()) <= TOLERANCE[BACKEND]
-    assert largest(theirs, variables(alone, "adamw" if job == "sgd" else "sgd"))["model"] > 1e-3
+    other = variables(alone, "adamw" if job == "sgd" else "sgd")
+    model = [{n: v for n, v in one.items() if n.startswith("model/")} for one in (theirs, other)]
+    assert largest(*model)["model"] > 1e-3  # the tolerance would see another optimizer
     for rank in range(count):
         # Ranks agree to the bit, in all they have and in all they say.
         assert max(largest(variables(folder, job, rank), ours).values()) == 0
