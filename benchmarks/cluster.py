@@ -9,8 +9,8 @@
    stopped: the difference must be 0. Seconds from each kill to the next new snapshot.
 2. scaling: prediction of pictures, decoded from files, by one process of one thread, and of twice
    as many by two; and the same by `van predict --shard`.
-3. costs: what a step and a snapshot of each model move, from its sizes; and how fast this disk takes
-   a snapshot of the smallest and the largest.
+3. costs: what a step and a snapshot of each model move, from its sizes; and how fast this disk
+   takes a snapshot of the smallest and the largest.
 """
 
 from __future__ import annotations
