@@ -7,9 +7,11 @@
    worker (which is all others' coordinator), node and command are killed in turn, every third in
    the middle of a save. At the end every variable is compared with those of a run that nothing
    stopped: the difference must be 0. Seconds from each kill to the next new snapshot.
-2. scaling: prediction of pictures, decoded from files, by one process of one thread, and of twice
+2. elastic: a run of two to three workers: three, a node killed, two, a node added, three; its end
+   beside that of one process.
+3. scaling: prediction of pictures, decoded from files, by one process of one thread, and of twice
    as many by two; and the same by `van predict --shard`.
-3. costs: what a step and a snapshot of each model move, from its sizes; and how fast this disk
+4. costs: what a step and a snapshot of each model move, from its sizes; and how fast this disk
    takes a snapshot of the smallest and the largest.
 """
 
@@ -85,6 +87,55 @@ def kills(count: int, seed: int) -> dict:
         "difference": apart,
         "seconds": statistics.median(one["seconds"] for one in found),
     }
+
+
+def elastic() -> dict:
+    """How far a run of 3, 2 and again 3 workers is from that of one process."""
+    from rich.console import Console
+
+    from tests.cluster.commands import Command, workers_of
+    from tests.cluster.nodes import started
+    from tests.cluster.test_train import RECIPE_OF_RUN, arrays_of, largest
+    from van_classification_tensorflow.train.train import train
+
+    place = Path(tempfile.mkdtemp(prefix="van-"))
+    train("digits", place / "alone", RECIPE_OF_RUN, console=Console(quiet=True))
+    os.environ["VAN_ELASTIC_SECONDS"] = "1"
+    os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = "30"
+    folder, seconds, begin = place / "run", [], time.monotonic()
+
+    def there() -> list[int]:
+        found = workers_of(folder)
+        return found[True] + found[False]
+
+    def wait_for(count: int) -> None:
+        """Holds the run, so that it is not over before its group is another."""
+        held = there()
+        if len(held) != count:
+            for one in held:
+                os.kill(one, signal.SIGSTOP)
+        while len(there()) != count or set(there()) & set(held):
+            time.sleep(0.1)
+            assert time.monotonic() - begin < 600
+        command.reach(max(command.steps()) + 1)
+        seconds.append(time.monotonic() - begin)
+        print(f"  {count} workers after {seconds[-1]:.1f} s", flush=True)
+
+    with started() as nodes:
+        command = Command(folder, nodes.address, "2:3", RECIPE_OF_RUN)
+        command.reach(5)
+        wait_for(3)
+        nodes.kill()
+        wait_for(2)
+        nodes.add()
+        wait_for(3)
+        command.end(600)
+    found = {
+        "seconds": seconds,
+        "difference": largest(arrays_of(folder), arrays_of(place / "alone")),
+    }
+    shutil.rmtree(place)
+    return found
 
 
 def scaling(rounds: int) -> dict:
@@ -197,7 +248,7 @@ def costs() -> list[dict]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--only", nargs="*", choices=("kills", "scaling", "costs"))
+    parser.add_argument("--only", nargs="*", choices=("kills", "elastic", "scaling", "costs"))
     parser.add_argument("--kills", type=int, default=10)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--rounds", type=int, default=3)
@@ -206,6 +257,7 @@ def main() -> None:
     parts = {
         "costs": costs,
         "scaling": lambda: scaling(asked.rounds),
+        "elastic": elastic,
         "kills": lambda: kills(asked.kills, asked.seed),
     }
     found = {"machine": f"{platform.machine()}, {os.cpu_count()} cores"}

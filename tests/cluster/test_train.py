@@ -100,31 +100,6 @@ def test_killed_workers_and_a_killed_command_lose_nothing(nodes, whole, tmp_path
 
 @tensorflow_only
 @pytest.mark.slow
-def test_more_and_fewer_workers_as_nodes_go_and_come(nodes, alone, tmp_path, monkeypatch):
-    """3 -> 2 -> 3, and what comes out is what one process makes."""
-    monkeypatch.setenv("VAN_ELASTIC_SECONDS", "1")
-    monkeypatch.setenv("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "30")
-    folder = tmp_path / "run"
-    command = Command(folder, nodes.address, "2:3", RECIPE_OF_RUN)
-    command.reach(5)
-    counts = [sum(map(len, workers_of(folder).values()))]
-    nodes.kill()
-    command.reach(max(command.steps()) + 1)
-    counts.append(sum(map(len, workers_of(folder).values())))
-    nodes.add()
-    until = time.monotonic() + 60
-    while command.process.poll() is None and time.monotonic() < until:
-        if sum(map(len, workers_of(folder).values())) == 3:
-            counts.append(3)
-            break
-        time.sleep(0.1)
-    command.end()
-    assert counts[:2] == [3, 2]
-    assert largest(arrays_of(folder), alone[0]) <= 3e-6
-
-
-@tensorflow_only
-@pytest.mark.slow
 def test_what_a_user_can_mend_is_said_once(nodes, tmp_path, capsys):
     given = ["train", "--data", "digits", "--cluster", nodes.address, "--cluster-workers", "2"]
     for more, says in (
