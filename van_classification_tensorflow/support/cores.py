@@ -10,16 +10,23 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+_most = sys.maxsize  # cores that this process was told to take
 _LIMIT = Path("/sys/fs/cgroup/cpu.max")  # of a container: microseconds of CPU, and in how many
 
 
 def cores() -> int:
-    """Of the process's affinity and of the container's limit, as far as there are any; at least 1.
+    """Of the process's affinity, the container's limit and `limit_cores`; at least 1.
 
     More threads than the limit has cores would be stopped in turn, each while others wait for it.
     """
     mine = hasattr(os, "sched_getaffinity") and len(os.sched_getaffinity(0))
-    return min(mine or os.cpu_count() or 1, _of_container())
+    return min(mine or os.cpu_count() or 1, _of_container(), _most)
+
+
+def limit_cores(count: int) -> None:
+    """Lets this process take no more than so many: the others are of its neighbours."""
+    global _most
+    _most = max(1, count)
 
 
 def _of_container() -> int:
