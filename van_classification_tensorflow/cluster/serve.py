@@ -36,8 +36,9 @@ def run(request: ServeRequest) -> int:
         OSError: There is no such cluster, or the address cannot be listened on.
         ModuleNotFoundError: Ray Serve or an engine is not installed.
     """
-    serve = _ray_serve()
-    with connect.connected(request.where.cluster or "", messages(), EXTRA) as ray:
+    cluster = request.where.cluster or ""
+    serve = _ray_serve(cluster)
+    with connect.connected(cluster, messages(), EXTRA) as ray:
         logging.getLogger("ray.serve").setLevel(logging.CRITICAL)  # what it says, is said here
         least, most = request.where.workers or (connect.cpus(ray), connect.cpus(ray))
         there = for_nodes(request)
@@ -48,8 +49,8 @@ def run(request: ServeRequest) -> int:
             return Deployed(ray, serve, there, least, most, signals).stay(str(address))
 
 
-def _ray_serve() -> Any:
-    connect.import_ray(EXTRA)
+def _ray_serve(cluster: str) -> Any:
+    connect.import_ray(EXTRA, cluster)
     try:
         from ray import serve
     except ImportError as error:
