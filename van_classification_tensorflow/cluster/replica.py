@@ -6,6 +6,7 @@ import asyncio
 import os
 from collections.abc import Mapping
 from dataclasses import fields, replace
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ _MORE = 60.0  # seconds for the work itself, beside the upload and the wait
 # A request is answered in milliseconds: autoscaling may look at seconds, and is slow to give back.
 SCALING = {
     "target_ongoing_requests": 4,
-    "look_back_period_s": 10.0,
+    "look_back_period_s": 15.0,
     "upscale_delay_s": 10.0,
     "downscale_delay_s": 300.0,
 }
@@ -52,6 +53,7 @@ class Replica:
 
     def __init__(self, request: ServeRequest):
         limit_cores(CPUS)
+        _stay_on_loopback()
         self._served = application(request, NO_RELOAD)
 
     def __serve_build_asgi_app__(self) -> Any:
@@ -67,6 +69,20 @@ class Replica:
         status = await _status(self._served, "/v2/health/ready")
         if status != 200:
             raise RuntimeError(f"not ready: {status}")
+
+
+def _stay_on_loopback() -> None:
+    """On a cluster of this machine alone, so does the port for other deployments.
+
+    Serve opens it on all interfaces, and unpickles there what holders of the cluster's token send;
+    it has no setting for the address. This runs before it is opened.
+    """
+    import ray
+    from ray.serve._private import replica
+
+    if ip_address(ray._private.worker.global_worker.node.node_ip_address).is_loopback:
+        add = replica.add_port_to_grpc_server
+        replica.add_port_to_grpc_server = lambda server, _: add(server, "127.0.0.1:0")
 
 
 class Followed:

@@ -9,6 +9,7 @@ import signal
 import socket
 import threading
 import time
+import uuid
 from collections.abc import Iterator
 from typing import Any
 
@@ -24,6 +25,7 @@ from .replica import CPUS, NAME, deployment, for_nodes, seconds
 
 EXTRA = "cluster-serve"
 _EVERYWHERE = ("0.0.0.0", "::")  # noqa: S104 - they are compared with
+_OWNER = b"van-serve"  # in the cluster's table of keys: which command has deployed last
 _LOOK = 0.5  # seconds between looks at the cluster
 _SAME_SIGNAL = 0.1  # seconds in which one may come twice: to the process, and to its group
 
@@ -246,7 +248,7 @@ class Deployed:
     ):
         self._ray, self._serve, self._request = ray, serve, request
         self._least, self._most, self._signals = least, most, signals
-        self._said, self._since = "", 0.0
+        self._said, self._mine = "", uuid.uuid4().hex.encode()
 
     def stay(self, address: str) -> int:
         """Deploys, and says how it is until it is told to end, or another takes over; 0.
@@ -264,11 +266,10 @@ class Deployed:
             announced = False
             while not self._signals.end:
                 now = self._now()
+                if not self._is_mine():
+                    break
                 if now is None:
                     raise ConnectionError("the application was deleted on the cluster")
-                if now.last_deployed_time_s != self._since:
-                    say("Another `van serve` has taken over, and serves on.")
-                    return 0
                 if now.status == "DEPLOY_FAILED":
                     raise ValueError(f"it could not be deployed: {connect.last_line(now.message)}")
                 if now.status == "RUNNING" and not announced:
@@ -283,10 +284,14 @@ class Deployed:
             if not serves:
                 self._end()
             raise
-        self._end()
+        if self._is_mine():
+            self._end()
+        else:
+            say("Another `van serve` has taken over, and serves on.")
         return 0
 
     def _deploy(self) -> None:
+        _table()._internal_kv_put(_OWNER, self._mine, overwrite=True, namespace=_OWNER)
         room = int(self._ray.available_resources().get("CPU", 0))
         made = deployment(self._request, self._least, self._most, room)
         target = self._serve.RunTarget(target=made, name=NAME, route_prefix="/")
@@ -294,8 +299,6 @@ class Deployed:
             self._serve.run_many([target], wait_for_applications_running=False)
         except Exception as error:  # another application has the address, or the cluster is gone
             raise ValueError(f"it could not be deployed: {connect.last_line(error)}") from None
-        now = self._now()
-        self._since = now.last_deployed_time_s if now else 0.0
 
     def _again(self) -> None:
         """On SIGHUP: new replicas, which open the files as they are now."""
@@ -306,6 +309,10 @@ class Deployed:
             return
         say("Deploying again, replica by replica.")
         self._deploy()
+
+    def _is_mine(self) -> bool:
+        table = _table()
+        return table._internal_kv_get(_OWNER, namespace=_OWNER) == self._mine
 
     def _now(self) -> Any:
         return self._serve.status().applications.get(NAME)
@@ -329,3 +336,9 @@ class Deployed:
             self._serve.delete(NAME)
             if not self._serve.status().applications:
                 self._serve.shutdown()
+
+
+def _table() -> Any:
+    from ray.experimental import internal_kv
+
+    return internal_kv
