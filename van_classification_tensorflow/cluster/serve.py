@@ -272,7 +272,7 @@ class Deployed:
                     raise ConnectionError("the application was deleted on the cluster")
                 if now.status == "DEPLOY_FAILED":
                     raise ValueError(f"it could not be deployed: {connect.last_line(now.message)}")
-                if now.status == "RUNNING" and not announced:
+                if not announced and now.status == "RUNNING" and set(_states(now)) == {"RUNNING"}:
                     announced = serves = True
                     say(f"Serving at {address}; its API: /docs")
                 self._tell(now)
@@ -319,12 +319,8 @@ class Deployed:
 
     def _tell(self, now: Any) -> None:
         """How many replicas there are in which state, where that is new."""
-        states = {
-            state: count
-            for one in now.deployments.values()
-            for state, count in one.replica_states.items()
-        }
-        counts = ", ".join(f"{count} {state.lower()}" for state, count in sorted(states.items()))
+        states = sorted(_states(now).items())
+        counts = ", ".join(f"{count} {state.lower()}" for state, count in states)
         text = f"{now.status.lower().replace('_', ' ')}; replicas: {counts or 'none'}"
         if text != self._said:
             self._said = text
@@ -336,6 +332,16 @@ class Deployed:
             self._serve.delete(NAME)
             if not self._serve.status().applications:
                 self._serve.shutdown()
+
+
+def _states(now: Any) -> dict[str, int]:
+    """How many replicas are in which state, of `serve.status()`; also old ones that end."""
+    deployments = now.deployments.values()
+    return {
+        getattr(state, "value", state): count
+        for one in deployments
+        for state, count in one.replica_states.items()
+    }
 
 
 def _table() -> Any:
