@@ -1,11 +1,14 @@
 """What a replica is told, and what Ray Serve is told of it; without a cluster."""
 
 import asyncio
+import importlib
 import sys
 
 import pytest
+import yaml
 
 from tests.serve.conftest import Client, picture
+from tests.serve.test_documents import manifests
 from van_classification_tensorflow.cluster import replica
 from van_classification_tensorflow.serve.command import application
 from van_classification_tensorflow.serve.http import GONE
@@ -58,13 +61,32 @@ def test_what_serve_is_told(least, most, room, replicas, surge):
     assert made.init_args == (request,)
 
 
-def test_serves_own_limits_are_not_ours():
+def test_arguments_of_a_configuration():
     pytest.importorskip("ray.serve", reason="the extra cluster-serve is not installed")
     made = replica.van({"weights": ["a=digits"], "queue": 33, "token": "t"})._bound_deployment
     (request,) = made.init_args
     assert (request.weights, request.queue, request.secret) == (("a=digits",), 33, "t")
     assert request.hosts is None
     assert made.name == "van"
+
+
+def test_the_configuration_in_the_documents_is_one_of_ray_serve():
+    schema = pytest.importorskip("ray.serve.schema", reason="the extra cluster-serve is missing")
+    (manifest,) = (one for one in manifests() if one["kind"] == "RayService")
+    config = schema.ServeDeploySchema.model_validate(
+        yaml.safe_load(manifest["spec"]["serveConfigV2"])
+    )
+    (app,) = config.applications
+    module, _, name = app.import_path.partition(":")
+    made = getattr(importlib.import_module(module), name)({**app.args, "token": "t"})
+    (deployment,) = app.deployments
+    assert deployment.name == made._bound_deployment.name
+    assert made._bound_deployment.init_args[0].weights == ("van_b0=/models/van_b0.safetensors",)
+    assert config.http_options.request_timeout_s == replica.seconds(ServeRequest())
+    assert (
+        deployment.autoscaling_config["target_ongoing_requests"]
+        == (replica.SCALING["target_ongoing_requests"])
+    )
 
 
 @pytest.mark.parametrize(

@@ -59,7 +59,7 @@ def connected(address: str, console: Console, extra: str = "cluster") -> Iterato
     try:
         ray.init(**where, log_to_driver=False, logging_level=logging.ERROR)
     except Exception as error:  # Ray has no kind of its own for any of these
-        raise ConnectionError(f"no Ray cluster at {address}: {last_line(error)}") from None
+        raise ConnectionError(f"no Ray cluster at {address}: {_first_line(error)}") from None
     try:
         _check_nodes(ray)
         there = ray.cluster_resources()
@@ -150,7 +150,7 @@ def _check_nodes(ray: Any) -> None:
         except Exception as error:  # whatever a node without the package makes of it
             raise ValueError(
                 f"node {name} cannot run this package, which every node needs in the same version "
-                f"({__version__}): {last_line(error)}"
+                f"({__version__}): {_first_line(error)}"
             ) from None
         for package, version in here.items():
             if there.get(package) != version:
@@ -164,7 +164,7 @@ def _count(ray: Any) -> int:
     return sum(node["Alive"] for node in ray.nodes())
 
 
-def last_line(error: BaseException | str) -> str:
-    """The last of a chain of errors, or of what Ray says of one, without its traceback."""
+def _first_line(error: BaseException) -> str:
+    """The last of a chain of errors, without its traceback."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return (lines[-1] if lines else repr(error))[:300]

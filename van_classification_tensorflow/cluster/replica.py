@@ -14,7 +14,7 @@ from ..serve.command import application
 from ..serve.http import GONE
 from ..serve.request import ServeRequest
 from ..support.cluster import ClusterOptions
-from ..support.cores import limit_cores
+from ..support.cores import use_at_most
 from ..support.text import shown
 from ..weights.address import address_of
 
@@ -52,7 +52,7 @@ class Replica:
     """
 
     def __init__(self, request: ServeRequest):
-        limit_cores(CPUS)
+        use_at_most(CPUS)
         _stay_on_loopback()
         self._served = application(request, NO_RELOAD)
 

@@ -16,8 +16,9 @@ from typing import Any
 from ..serve.command import application, bound, say
 from ..serve.connections import KEEP_ALIVE
 from ..serve.request import ServeRequest
+from ..support.cluster import LOCAL
 from ..support.console import messages
-from ..support.cores import limit_cores
+from ..support.cores import use_at_most
 from ..support.extras import missing
 from ..support.text import one_line
 from . import connect
@@ -48,7 +49,8 @@ def run(request: ServeRequest) -> int:
         _check_opens(ray, there)
         with Signals() as signals:
             address.listen(there)
-            return Deployed(ray, serve, there, least, most, signals).stay(str(address))
+            local = cluster == LOCAL
+            return Deployed(ray, serve, there, least, most, signals, local).stay(str(address))
 
 
 def _ray_serve(cluster: str) -> Any:
@@ -127,7 +129,7 @@ class Address:
             self._serve.shutdown()
             raise OSError(
                 f"cannot listen on {self.host}, port {self.port} of {self.head}: "
-                f"{connect.last_line(error)}"
+                f"{_last_line(error)}"
             ) from None
 
     def __str__(self) -> str:
@@ -166,14 +168,14 @@ def _check_opens(ray: Any, request: ServeRequest) -> None:
         try:
             refusal = ray.get(answer)
         except ray.exceptions.RayError as error:  # the node, or the process, is gone
-            refusal = connect.last_line(error)
+            refusal = _last_line(error)
         if refusal:
             raise ValueError(f"node {node['NodeManagerHostname']} cannot serve it: {refusal}")
 
 
 def _refusal(request: ServeRequest) -> str:
     """Why this machine cannot serve; "" where it can."""
-    limit_cores(CPUS)
+    use_at_most(CPUS)
     try:
         application(request)
     except Exception as error:  # whatever opening a file of others may raise
@@ -241,11 +243,20 @@ class Deployed:
         least: As of `deployment`.
         most: As of `deployment`.
         signals: What this process is told.
+        local: Whether the cluster ends with this process.
     """
 
     def __init__(
-        self, ray: Any, serve: Any, request: ServeRequest, least: int, most: int, signals: Signals
+        self,
+        ray: Any,
+        serve: Any,
+        request: ServeRequest,
+        least: int,
+        most: int,
+        signals: Signals,
+        local: bool,
     ):
+        self._local = local
         self._ray, self._serve, self._request = ray, serve, request
         self._least, self._most, self._signals = least, most, signals
         self._said, self._mine = "", uuid.uuid4().hex.encode()
@@ -271,7 +282,7 @@ class Deployed:
                 if now is None:
                     raise ConnectionError("the application was deleted on the cluster")
                 if now.status == "DEPLOY_FAILED":
-                    raise ValueError(f"it could not be deployed: {connect.last_line(now.message)}")
+                    raise ValueError(f"it could not be deployed: {_last_line(now.message)}")
                 if not announced and now.status == "RUNNING" and set(_states(now)) == {"RUNNING"}:
                     announced = serves = True
                     say(f"Serving at {address}; its API: /docs")
@@ -298,7 +309,7 @@ class Deployed:
         try:
             self._serve.run_many([target], wait_for_applications_running=False)
         except Exception as error:  # another application has the address, or the cluster is gone
-            raise ValueError(f"it could not be deployed: {connect.last_line(error)}") from None
+            raise ValueError(f"it could not be deployed: {_last_line(error)}") from None
 
     def _again(self) -> None:
         """On SIGHUP: new replicas, which open the files as they are now."""
@@ -330,8 +341,15 @@ class Deployed:
         """Deletes the application, and Ray Serve with it where nothing else is on it."""
         with contextlib.suppress(self._ray.exceptions.RayError):
             self._serve.delete(NAME)
-            if not self._serve.status().applications:
+            # A local cluster ends as a whole.
+            if not self._local and not self._serve.status().applications:
                 self._serve.shutdown()
+
+
+def _last_line(error: BaseException | str) -> str:
+    """The cause that Ray names last, behind its traceback."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return (lines[-1] if lines else type(error).__name__)[:300]
 
 
 def _states(now: Any) -> dict[str, int]:

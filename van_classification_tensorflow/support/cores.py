@@ -10,12 +10,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-_most = sys.maxsize  # cores that this process was told to take
+_most = sys.maxsize
 _LIMIT = Path("/sys/fs/cgroup/cpu.max")  # of a container: microseconds of CPU, and in how many
 
 
 def cores() -> int:
-    """Of the process's affinity, the container's limit and `limit_cores`; at least 1.
+    """Of the process's affinity and of the limits there are, the container's too; at least 1.
 
     More threads than the limit has cores would be stopped in turn, each while others wait for it.
     """
@@ -23,10 +23,10 @@ def cores() -> int:
     return min(mine or os.cpu_count() or 1, _of_container(), _most)
 
 
-def limit_cores(count: int) -> None:
-    """Lets this process take no more than so many: the others are of its neighbours."""
+def use_at_most(count: int) -> None:
+    """From now on `cores` counts no more than so many: others on this machine have the rest."""
     global _most
-    _most = max(1, count)
+    _most = count
 
 
 def _of_container() -> int:
