@@ -178,7 +178,7 @@ def deployment(request: ServeRequest, least: int, most: int, room: int = 0) -> A
         graceful_shutdown_timeout_s=seconds(request),
         graceful_shutdown_wait_loop_s=0.5,
         health_check_period_s=5.0,
-        health_check_timeout_s=30.0,
+        health_check_timeout_s=10.0,  # missed three times in a row, it is replaced
         rolling_update_percentage=_SURGE / 100,
         max_surge_percent=_SURGE if room >= at_a_time * CPUS else 0,
         logging_config={"log_level": "WARNING", "enable_access_log": False},
