@@ -99,6 +99,7 @@ COMMANDS: dict[str, Command | dict[str, Command]] = {
         "Answer pictures over HTTP: an API, a page, the protocol of KServe and Triton.",
         "serve.request:ServeRequest",
         "serve.command:run",
+        cluster="cluster.serve:run",
         stopped="Ctrl-C ends it in good order, with 0, and at once when it comes twice",
     ),
     "convert": Command(

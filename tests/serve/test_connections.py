@@ -15,7 +15,7 @@ import pytest
 
 from van_classification_tensorflow.serve import connections, limits
 from van_classification_tensorflow.serve.app import App
-from van_classification_tensorflow.serve.command import _bound, application
+from van_classification_tensorflow.serve.command import application, bound
 from van_classification_tensorflow.serve.connections import Connection
 from van_classification_tensorflow.serve.request import ServeRequest
 from van_classification_tensorflow.serve.server import GracefulServer
@@ -28,7 +28,7 @@ class Running:
 
     def __init__(self, **options):
         self.app = application(ServeRequest(weights=("digits",), port=0, **options))
-        self.listener = _bound("127.0.0.1", 0)
+        self.listener = bound("127.0.0.1", 0)
         self.address = self.listener.getsockname()
         self.said, started = [], threading.Event()
         self.server = GracefulServer(self.app, self.listener, 0.0, self.said.append, started.set)
@@ -181,7 +181,7 @@ def test_a_pipeline(connect):
     assert data.count(b'{"live":true}') == 3
 
 
-def test_a_pipeline_is_bounded(connect, counted, monkeypatch):
+def test_a_pipeline_isbounded(connect, counted, monkeypatch):
     parsed, waiting = [], []
     begin, complete = Connection.on_message_begin, Connection.on_headers_complete
 
@@ -246,7 +246,7 @@ CHUNKED = b"POST %b HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\
 
 @pytest.mark.parametrize(("path", "status"), [(b"/predict", 431), (b"/nothing", 404)])
 @pytest.mark.parametrize("before", [b"0\r\nX: ", b"5;"])
-def test_headers_behind_a_body_are_bounded(connect, path, status, before):
+def test_headers_behind_a_body_arebounded(connect, path, status, before):
     one = connect()
     one.sendall(CHUNKED % path + before)
     if status == 404:
@@ -649,7 +649,7 @@ def test_who_asks_again_and_again_does_not_hold_up_the_end(gate):
 
 
 def test_nobody_new_comes_when_the_end_has_come(running):
-    listener = _bound("127.0.0.1", 0)
+    listener = bound("127.0.0.1", 0)
     listener.listen(5)
     connections._refuse_new(listener)
     late = socket.socket()

@@ -65,7 +65,7 @@ def test_defaults_that_are_shown():
 def test_manifests_parse_and_ask_for_what_there_is():
     found = manifests()
     kinds = [one["kind"] for one in found]
-    assert kinds == ["Deployment", "Service", "ServingRuntime", "InferenceService"]
+    assert kinds == ["Deployment", "Service", "ServingRuntime", "InferenceService", "RayService"]
     probes = [one["httpGet"]["path"] for each in found for one in inside(each) if "httpGet" in one]
     assert len(probes) == 4
     assert set(probes) <= {one.path for one in App(None, None).web.routes}

@@ -45,13 +45,13 @@ def connected(address: str, console: Console, extra: str = "cluster") -> Iterato
         ConnectionError: There is no such cluster, or it asks for another token.
         ValueError: Its nodes do not have the packages that this machine has.
     """
-    ray = import_ray(extra)
+    ray = import_ray(extra, address)
     if ray.is_initialized():
         raise ValueError(
             "Ray is connected in this process already: call ray.shutdown() first, since the "
             "command connects to the cluster that it is given"
         )
-    if address != LOCAL:  # of a local one Ray itself makes a token
+    if address != LOCAL:
         _check_listens(address)
     if address == LOCAL or address.startswith(("127.0.0.1:", "localhost:", "[::1]:")):
         stay_on_loopback(ray)
@@ -73,14 +73,16 @@ def connected(address: str, console: Console, extra: str = "cluster") -> Iterato
         ray.shutdown()
 
 
-def import_ray(extra: str = "cluster") -> Any:
-    """The module `ray`, which reports to nobody.
+def import_ray(extra: str = "cluster", address: str = "") -> Any:
+    """The module `ray`, which reports to nobody; for a local cluster one that asks for a token.
 
     Raises:
         ModuleNotFoundError: It is not installed; says what installs it.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
+    if address == LOCAL:  # before it is imported: parts of it, such as `ray.serve`, read it then
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
     try:
         import ray
     except ImportError as error:

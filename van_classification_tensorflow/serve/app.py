@@ -51,6 +51,7 @@ class App:
         service: What it serves.
         token: That callers must send; None: none.
         hosts: Names in the address of a request that are answered; None: all.
+        no_reload: Why it cannot be told to reload; "" where it can.
 
     Attributes:
         draining: Whether the server is about to end: not ready any more, and each answer the last
@@ -59,8 +60,14 @@ class App:
         web: Of FastAPI.
     """
 
-    def __init__(self, service: Service, token: str | None, hosts: Collection[str] | None = None):
-        self.service, self._hosts = service, hosts
+    def __init__(
+        self,
+        service: Service,
+        token: str | None,
+        hosts: Collection[str] | None = None,
+        no_reload: str = "",
+    ):
+        self.service, self._hosts, self._no_reload = service, hosts, no_reload
         self._token = None if token is None else token.encode()
         self.draining = self.ending = False
         of_errors = (HTTPException, RequestValidationError, GoneError, Exception)
@@ -254,6 +261,8 @@ class App:
         return Response(metrics.text(), media_type=metrics.kind)
 
     async def _reload(self) -> Response:
+        if self._no_reload:
+            raise HttpError(403, self._no_reload)
         if self._token is None:
             raise HttpError(
                 403, "only a server with a token can be told to reload; or send it SIGHUP"

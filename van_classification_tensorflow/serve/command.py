@@ -39,7 +39,7 @@ def run(request: ServeRequest) -> int:
     """
     began = _started()
     _many_files()
-    listener = _bound(request.host, request.port)  # first: that it is taken is told at once
+    listener = bound(request.host, request.port)  # first: that it is taken is told at once
     with listener, ThreadPoolExecutor(1, "open") as opener, _signals() as reload_asked:
         opened = opener.submit(application, request)
         from .server import GracefulServer  # and FastAPI and uvicorn, while the models are opened
@@ -121,7 +121,7 @@ def _many_files() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
-def _bound(host: str, port: int) -> socket.socket:
+def bound(host: str, port: int) -> socket.socket:
     """A socket that has the address, and does not listen yet."""
     found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     family, kind, proto, _, address = min(found, key=lambda one: one[0] != socket.AF_INET)
@@ -136,8 +136,12 @@ def _bound(host: str, port: int) -> socket.socket:
     return one
 
 
-def application(request: ServeRequest) -> App:
+def application(request: ServeRequest, no_reload: str = "") -> App:
     """The ASGI application, its models open and warm.
+
+    Args:
+        request: What is served.
+        no_reload: As of `App`.
 
     Raises:
         ValueError: Weights cannot be served.
@@ -171,7 +175,7 @@ def application(request: ServeRequest) -> App:
     )
     admission, uploads = Admission(limits), Uploads(limits.uploads, metrics.bytes.inc)
     service = Service(models, limits, admission, uploads, metrics)
-    app = App(service, request.secret, request.hosts)
+    app = App(service, request.secret, request.hosts, no_reload)
     app.tell_models()
     give_back_memory()
     return app

@@ -11,9 +11,10 @@ from typing import Any
 
 from ..inference.request import ClassifierOptions
 from ..support.checks import at_least, is_number
+from ..support.cluster import ClusterOptions
 from ..support.extras import is_installed, missing
 from ..support.files import open_regular
-from ..support.options import option
+from ..support.options import option, part
 from ..support.text import printable, shown
 from ..weights.address import address_of
 
@@ -43,6 +44,7 @@ class ServeRequest(ClassifierOptions):
         max_pictures: Of a request.
         upload_seconds: That the body of a request may take to arrive.
         drain: Seconds after SIGTERM in which new requests are still answered.
+        where: On a Ray cluster; its `cluster_workers` are replicas, each on one CPU.
 
     Raises:
         ValueError: An option is not allowed, or does not go with another.
@@ -82,6 +84,7 @@ class ServeRequest(ClassifierOptions):
         "Kubernetes the period of the readiness probe)",
         1.0,
     )
+    where: ClusterOptions = part(ClusterOptions)
 
     def __post_init__(self) -> None:
         self._check_numbers()
