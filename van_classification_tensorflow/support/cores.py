@@ -10,16 +10,23 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+_most = sys.maxsize
 _LIMIT = Path("/sys/fs/cgroup/cpu.max")  # of a container: microseconds of CPU, and in how many
 
 
 def cores() -> int:
-    """Of the process's affinity and of the container's limit, as far as there are any; at least 1.
+    """Of the process's affinity and of the limits there are, the container's too; at least 1.
 
     More threads than the limit has cores would be stopped in turn, each while others wait for it.
     """
     mine = hasattr(os, "sched_getaffinity") and len(os.sched_getaffinity(0))
-    return min(mine or os.cpu_count() or 1, _of_container())
+    return min(mine or os.cpu_count() or 1, _of_container(), _most)
+
+
+def use_at_most(count: int) -> None:
+    """From now on `cores` counts no more than so many: others on this machine have the rest."""
+    global _most
+    _most = count
 
 
 def _of_container() -> int:
