@@ -6,7 +6,7 @@ import os
 import signal
 from pathlib import Path
 
-from van_classification_tensorflow.cluster.worker import Worker
+from van_classification_tensorflow.cluster.actor import Worker
 
 
 class DiesOfPoison(Worker):

@@ -7,7 +7,7 @@ import pytest
 
 from van_classification_tensorflow.cluster import pool
 from van_classification_tensorflow.cluster.pool import Pool
-from van_classification_tensorflow.cluster.worker import Worker
+from van_classification_tensorflow.cluster.actor import Worker
 
 
 class RayError(Exception):

@@ -23,7 +23,7 @@ from ..inference.classifier import Classifier
 from ..inference.flow import Result
 from ..support.console import messages
 from .classify import Workers, check_seen
-from .worker import Worker
+from .actor import Worker
 
 _LOOKED_AT = 1000  # of the first pictures some are looked for on every node
 

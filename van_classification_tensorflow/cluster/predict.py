@@ -17,7 +17,7 @@ from ..inference.records import to_record
 from ..inference.request import PredictRequest
 from ..support.console import messages
 from .classify import Workers, check_seen
-from .worker import Worker
+from .actor import Worker
 
 
 def run(
