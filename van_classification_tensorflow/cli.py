@@ -63,6 +63,7 @@ COMMANDS: dict[str, Command | dict[str, Command]] = {
         "train.command:run",
         usage="van train --data DATA --output RUN [--recipe RECIPE] [--FIELD VALUE ...]\n"
         "       van train --resume RUN [--force] [--FIELD VALUE ...]",
+        cluster="cluster.train:run",
     ),
     "predict": Command(
         "Name what is in pictures: files, folders, patterns or a list; a table or a file.",

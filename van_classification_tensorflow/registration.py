@@ -19,6 +19,7 @@ CLASSES = {
     "model.layers": (
         "BatchNorm",
         "DepthwiseConv",
+        "Dropout",
         "DropPath",
         "FanOutNormal",
         "LayerScale",

@@ -18,6 +18,7 @@ LAYERS = {
     "BatchNorm": (layers.BatchNorm, {}),
     "PointwiseConv": (layers.PointwiseConv, {"units": 5, "activation": layers.gelu}),
     "DepthwiseConv": (layers.DepthwiseConv, {"kernel_size": 7, "dilation": 3, "gelu": True}),
+    "Dropout": (layers.Dropout, {"rate": 0.25, "seed": 3}),
     "DropPath": (layers.DropPath, {"rate": 0.25, "seed": 3}),
     "LayerScale": (layers.LayerScale, {"init_value": 0.5}),
     "LKA": (blocks.LKA, {"dim": 8}),

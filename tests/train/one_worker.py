@@ -1,10 +1,10 @@
-"""One of the workers that train a model together: `workers_train` starts them, and reads them.
+"""One of the workers that train a model together; `test_workers.py` starts them.
 
-    python -m tests.train.one_worker RANK PORT[,PORT...] FOLDER OPTIONS
+    python -m tests.train.one_worker RANK PORT[,PORT...] FOLDER JOBS
 
-On TensorFlow a `MultiWorkerMirroredStrategy`, on JAX `jax.distributed`; with one port the worker is
-alone. Leaves `rank-N.npz` in the folder's parent: all variables of the run after its last step. The
-variables of `test_workers.py` are its only reader.
+With one port the worker is alone. A job is a run of a few steps, in a folder of its name within
+FOLDER, beside which each worker leaves `NAME-N.npz`: all variables after its last step. What became
+of the jobs is printed, as a line of JSON each.
 """
 
 from __future__ import annotations
@@ -19,6 +19,25 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[2]
+STEPS = 10  # of an epoch
+RECIPE = {
+    "embed_dims": (8, 16),
+    "mlp_ratios": (4, 2),
+    "depths": (1, 1),
+    "epochs": 2,
+    "warmup_epochs": 0,
+    "learning_rate": 1e-3,
+    # A bias before a batch norm has no gradient but rounding errors, which a smaller epsilon would
+    # scale up to whole steps.
+    "epsilon": 1e-4,
+    "batch_size": 132,
+    "drop_rate": 0.1,
+    "drop_path_rate": 0.3,
+    "mixup": 0.8,
+    "cutmix": 1.0,
+    "erasing": 0.25,
+    "average_decay": 0.9,
+}
 
 
 def free_ports(count: int) -> list[str]:
@@ -32,136 +51,95 @@ def free_ports(count: int) -> list[str]:
     return ports
 
 
-def start_workers(folder: Path, count: int, **options: Any) -> list[subprocess.Popen]:
-    """So many workers that train in `folder` together.
+def trained(folder: Path, count: int, jobs: list[dict], seconds: float = 240) -> list[list[dict]]:
+    """What became of each job, on each of so many workers.
 
-    Args:
-        folder: Of the run.
-        count: How many.
-        options: Of the recipe, and those of `main`.
+    Raises:
+        AssertionError: A worker has failed; says why.
     """
     ports = ",".join(free_ports(count))
     command = [sys.executable, "-W", "ignore", "-m", "tests.train.one_worker"]
-    environment = os.environ | {"JAX_PLATFORMS": "cpu", "TF_CPP_MIN_LOG_LEVEL": "3"}
-    return [
+    workers = [
         subprocess.Popen(
-            [*command, str(rank), ports, str(folder), json.dumps(options)],
+            [*command, str(rank), ports, str(folder), json.dumps(jobs)],
             cwd=ROOT,
-            env=environment,
+            env=os.environ | {"JAX_PLATFORMS": "cpu", "TF_CPP_MIN_LOG_LEVEL": "3"},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
         )
         for rank in range(count)
     ]
-
-
-def ended(workers: list[subprocess.Popen], seconds: float = 90) -> list[tuple[int, str, str]]:
-    """Exit status, output and errors of each, when all have ended."""
     try:
         said = [one.communicate(timeout=seconds) for one in workers]
-        return [(one.returncode, *texts) for one, texts in zip(workers, said, strict=True)]
     finally:
         for one in workers:
             one.kill()
+    for one, (_, errors) in zip(workers, said, strict=True):
+        assert one.returncode == 0, errors[-3000:]
+    lines = [[x for x in out.splitlines() if x.startswith("{")] for out, _ in said]
+    return [[json.loads(line) for line in of_one] for of_one in lines]
 
 
-def joined(rank: int, ports: list[str]) -> Any:
-    """The strategy with which this worker trains; None where there is none."""
-    import keras
+def main(rank: int, ports: list[str], folder: Path, jobs: list[dict[str, Any]]) -> None:
+    """Does the jobs one after another.
 
-    addresses = [f"127.0.0.1:{port}" for port in ports]
-    if len(ports) == 1:
-        return None
-    if keras.backend.backend() == "jax":
-        import jax
-
-        jax.config.update("jax_cpu_collectives_implementation", "gloo")
-        jax.distributed.initialize(addresses[0], len(ports), rank, heartbeat_timeout_seconds=10)
-        shared = keras.distribution.DataParallel(devices=jax.devices(), auto_shard_dataset=False)
-        keras.distribution.set_distribution(shared)
-        return None
-    import tensorflow as tf
-
-    os.environ["TF_CONFIG"] = json.dumps(
-        {"cluster": {"worker": addresses}, "task": {"type": "worker", "index": rank}}
-    )
-    return tf.distribute.MultiWorkerMirroredStrategy()
-
-
-def main(rank: int, ports: list[str], folder: Path, options: dict[str, Any]) -> None:
-    """Trains.
-
-    Args:
-        rank: Of this worker.
-        ports: Of all.
-        folder: Of the run.
-        options: Of the recipe; and `optimizer`: "sgd" instead of AdamW; `data`: what rank 1 has
-            instead of the digits; `stop_at`: the step at which rank 1 gets a SIGTERM; `resume`.
+    A job may have `name`; `optimizer`: "sgd" instead of AdamW; `stop_at`: the step after which the
+    last worker gets a SIGTERM; `resume`; `data` of the last worker, instead of the digits; all else
+    is of the recipe.
     """
-    strategy = joined(rank, ports)
+    from van_classification_tensorflow.train.workers import join
+
+    strategy = join(rank, [f"127.0.0.1:{port}" for port in ports]) if len(ports) > 1 else None
+    for job in jobs:
+        try:
+            made = _train(rank, len(ports), strategy, folder, dict(job))
+        except (ValueError, OSError) as error:
+            made = {"error": str(error)}
+        print(json.dumps(made), flush=True)
+
+
+def _train(rank: int, count: int, strategy: Any, folder: Path, job: dict[str, Any]) -> dict:
     import keras
     import numpy as np
-    from rich.console import Console
 
-    from van_classification_tensorflow.train import callbacks, run
-    from van_classification_tensorflow.train.optim import AdamW
+    from van_classification_tensorflow.train import build, run
+    from van_classification_tensorflow.train.callbacks import KeepSnapshots, Stopped
     from van_classification_tensorflow.train.recipe import RECIPES
     from van_classification_tensorflow.train.train import train
 
-    kept = callbacks.KeepSnapshots.save
-    optimizer = options.pop("optimizer", "adamw")
-    stop_at, resume = options.pop("stop_at", None), options.pop("resume", False)
-    data = options.pop("data", None) if rank == 1 else options.pop("data", None) and None
-
-    def save(self) -> None:
-        variables = {**self.variables(), **self._metrics()}
-        arrays = {name: np.asarray(variable.numpy()) for name, variable in variables.items()}
-        np.savez(
-            folder.parent / f"{folder.name}-rank-{rank}.npz", step=self.position.step, **arrays
-        )
-        kept(self)
+    name, optimizer = job.pop("name"), job.pop("optimizer", "adamw")
+    stop_at, resume = job.pop("stop_at", None), job.pop("resume", False)
+    data = job.pop("data", "digits") if rank == count - 1 else "digits"
+    job.pop("data", None)
 
     def make_optimizer(recipe, model):
         if optimizer == "sgd":
             return keras.optimizers.SGD(0.05, momentum=0.9)
-        # A bias before a batch norm has no gradient but rounding errors, which a smaller epsilon
-        # would scale up to whole steps.
-        return AdamW(1e-3, weight_decay=0.05, epsilon=1e-4)
+        return build.make_optimizer(recipe, model)
 
-    callbacks.KeepSnapshots.save = save
-    run.make_optimizer = make_optimizer
-    if stop_at is not None and rank == 1:
-        counted = callbacks.Position.on_train_batch_end
+    class Sigterm(keras.callbacks.Callback):
+        steps = 0
 
-        def count(self, batch, logs=None) -> None:
-            counted(self, batch, logs)
-            if self.step == stop_at:
+        def on_train_batch_end(self, batch, logs=None):
+            self.steps += 1
+            if self.steps == stop_at and rank == count - 1:
                 os.kill(os.getpid(), signal.SIGTERM)
 
-        callbacks.Position.on_train_batch_end = count
-    recipe = RECIPES["digits"].with_(
-        **{
-            "embed_dims": (8, 16),
-            "mlp_ratios": (4, 2),
-            "depths": (1, 1),
-            "epochs": 2,
-            "warmup_epochs": 0,
-            "learning_rate": 1e-3,
-            "batch_size": 132,
-            "drop_path_rate": 0.3,
-            "cutmix": 1.0,
-            "mixup": 0.8,
-            "erasing": 0.25,
-            "average_decay": 0.9,
-        }
-        | options
-    )
-    shown = Console(force_terminal=False, width=100)
-    history = train(
-        data or "digits", folder, recipe, resume=resume, strategy=strategy, console=shown
-    )
-    print(json.dumps(history))
+    class Keep(KeepSnapshots):
+        def save(self):
+            variables = {**self.variables(), **self._metrics()}
+            arrays = {n: np.asarray(v.numpy()) for n, v in variables.items()}
+            np.savez(folder / f"{name}-{rank}.npz", **arrays)
+            super().save()
+
+    run.make_optimizer, run.KeepSnapshots = make_optimizer, Keep
+    recipe = RECIPES["digits"].with_(**RECIPE | job)
+    options = {"resume": resume, "strategy": strategy, "callbacks": [Sigterm()]}
+    try:
+        return train(data, folder / name, recipe, **options)
+    except Stopped:
+        return {"stopped": True}
 
 
 if __name__ == "__main__":

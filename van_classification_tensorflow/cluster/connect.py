@@ -51,9 +51,7 @@ def connected(address: str, console: Console, extra: str = "cluster") -> Iterato
             "Ray is connected in this process already: call ray.shutdown() first, since the "
             "command connects to the cluster that it is given"
         )
-    if address == LOCAL:
-        os.environ.setdefault("RAY_AUTH_MODE", "token")
-    else:
+    if address != LOCAL:  # of a local one Ray itself makes a token
         _check_listens(address)
     if address == LOCAL or address.startswith(("127.0.0.1:", "localhost:", "[::1]:")):
         stay_on_loopback(ray)

@@ -20,6 +20,7 @@ from . import shifted
 from .layers import (
     BatchNorm,
     DepthwiseConv,
+    Dropout,
     DropPath,
     FanOutNormal,
     LayerScale,
@@ -102,8 +103,8 @@ class Mlp(Part):
         self.fc1 = self._part(PointwiseConv, hidden_dim, name="fc1")
         self.dwconv = self._part(DepthwiseConv, 3, gelu=True, name="dwconv")
         self.fc2 = self._part(PointwiseConv, dim, name="fc2")
-        self.drop1 = self._part(layers.Dropout, drop_rate, name="drop1")
-        self.drop2 = self._part(layers.Dropout, drop_rate, name="drop2")
+        self.drop1 = self._part(Dropout, drop_rate, name="drop1")
+        self.drop2 = self._part(Dropout, drop_rate, name="drop2")
 
     def build(self, input_shape):
         hidden_shape = (*input_shape[:-1], self.hidden_dim)

@@ -373,11 +373,35 @@ class DepthwiseConv(keras.layers.DepthwiseConv2D):
 
 
 @register
-class DropPath(keras.layers.Dropout):
-    """Stochastic depth (arXiv 1603.09382): zeroes a residual branch per sample.
+class Dropout(keras.layers.Dropout):
+    """Dropout (Srivastava et al., 2014): zeroes values.
 
-    Under a `tf.distribute` strategy the samples of all replicas are drawn independently: as one
-    device draws them for the whole batch, where the replicas have equal shares of it.
+    Under a `tf.distribute` strategy the values of all replicas are drawn independently: as one
+    device draws them for the whole batch, where the replicas have equal shares of it. Each replica
+    draws all of them for that, and has room for them meanwhile.
+
+    Args:
+        rate: Probability in [0, 1) of zeroing; what stays is divided by 1 - rate.
+    """
+
+    def call(self, inputs, training=False):
+        replicas = _replicas()
+        if replicas == 1 or not training or not self.rate:
+            return super().call(inputs, training=training)
+        # Seeds are the same on every replica: each draws for all and takes its own.
+        share = tf.shape(inputs)[0]
+        factors = super().call(self._ones(inputs, replicas * share), training)
+        start = share * tf.distribute.get_replica_context().replica_id_in_sync_group
+        return inputs * factors[start : start + share]
+
+    def _ones(self, inputs, count):
+        """What factors for `count` samples are drawn of."""
+        return tf.ones(tf.concat([[count], tf.shape(inputs)[1:]], 0), inputs.dtype)
+
+
+@register
+class DropPath(Dropout):
+    """Stochastic depth (arXiv 1603.09382): zeroes a residual branch per sample.
 
     Args:
         rate: Probability in [0, 1) of dropping; what stays is divided by 1 - rate.
@@ -386,15 +410,8 @@ class DropPath(keras.layers.Dropout):
     def __init__(self, rate: float, seed: int | None = None, **kwargs):
         super().__init__(rate, noise_shape=(None, 1, 1, 1), seed=seed, **kwargs)
 
-    def call(self, inputs, training=False):
-        replicas = _replicas()
-        if replicas == 1 or not training or not self.rate:
-            return super().call(inputs, training=training)
-        # Seeds are the same on every replica: each draws for all and takes its own.
-        share = tf.shape(inputs)[0]
-        factors = super().call(tf.ones((replicas * share, 1, 1, 1), inputs.dtype), training)
-        start = share * tf.distribute.get_replica_context().replica_id_in_sync_group
-        return inputs * factors[start : start + share]
+    def _ones(self, inputs, count):
+        return tf.ones((count, 1, 1, 1), inputs.dtype)
 
     def get_config(self) -> dict:
         config = super().get_config()

@@ -21,7 +21,7 @@ class ClusterOptions:
             machine for the command alone, on loopback. Never found by itself: whoever is connected
             to runs code here.
         cluster_workers: "N" processes that share the work, or "MIN:MAX" as the cluster has room;
-            None: as many as it has CPUs.
+            None: for the command to say.
 
     Raises:
         ValueError: An argument is not allowed, or does not go with another.
@@ -34,8 +34,7 @@ class ClusterOptions:
         metavar="ADDRESS",
     )
     cluster_workers: str | None = option(
-        "processes on the cluster that share the work: N, or MIN:MAX as there is room (default: "
-        "one for each CPU)",
+        "processes on the cluster that share the work: N, or MIN:MAX as there is room",
         None,
         metavar="N",
     )
@@ -56,7 +55,7 @@ class ClusterOptions:
 
     @property
     def workers(self) -> tuple[int, int] | None:
-        """Least and largest number of processes; None: for the cluster to say.
+        """Least and largest number of processes; None: for the command to say.
 
         Raises:
             ValueError: `cluster_workers` says neither.

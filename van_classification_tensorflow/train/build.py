@@ -121,6 +121,7 @@ def make_optimizer(recipe: Recipe, model: VAN) -> AdamW:
     return AdamW(
         learning_rate=recipe.learning_rate,
         weight_decay=recipe.weight_decay,
+        epsilon=recipe.epsilon,
         learning_rate_scales=scales,
         global_clipnorm=recipe.clip_norm,
         gradient_accumulation_steps=recipe.accumulation_steps if several else None,

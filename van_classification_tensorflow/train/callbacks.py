@@ -345,6 +345,7 @@ class KeepSnapshots(keras.callbacks.Callback):
         workers: Who train together. The first one's clock says when a snapshot is due, and it
             alone saves; anyone may ask to stop. They tell each other so once a second, at a step
             on which they have agreed before.
+        stop: Called as often, whether to stop; as well as `stop_asked`.
     """
 
     def __init__(
@@ -359,9 +360,10 @@ class KeepSnapshots(keras.callbacks.Callback):
         about: dict | None = None,
         refresh: Callable[[], None] = lambda: None,
         workers: Workers | None = None,
+        stop: Callable[[], bool] = lambda: False,
     ):
         super().__init__()
-        self.workers = workers or Workers()
+        self.workers, self.stop = workers or Workers(), stop
         self._talks_at, self._talked = 0, (0, time.perf_counter())
         self.store, self.position, self.variables = store, position, variables
         self.callbacks, self.metrics, self.epochs = list(callbacks), list(metrics), epochs
@@ -444,7 +446,7 @@ class KeepSnapshots(keras.callbacks.Callback):
     def _agreed(self, now: bool = False) -> tuple[bool, bool]:
         """Whether a snapshot is due, and whether to stop; the same for all workers."""
         if self.workers.count == 1:
-            return self.is_due(), self.stop_asked
+            return self.is_due(), self.stop_asked or self.stop()
         step = self.position.step
         if self.seconds == 0:
             self._talks_at = step
@@ -454,7 +456,8 @@ class KeepSnapshots(keras.callbacks.Callback):
         elapsed = max(time.perf_counter() - then, 1e-6)
         # At most twice as many as before: the first steps take longest.
         steps = max(1, min(int((step - before) / elapsed * _TALK), 2 * (step - before)))
-        said = self.workers.gather(np.array([self.is_due(), self.stop_asked, steps], np.int64))
+        stop = self.stop_asked or self.stop()
+        said = self.workers.gather(np.array([self.is_due(), stop, steps], np.int64))
         self._talks_at = step + int(said[0, 2])
         self._talked = step, time.perf_counter()
         return bool(said[0, 0]), bool(said[:, 1].any())

@@ -182,6 +182,11 @@ class Recipe:
         1e-6,
         limit=_LEAST_0,
     )
+    epsilon: float = option(
+        "Added by AdamW to the root of the mean square of a gradient, above 0; timm's --opt-eps.",
+        1e-8,
+        limit=_ABOVE,
+    )
     weight_decay: float = option(
         "Decoupled weight decay, on tensors of two dimensions and more.", 0.05, limit=_LEAST_0
     )

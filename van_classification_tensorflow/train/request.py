@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..support.options import changes_of, option
+from ..support.checks import at_least
+from ..support.cluster import ClusterOptions
+from ..support.options import changes_of, option, part
 from ..support.result_folder import check_folder
 from .recipe import Recipe
 
@@ -68,9 +70,22 @@ class TrainRequest:
     resume: Path | None = option("go on with a stopped run", None, metavar="RUN")
     force: bool = option("go on although the recipe or the data have changed", False)
     print_config: bool = option("print the recipe as YAML, and stop", False)
+    where: ClusterOptions = part(ClusterOptions)
+    gpus_per_worker: int = option("GPUs of each process on the cluster", 0)
+    storage: Path | None = option(
+        "folder that all nodes of the cluster see, for Ray's own marks (default: inside the run's)",
+        None,
+    )
     changes: Mapping[str, Any] = changes_of(Recipe, "the recipe's fields (default: the authors')")
 
     def __post_init__(self) -> None:
+        at_least("gpus_per_worker", self.gpus_per_worker, 0)
+        if self.where.cluster is None:
+            for name in ("gpus_per_worker", "storage"):
+                if value := getattr(self, name):
+                    raise ValueError(
+                        f"`{name}` is of a `cluster`, which is not named. Received: {name}={value}"
+                    )
         if self.resume is not None:
             if self.output is not None or self.recipe is not None:
                 raise ValueError("--resume RUN has its --output and --recipe; leave them out")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -55,6 +55,8 @@ class Run:
         validation: Pictures,
         workers: Workers,
         console: Console,
+        callbacks: Sequence[keras.callbacks.Callback] = (),
+        stop: Callable[[], bool] = lambda: False,
     ):
         self.folder, self.data, self.recipe, self.console = folder, data, recipe, console
         self.found, self.validation, self.workers = found, validation, workers
@@ -102,10 +104,15 @@ class Run:
                 f"`steps_per_execution` must divide the {steps} batches of an epoch. "
                 f"Received: {recipe.steps_per_execution}"
             )
-        self._make_callbacks(steps)
+        self._make_callbacks(steps, callbacks, stop)
         self.snapshot: Snapshot | None = None
 
-    def _make_callbacks(self, steps: int) -> None:
+    def _make_callbacks(
+        self,
+        steps: int,
+        others: Sequence[keras.callbacks.Callback],
+        stop: Callable[[], bool],
+    ) -> None:
         recipe, images = self.recipe, self.recipe.batch_size // self.recipe.accumulation_steps
         self.position = Position(steps)
         self.watch = Watch(self.position, len(self.found.classes))
@@ -129,6 +136,7 @@ class Run:
             {"data": self._data, "environment": environment(self.workers.replicas)},
             self.refresh,
             self.workers,
+            stop,
         )
         looked_at = EvaluationBatches(
             self.validation,
@@ -149,6 +157,7 @@ class Run:
             self.watch,
             Validation(looked_at, average, self.workers),
             self.records,
+            *others,
             self.keep,
         ]
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
+import keras
 from rich.console import Console
 
 from ..datasets.training import Pictures
@@ -31,6 +32,8 @@ def train(
     resume: bool = False,
     force: bool = False,
     strategy: Any = None,
+    callbacks: Sequence[keras.callbacks.Callback] = (),
+    stop: Callable[[], bool] = lambda: False,
     found: tuple[Pictures, Pictures] | None = None,
     console: Console | None = None,
     report_to: Console | None = None,
@@ -53,6 +56,10 @@ def train(
             finished run nothing is changed; it says how to train longer.
         force: Go on although the recipe or the data are not those of the run.
         strategy: Of `tf.distribute`, instead of the recipe's `devices`.
+        callbacks: Of your own, called after those of the run. What state they have is not kept in
+            snapshots. Of several workers all must have the same.
+        stop: Called after steps, about once a second where several workers train: whether to stop,
+            as after Ctrl-C.
         found: The pictures of `data`, where `train.folder.check_start` has been asked already.
         console: Where to show how it goes; by default nowhere.
         report_to: Where the report at the end goes; by default there as well.
@@ -82,7 +89,7 @@ def train(
     data, found = workers.together(start)
     workers.check_equal({**versions(), "data": str(fingerprints(*found)), "recipe": str(recipe)})
     data = data if data == "digits" else os.path.abspath(data)
-    run = Run(folder, data, recipe, *found, workers, console)
+    run = Run(folder, data, recipe, *found, workers, console, callbacks, stop)
     with contextlib.ExitStack() as held:
         workers.together(lambda: _enter(folder, held) if workers.leads else None)
         before = set(os.listdir(folder)) if workers.leads else set()

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Callable, Iterator, Mapping
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any, TypeVar
 
@@ -258,6 +259,46 @@ def _no_distribution() -> Iterator[None]:
         yield
     finally:
         keras.distribution.set_distribution(before)
+
+
+def join(rank: int, addresses: Sequence[str]) -> Any:
+    """Makes this process one of several workers; before TensorFlow or JAX has done anything.
+
+    Waits for the others.
+
+    Args:
+        rank: Which it is, from 0.
+        addresses: "HOST:PORT" of each, the first one's first, at which the others reach it. On JAX
+            the first one's alone is used.
+
+    Returns:
+        The `strategy` for `train`, on TensorFlow; None on JAX, where Keras itself is told.
+
+    Raises:
+        ValueError: Keras runs on a backend that has no such workers.
+    """
+    backend = keras.backend.backend()
+    if backend == "tensorflow":
+        import tensorflow as tf
+
+        place = {
+            "cluster": {"worker": list(addresses)},
+            "task": {"type": "worker", "index": rank},
+        }
+        os.environ["TF_CONFIG"] = json.dumps(place)
+        return tf.distribute.MultiWorkerMirroredStrategy()
+    if backend == "jax":
+        import jax
+
+        jax.config.update("jax_cpu_collectives_implementation", "gloo")
+        jax.distributed.initialize(addresses[0], len(addresses), rank)
+        keras.distribution.set_distribution(
+            keras.distribution.DataParallel(devices=jax.devices(), auto_shard_dataset=False)
+        )
+        return None
+    raise ValueError(
+        f"several workers train on TensorFlow or JAX. Received: KERAS_BACKEND={backend}"
+    )
 
 
 def workers_of(strategy: Any = None) -> Workers:

@@ -1,0 +1,149 @@
+"""Training on a cluster: workers, nodes and the command itself killed, and the same end.
+
+Three nodes on this machine; the workers are processes of the nodes.
+"""
+
+import json
+import os
+import signal
+import time
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+
+from tests.cluster.commands import Command, workers_of
+from tests.train.one_worker import RECIPE
+from van_classification_tensorflow import cli
+from van_classification_tensorflow.cluster import worker
+from van_classification_tensorflow.train.recipe import RECIPES
+from van_classification_tensorflow.train.snapshots import Snapshots
+from van_classification_tensorflow.train.train import train
+
+tensorflow_only = pytest.mark.skipif(
+    keras.backend.backend() != "tensorflow", reason="the command is what is tested, once"
+)
+EPOCHS = 6
+RECIPE_OF_RUN = RECIPES["digits"].with_(**RECIPE | {"epochs": EPOCHS, "snapshot_seconds": 0})
+
+
+def arrays_of(folder: Path) -> dict[str, np.ndarray]:
+    end = Snapshots(folder / "snapshots").load()
+    assert end.step == 10 * EPOCHS
+    return end.arrays
+
+
+def largest(ours, theirs):
+    assert set(ours) == set(theirs)
+    return max(
+        float(
+            np.max(np.abs(ours[n].astype(np.float64) - theirs[n]) / np.maximum(1, abs(theirs[n])))
+        )
+        for n in ours
+        if not n.startswith("random/")
+    )
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    """The same run, of this process alone."""
+    folder = tmp_path_factory.mktemp("alone") / "run"
+    history = train("digits", folder, RECIPE_OF_RUN)
+    return arrays_of(folder), history
+
+
+@pytest.fixture(scope="module")
+def whole(nodes, tmp_path_factory):
+    """A run of two workers that nothing has stopped."""
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    said = Command(folder, nodes.address, "2", RECIPE_OF_RUN).end()
+    return folder, said
+
+
+@tensorflow_only
+@pytest.mark.slow
+def test_two_workers_train_what_this_process_does(whole, alone):
+    folder, said = whole
+    arrays, history = alone
+    assert largest(arrays_of(folder), arrays) <= 3e-6
+    assert "Devices       │ 2, tensorflow, float32" in said
+    assert f"{EPOCHS}/{EPOCHS}" in said
+    assert "Top-1" in said  # the report at the end
+    last = Snapshots(folder / "snapshots").load().state["callbacks"]["Records"]["rows"][-1]
+    assert last["val_loss"] == pytest.approx(history["val_loss"][-1], abs=1e-5)
+    left = {path.name for path in folder.iterdir()}
+    assert left >= {"best.keras", "last.keras", "metrics.csv", "augmented.png", "evaluation"}
+    assert not {".cluster", ".ray"} & left
+
+
+@tensorflow_only
+@pytest.mark.slow
+def test_killed_workers_and_a_killed_command_lose_nothing(nodes, whole, tmp_path):
+    """In turn: the second worker, the first one, who is all others' coordinator, the command."""
+    folder = tmp_path / "run"
+    command = Command(folder, nodes.address, "2", RECIPE_OF_RUN)
+    for step, first in ((7, False), (20, True)):
+        command.reach(step)
+        (killed,) = workers_of(folder)[first]
+        os.kill(killed, signal.SIGKILL)
+        before = time.monotonic()
+        command.reach(max(command.steps()) + 1)
+        print(f"from the kill to the next step: {time.monotonic() - before:.1f} s")
+    command.reach(35)
+    command.process.kill()
+    said = command.process.communicate()[0]
+    assert said.count("A worker is lost; going on after step ") == 2
+    Command(folder, nodes.address, "2").end()
+    assert largest(arrays_of(folder), arrays_of(whole[0])) == 0
+
+
+@tensorflow_only
+@pytest.mark.slow
+def test_what_a_user_can_mend_is_said_once(nodes, tmp_path, capsys):
+    given = ["train", "--data", "digits", "--cluster", nodes.address, "--cluster-workers", "2"]
+    for more, says in (
+        (["--batch-size", "61"], "--batch-size must give each of the 2 workers the same number of"),
+        (["--batch-size", "66"], "which 1 can share"),
+        (["--learning-rate", "1e30", "--warmup-epochs", "0"], "is"),
+    ):
+        with pytest.raises(SystemExit) as ended:
+            cli.main([*given, "--output", str(tmp_path / "run"), *more])
+        assert ended.value.code == 1
+        error = capsys.readouterr().err.splitlines()[-1]
+        assert error.startswith("van: error: ")
+        assert says in error
+        assert not (tmp_path / "run").exists()
+
+
+def test_how_many_share_a_batch():
+    mixed = RECIPES["digits"].with_(batch_size=24, mixup=0.8)
+    plain = mixed.with_(mixup=0.0, cutmix=0.0)
+    assert [worker.sharing(mixed, n) for n in range(1, 9)] == [1, 2, 3, 4, 4, 6, 6, 6]
+    assert [worker.sharing(plain, n) for n in range(1, 9)] == [1, 2, 3, 4, 4, 6, 6, 8]
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (["--gpus-per-worker", "1"], "--gpus-per-worker is of a --cluster, which is not named"),
+        (["--storage", "x"], "--storage is of a --cluster, which is not named"),
+        (["--cluster-workers", "2"], "--cluster-workers are of a --cluster, which is not named"),
+        (["--cluster", "auto"], "--cluster must be HOST:PORT"),
+    ],
+)
+def test_options_without_a_cluster(options, says, capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["train", "--data", "digits", "--output", "x", *options])
+    assert says in capsys.readouterr().err
+
+
+def test_the_environment_of_workers(monkeypatch):
+    from van_classification_tensorflow.cluster.train import _environment
+
+    monkeypatch.setenv("KERAS_BACKEND", "jax")
+    monkeypatch.setenv("TF_CONFIG", json.dumps({}))
+    monkeypatch.setenv("SOMETHING", "else")
+    found = _environment()
+    assert found["KERAS_BACKEND"] == "jax"
+    assert not {"TF_CONFIG", "SOMETHING"} & set(found)

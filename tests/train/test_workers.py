@@ -1,0 +1,165 @@
+"""Several workers that train one model make of it what one worker makes of the same batches."""
+
+import os
+
+import keras
+import numpy as np
+import pytest
+
+from tests.train.one_worker import STEPS, trained
+from van_classification_tensorflow.train.snapshots import Snapshots
+from van_classification_tensorflow.train.workers import Workers, join
+
+BACKEND = keras.backend.backend()
+# What sums in another order come to after 20 steps, in weights of about 1.
+TOLERANCE = {"tensorflow": 3e-6, "jax": 1e-6}
+several = pytest.mark.skipif(
+    BACKEND not in TOLERANCE, reason="several workers train on TensorFlow and on JAX"
+)
+SGD, ADAMW = {"name": "sgd", "optimizer": "sgd"}, {"name": "adamw"}
+
+
+def variables(folder, job, rank=0):
+    with np.load(folder / f"{job}-{rank}.npz") as arrays:
+        return dict(arrays)
+
+
+def largest(ours, theirs):
+    """{"model", "optimizer", ...: largest |difference|}; of sums above 1 it is relative."""
+    assert set(ours) == set(theirs)
+    found = {}
+    for name, array in ours.items():
+        kind, other = name.partition("/")[0], theirs[name]
+        assert array.shape == other.shape
+        array, other = array.astype(np.float64), other.astype(np.float64)
+        apart = (np.abs(array - other) / np.maximum(np.abs(other), 1)).max(initial=0)
+        found[kind] = max(found.get(kind, 0.0), float(apart))
+    return found
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """{number of workers: (folder, what became of its jobs)}; each number starts once."""
+    made = {}
+
+    def of(count):
+        if count not in made:
+            folder = tmp_path_factory.mktemp(f"workers{count}")
+            jobs = [SGD, ADAMW]
+            if count == 2:
+                jobs += [
+                    {"name": "stopped", "stop_at": STEPS + 3},
+                    {"name": "stopped", "resume": True},
+                    {"name": "other", "data": str(_other_data(folder / "pictures"))},
+                    {"name": "missing", "data": str(folder / "nothing")},
+                    {"name": "odd", "batch_size": 66},
+                ]
+            made[count] = folder, trained(folder, count, jobs)
+        return made[count]
+
+    return of
+
+
+def _other_data(folder):
+    from PIL import Image
+
+    for label in "01":
+        (folder / label).mkdir(parents=True)
+        for i in range(80):
+            Image.new("L", (8, 8), i).save(folder / label / f"{i}.png")
+    return folder
+
+
+@several
+@pytest.mark.slow
+@pytest.mark.parametrize("count", [2, 3])
+@pytest.mark.parametrize("job", ["sgd", "adamw"])
+def test_they_train_what_one_does(runs, count, job):
+    """Over 20 steps, dropped paths, mixing and erasing included; also the figures of epochs."""
+    (alone, told), (folder, said) = runs(1), runs(count)
+    place = ["sgd", "adamw"].index(job)
+    ours, theirs = variables(folder, job), variables(alone, job)
+    apart = largest(ours, theirs)
+    print(f"{count} workers, {BACKEND}, {job}: {apart}")
+    assert max(apart.values()) <= TOLERANCE[BACKEND]
+    other = variables(alone, "adamw" if job == "sgd" else "sgd")
+    model = [{n: v for n, v in one.items() if n.startswith("model/")} for one in (theirs, other)]
+    assert largest(*model)["model"] > 1e-3  # the tolerance would see another optimizer
+    for rank in range(count):
+        # Ranks agree to the bit, in all they have and in all they say.
+        assert max(largest(variables(folder, job, rank), ours).values()) == 0
+        assert said[rank][place] == said[0][place]
+    for name, figures in told[0][place].items():
+        assert np.abs(np.subtract(figures, said[0][place][name])).max() <= 1e-5, name
+
+
+@several
+@pytest.mark.slow
+def test_a_run_that_is_stopped_goes_on_bit_for_bit(runs):
+    """The signal reaches one of them; all stop after the same step."""
+    folder, said = runs(2)
+    assert [of_one[2] for of_one in said] == [{"stopped": True}] * 2
+    assert STEPS + 3 <= min(Snapshots(folder / "stopped" / "snapshots").steps()) < 2 * STEPS
+    assert said[0][3] == said[1][3] == said[0][1]
+    for rank in (0, 1):
+        ours = variables(folder, "stopped", rank), variables(folder, "adamw", rank)
+        assert max(largest(*ours).values()) == 0
+
+
+@several
+@pytest.mark.slow
+def test_workers_that_see_other_things_do_not_begin(runs):
+    folder, said = runs(2)
+    for of_one in said:
+        assert "all workers must have the same data. Received: " in of_one[4]["error"]
+        assert "on worker 1" in of_one[4]["error"]
+        assert "an even number of pictures, as they are mixed in pairs" in of_one[6]["error"]
+    assert said[0][5]["error"].startswith("worker 1 of 2: ")
+    assert "nothing" in said[1][5]["error"]
+    assert not {"other", "missing", "odd"} & {p.name for p in folder.iterdir() if p.is_dir()}
+
+
+def test_one_alone_hears_itself():
+    one = Workers()
+    assert (one.rank, one.count, one.replicas, one.leads) == (0, 1, 1, True)
+    assert np.array_equal(one.gather(np.arange(3)), [[0, 1, 2]])
+    assert one.share(5) == 5
+    assert one.texts("a") == ["a"]
+    assert one.together(lambda: 7) == 7
+    one.check_equal({"anything": "at all"})
+
+
+class Two(Workers):
+    """The first of two; the other one says what it is given."""
+
+    def __init__(self, other):
+        super().__init__(0, 2)
+        self.other = other
+
+    def texts(self, text):
+        return [text, self.other]
+
+
+def test_what_fails_on_one_fails_on_all():
+    with pytest.raises(ValueError, match=r"^worker 1 of 2: the disk is gone$"):
+        Two("the disk is gone").together(lambda: 7)
+    assert Two("").together(lambda: 7) == 7
+
+    def fails():
+        raise OSError("mine")
+
+    with pytest.raises(OSError, match=r"^mine$"):
+        Two("the disk is gone").together(fails)
+
+
+def test_what_differs_is_named():
+    says = r"all workers must have the same keras\. Received: 4 on worker 1, 3 on worker 0"
+    with pytest.raises(ValueError, match=says):
+        Two('{"python": "3.12", "keras": "4"}').check_equal({"python": "3.12", "keras": "3"})
+
+
+@pytest.mark.skipif(BACKEND != "torch", reason="of a backend that has no such workers")
+def test_a_backend_without_workers():
+    with pytest.raises(ValueError, match="Received: KERAS_BACKEND=torch"):
+        join(0, ["127.0.0.1:1", "127.0.0.1:2"])
+    assert "TF_CONFIG" not in os.environ

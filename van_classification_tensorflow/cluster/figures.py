@@ -1,0 +1,40 @@
+"""How far training on a cluster is, told to the command that started it."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import keras
+
+
+class Figures(keras.callbacks.Callback):
+    """Tells step and loss of the first worker, a few times a second at most.
+
+    Args:
+        news: Handle of a `cluster.news.News`.
+        seconds: Between two.
+    """
+
+    def __init__(self, news: Any, seconds: float):
+        super().__init__()
+        self.news, self.seconds, self._told = news, seconds, 0.0
+        self._epoch = 0
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self._epoch = epoch
+
+    def on_train_batch_end(self, batch, logs=None):
+        now = time.perf_counter()
+        if now - self._told >= self.seconds:
+            self._told = now
+            self.news.tell.remote(
+                "figures",
+                {
+                    "epoch": self._epoch + 1,
+                    "epochs": self.params["epochs"],
+                    "batch": batch + 1,
+                    "batches": self.params["steps"],
+                    "loss": float((logs or {}).get("loss", 0)),
+                },
+            )
