@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from van_classification_tensorflow.cluster import pool
-from van_classification_tensorflow.cluster.pool import Pool
 from van_classification_tensorflow.cluster.actor import Worker
+from van_classification_tensorflow.cluster.pool import Pool
 
 
 class RayError(Exception):

@@ -20,9 +20,9 @@ from ..support.cluster import ClusterOptions
 from ..support.console import say
 from ..support.text import printable
 from ..weights.pretrained import files_of_weights
+from .actor import Task, Worker, actor_maker, error_of, some_files, unseen
 from .connect import connected, cpus, on_every_node
 from .pool import Pool
-from .actor import Task, Worker, actor_maker, error_of, some_files, unseen
 
 _BLOCK = 128  # pictures that are sent at once, about: few enough to be lost with a process
 _GONE = "No such file or directory"

@@ -22,8 +22,8 @@ from ..evaluate.request import EvaluateRequest
 from ..inference.classifier import Classifier
 from ..inference.flow import Result
 from ..support.console import messages
-from .classify import Workers, check_seen
 from .actor import Worker
+from .classify import Workers, check_seen
 
 _LOOKED_AT = 1000  # of the first pictures some are looked for on every node
 

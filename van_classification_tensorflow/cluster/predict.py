@@ -16,8 +16,8 @@ from ..inference.flow import Result
 from ..inference.records import to_record
 from ..inference.request import PredictRequest
 from ..support.console import messages
-from .classify import Workers, check_seen
 from .actor import Worker
+from .classify import Workers, check_seen
 
 
 def run(
