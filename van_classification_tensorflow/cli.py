@@ -69,6 +69,7 @@ COMMANDS: dict[str, Command | dict[str, Command]] = {
         "Name what is in pictures: files, folders, patterns or a list; a table or a file.",
         "inference.request:PredictRequest",
         "inference.predict:run",
+        cluster="cluster.predict:run",
         finding="a picture could not be read",
     ),
     "merge": Command(
@@ -87,6 +88,7 @@ COMMANDS: dict[str, Command | dict[str, Command]] = {
         "Measure accuracy on labelled pictures; beside the published and the original's.",
         "evaluate.request:EvaluateRequest",
         "evaluate.evaluate:run",
+        cluster="cluster.evaluate:run",
         finding="a picture could not be read, or the original differs",
     ),
     "benchmark": Command(

@@ -9,7 +9,7 @@ import contextlib
 import logging
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib import metadata
 from typing import Any
 
@@ -130,34 +130,47 @@ def versions() -> dict[str, str]:
 
 def _check_nodes(ray: Any) -> None:
     """Whether all nodes that may get work have the versions of this machine."""
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy as At
-
     here = versions()
-    asked = ray.remote(versions)
-    nodes = [n for n in ray.nodes() if n["Alive"] and n["Resources"].get("CPU")]
-    waiting = {
-        asked.options(num_cpus=0, scheduling_strategy=At(node["NodeID"], soft=False)).remote(): node
-        for node in nodes
-    }
-    done, late = ray.wait(list(waiting), num_returns=len(waiting), timeout=60)
-    if late:
-        names = ", ".join(waiting[one]["NodeManagerHostname"] for one in late)
-        raise ValueError(f"nodes of the cluster do not answer within a minute: {names}")
-    for one in done:
-        name = waiting[one]["NodeManagerHostname"]
-        try:
-            there = ray.get(one)
-        except Exception as error:  # whatever a node without the package makes of it
-            raise ValueError(
-                f"node {name} cannot run this package, which every node needs in the same version "
-                f"({__version__}): {_first_line(error)}"
-            ) from None
+    for name, there in on_every_node(ray, versions):
         for package, version in here.items():
             if there.get(package) != version:
                 raise ValueError(
                     f"all nodes must have the same {package}. Received: "
                     f"{there.get(package, 'none')} on {name}, {version} here"
                 )
+
+
+def on_every_node(ray: Any, function: Callable[..., Any], *arguments: Any) -> list[tuple[str, Any]]:
+    """(name of a node, what a function gives there), of each that may get work.
+
+    Raises:
+        ValueError: A node does not answer, or cannot run this package.
+    """
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy as At
+
+    asked = ray.remote(function)
+    nodes = [n for n in ray.nodes() if n["Alive"] and n["Resources"].get("CPU")]
+    waiting = {
+        asked.options(num_cpus=0, scheduling_strategy=At(node["NodeID"], soft=False)).remote(
+            *arguments
+        ): node
+        for node in nodes
+    }
+    done, late = ray.wait(list(waiting), num_returns=len(waiting), timeout=60)
+    if late:
+        names = ", ".join(waiting[one]["NodeManagerHostname"] for one in late)
+        raise ValueError(f"nodes of the cluster do not answer within a minute: {names}")
+    answers = []
+    for one in done:
+        name = waiting[one]["NodeManagerHostname"]
+        try:
+            answers.append((name, ray.get(one)))
+        except Exception as error:  # whatever a node without the package makes of it
+            raise ValueError(
+                f"node {name} cannot run this package, which every node needs in the same version "
+                f"({__version__}): {_first_line(error)}"
+            ) from None
+    return answers
 
 
 def _count(ray: Any) -> int:

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from ..datasets.labelled import open_dataset
+from ..datasets.labelled import Dataset, open_dataset
+from ..engines.choice import Chosen
 from ..inference.classifier import Classifier
 from ..inference.engines import slow_start
+from ..inference.flow import Result
 from ..inference.request import ClassifierOptions
 from ..support.console import messages, pictures_bar, results, say, say_failures
 from .files import FILES, write
@@ -81,19 +84,30 @@ def evaluate(
     return found
 
 
-def run(request: EvaluateRequest, console: Console | None = None) -> int:
+class Doer(AbstractContextManager[Any], Protocol):
+    """Processes elsewhere that classify the pictures."""
+
+    def begin(self, classifier: Classifier, chosen: Chosen, dataset: Dataset) -> Dataset:
+        """Called before anything is measured; the data set again, which may be read but once."""
+
+    def stream(self, sources: Iterator[Any]) -> Iterator[Result]:
+        """The result of each picture, in order."""
+
+
+def run(request: EvaluateRequest, console: Console | None = None, doer: Doer | None = None) -> int:
     """Evaluates and reports; 1 where a picture could not be measured, or the original disagrees.
 
     Args:
         request: What to do.
         console: Where to report.
+        doer: Who classifies; by default this process.
 
     Raises:
         ValueError: As `evaluate`.
         OSError: As `evaluate`.
     """
     console = console or results()
-    found = _evaluate(request, messages())
+    found = _evaluate(request, messages(), doer)
     report(found, console)  # first: should the disk be full, hours of work are not lost
     if request.output is not None:
         write(found, request.output, request.overwrite)
@@ -103,7 +117,12 @@ def run(request: EvaluateRequest, console: Console | None = None) -> int:
     return 1 if differs or found.failed else 0
 
 
-def _evaluate(request: EvaluateRequest, console: Console) -> Evaluation:
+def _evaluate(request: EvaluateRequest, console: Console, doer: Doer | None = None) -> Evaluation:
+    with nullcontext() if doer is None else doer:
+        return _evaluate_by(doer, request, console)
+
+
+def _evaluate_by(doer: Doer | None, request: EvaluateRequest, console: Console) -> Evaluation:
     if request.against_original:
         require_original()
     classifier = Classifier(**vars(request.classifier))
@@ -115,7 +134,10 @@ def _evaluate(request: EvaluateRequest, console: Console) -> Evaluation:
         original = Original(request.classifier.weights, classifier.name)
     if slow := slow_start(classifier.engine, classifier.precision):
         say(console, slow)
-    say(console, classifier.choose_engine(dataset.count).describe())
+    chosen = classifier.choose_engine(dataset.count)
+    say(console, chosen.describe())
+    if doer is not None:
+        dataset = doer.begin(classifier, chosen, dataset)
     with pictures_bar(console) as bar:
         task = bar.add_task(classifier.name, total=dataset.count, rate="")
 
@@ -124,7 +146,8 @@ def _evaluate(request: EvaluateRequest, console: Console) -> Evaluation:
             speed = bar.tasks[0].speed
             bar.update(task, rate=f"{speed:.1f} images/s" if speed else "")
 
-        return measure(classifier, dataset, advance, original)
+        stream = None if doer is None else doer.stream
+        return measure(classifier, dataset, advance, original, stream)
 
 
 def report(found: Evaluation, console: Console | None = None) -> None:

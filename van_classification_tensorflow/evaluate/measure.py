@@ -33,6 +33,7 @@ def measure(
     dataset: Dataset,
     advance: Callable[[], None] = lambda: None,
     original: Original | None = None,
+    stream: Callable[[Iterator[Any]], Iterator[Result]] | None = None,
 ) -> Evaluation:
     """Evaluates a classifier that is there.
 
@@ -41,6 +42,7 @@ def measure(
         dataset: Of `datasets.labelled.open_dataset`, for its labels.
         advance: Called after each picture.
         original: Given the same inputs, and compared.
+        stream: Gives the result of each picture, in order; by default the classifier does.
 
     Raises:
         ValueError: No picture could be measured, or one is not of the classes predicted among.
@@ -51,7 +53,9 @@ def measure(
         before = 0.0 if original is None else original.seconds
         started = time.perf_counter()
         seen = None if original is None else original.see
-        for result in classifier.stream(going.sources(advance), watch=seen, count=dataset.count):
+        if stream is None:
+            stream = partial(classifier.stream, watch=seen, count=dataset.count)
+        for result in stream(going.sources(advance)):
             going.take(result)
             advance()
         spent = 0.0 if original is None else original.seconds - before

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..inference.request import ClassifierOptions
+from ..support.cluster import ClusterOptions
 from ..support.options import option, part
 from ..support.text import printable
 
@@ -40,8 +41,13 @@ class EvaluateRequest:
         "the same batches through transformers' model with the same weights; exit 1 if it differs",
         False,
     )
+    where: ClusterOptions = part(ClusterOptions)
 
     def __post_init__(self) -> None:
+        if self.against_original and self.where.cluster is not None:
+            raise ValueError(
+                "`against_original` compares within this process: leave it or `cluster` out"
+            )
         from ..datasets.labelled import check_asked  # take NumPy, which `--help` does without
         from ..weights.address import address_of
         from .files import check_output

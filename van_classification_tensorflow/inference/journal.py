@@ -81,7 +81,7 @@ class Journal:
         self.lock.release()
 
     file: TextIO = io.StringIO()  # until `begin`
-    together = 1  # so many records at once, or none of them, are kept of a stopped run
+    together = 1  # (`begin`) so many records at once, or none of them, are kept of a stopped run
 
     @property
     def begun(self) -> bool:
@@ -90,6 +90,7 @@ class Journal:
 
     def begin(self, about: dict[str, Any], inputs: list[str | bytes]) -> list[str | bytes]:
         """The inputs that have no record yet."""
+        self.together = about.get("block", 1)  # goes on with a whole batch
         done: Counter[str] = Counter()
         if self.overwrite:
             self.path.unlink(missing_ok=True)

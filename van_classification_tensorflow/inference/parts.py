@@ -67,11 +67,11 @@ def said_of_shard(
         "inputs": len(inputs),
         "block": block,
         "names": digest_of(map(name_of, inputs), shard.count, block),
-        "content": _content(classifier, weights),
+        "content": content_of(classifier, weights),
     }
 
 
-def _content(classifier: Classifier, weights: Any) -> str:
+def content_of(classifier: Classifier, weights: Any) -> str:
     """SHA-256 of numbers and labels: copies of a file on several machines differ in time."""
     digest = sha256(repr((classifier.activation, classifier.labels)).encode())
     if classifier.opened_weights is not None:
@@ -106,11 +106,6 @@ class PartJournal(Journal):
         super()._check(output, resume, overwrite)
         if not (overwrite or self.finished or self.path.exists()):
             check_not_there(self.whole)  # now, and not when all is done
-
-    def begin(self, about: dict[str, Any], inputs: list[str | bytes]) -> list[str | bytes]:
-        """As of `Journal`, but goes on with a whole batch, whose last bits may depend on it."""
-        self.together = about["block"]
-        return super().begin(about, inputs)
 
     def _check_same(self, before: Any, now: dict[str, Any]) -> None:
         told = isinstance(before, dict) and "names" in before

@@ -10,15 +10,17 @@ import os
 import sys
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, Protocol, TextIO
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console, Group
 from rich.table import Table
 from rich.text import Text
 
+from ..engines.choice import Chosen
 from ..images.find import LeftOut, expand, name_of, no_pictures
 from ..support.console import (
     common_folder,
@@ -44,8 +46,43 @@ from .shard import Shard, digest_of
 _MOST_IN_TABLE = 200  # pictures
 
 
+class Doer(AbstractContextManager[Any], Protocol):
+    """Who classifies the pictures of a run: this process (`Here`), or others."""
+
+    def begin(
+        self, classifier: Classifier, chosen: Chosen, inputs: list[str | bytes]
+    ) -> dict[str, Any]:
+        """Called before anything is written; what the journal is to say of it."""
+
+    def records(self, to_do: list[str | bytes], count: int) -> Iterator[dict[str, Any]]:
+        """The record of each picture, in order; `count`: of all, those done before included."""
+
+
+class Here(nullcontext[None]):
+    """The process itself classifies."""
+
+    def __init__(self, request: PredictRequest):
+        super().__init__()
+        self.request = request
+
+    def begin(
+        self, classifier: Classifier, chosen: Chosen, inputs: list[str | bytes]
+    ) -> dict[str, Any]:
+        self.classifier = classifier
+        return {}
+
+    def records(self, to_do: list[str | bytes], count: int) -> Iterator[dict[str, Any]]:
+        top, features = self.request.classes, self.request.features
+        # By the count of all: what is left of them, or a share, is run as all of them are.
+        for result in self.classifier.stream(to_do, features=features, count=count):
+            yield to_record(self.classifier, result, top, features)
+
+
 def run(
-    request: PredictRequest, stdin: TextIO | None = None, console: Console | None = None
+    request: PredictRequest,
+    stdin: TextIO | None = None,
+    console: Console | None = None,
+    doer: Doer | None = None,
 ) -> int:
     """Classifies every picture that is asked for; returns how many failed.
 
@@ -53,6 +90,7 @@ def run(
         request: What to do.
         stdin: Read where a path is "-".
         console: Where to report.
+        doer: Who classifies; by default this process.
 
     Raises:
         ValueError: Weights and request do not fit together, or there are no pictures.
@@ -60,27 +98,34 @@ def run(
         Interrupted: Ctrl-C; says by what the run goes on.
     """
     console, stdin = console or messages(), stdin or sys.stdin
+    doer = doer or Here(request)
     if request.output is None:
-        return _run(request, inputs_of(request.paths, stdin, console), None, console)
+        return _run(request, _inputs(request, stdin, console), None, console, doer)
     journal = None
     try:
         with _journal(request, request.output) as journal:
-            inputs = inputs_of(request.paths, stdin, console)
-            if request.shard and any(isinstance(one, bytes) for one in inputs):
-                raise ValueError(
-                    "a picture on the standard input is for one process: give its path, or leave "
-                    "`shard` out"
-                )
+            inputs = _inputs(request, stdin, console)
             if isinstance(journal, PartJournal) and journal.finished:
                 return _say_part_finished(request, journal, inputs, console)
             if journal.finished:
                 return _say_finished(request, inputs, console)
-            return _run(request, inputs, journal, console)
+            return _run(request, inputs, journal, console, doer)
     except KeyboardInterrupt:
         if journal is not None and journal.begun:
             raise Interrupted(without=("--overwrite", "--resume"), add=("--resume",)) from None
         # Nothing of this run is there: an output or a journal would be of an earlier one.
         raise Interrupted from None
+
+
+def _inputs(request: PredictRequest, stdin: TextIO, console: Console) -> list[str | bytes]:
+    inputs = inputs_of(request.paths, stdin, console)
+    several = "shard" if request.shard else "cluster" if request.where.cluster else None
+    if several and any(isinstance(one, bytes) for one in inputs):
+        raise ValueError(
+            "a picture on the standard input is for one process: give its path, or leave "
+            f"`{several}` out"
+        )
+    return inputs
 
 
 def _journal(request: PredictRequest, output: Path) -> Journal:
@@ -188,8 +233,20 @@ def _run(
     inputs: list[str | bytes],
     journal: Journal | None,
     console: Console,
+    doer: Doer,
 ) -> int:
     """Classifies; how many failed."""
+    with doer:
+        return _run_by(doer, request, inputs, journal, console)
+
+
+def _run_by(
+    doer: Doer,
+    request: PredictRequest,
+    inputs: list[str | bytes],
+    journal: Journal | None,
+    console: Console,
+) -> int:
     classifier = Classifier(**vars(request.classifier))
     top, features = request.classes, request.features
     if features:
@@ -221,6 +278,7 @@ def _run(
         about["engine"] = chosen.name  # which may round otherwise than that of another shard
         mine = shard.of(inputs, classifier.pictures_at_once)
         say(console, f"Shard {shard}: {len(mine):,} of {every:,} pictures")
+    about |= doer.begin(classifier, chosen, inputs)
     to_do = mine if journal is None else journal.begin(about, mine)
     done = len(mine) - len(to_do)
     if done:
@@ -234,9 +292,7 @@ def _run(
     lines_on_screen = journal is None and sys.stdout.isatty() and not as_table
     with pictures_bar(Console(quiet=True) if lines_on_screen else console) as bar:
         task = bar.add_task(classifier.name, total=len(mine), completed=done, rate="")
-        # By the count of all: what is left of them, or a share, is run as all of them are.
-        for result in classifier.stream(to_do, features=features, count=every):
-            record = to_record(classifier, result, top, features)
+        for record in doer.records(to_do, every):
             if record["error"]:
                 failed.append(record["error"])
             if journal is not None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..support.checks import at_least, at_least_or_none, check_choice, check_flag, is_number
+from ..support.cluster import ClusterOptions
 from ..support.extras import is_installed, missing
 from ..support.options import option, part
 from ..support.text import shown
@@ -148,6 +149,7 @@ class PredictRequest:
         overwrite: Replace `output`, and forget an unfinished run of it.
         shard: "I/N": predict the share I, from 0 to N - 1, of the inputs, and write a part beside
             `output`, which is made of all N parts by `van merge`.
+        where: Which processes do it; by default this one.
 
     Raises:
         ValueError: An argument is not allowed, or does not go with another.
@@ -180,10 +182,16 @@ class PredictRequest:
         None,
         metavar="I/N",
     )
+    where: ClusterOptions = part(ClusterOptions)
 
     def __post_init__(self) -> None:
         if self.shard is not None:
             Shard.parse(self.shard)
+            if self.where.cluster is not None:
+                raise ValueError(
+                    "`shard` is for processes without a word between them, `cluster` deals the "
+                    "pictures by itself: leave one of them out"
+                )
         if self.features and self.top is not None:
             raise ValueError(
                 "`top` is a number of classes, which `features` do without; leave it out"
