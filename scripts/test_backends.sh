@@ -77,6 +77,7 @@ one_core() {
 other_core() {
   training jax
   exact jax -m "" tests/model/test_shifted.py
+  exact jax -m "" tests/train/test_workers.py
   explanations jax
   model torch
   layers torch

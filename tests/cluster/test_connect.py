@@ -44,6 +44,7 @@ def test_without_ray_the_extra_is_named(monkeypatch):
         connect.import_ray()
 
 
+@pytest.mark.slow
 def test_no_such_address():
     pytest.importorskip("ray", reason="the extra cluster is not installed")
     with socket.socket() as held:  # bound, and listening to nobody
