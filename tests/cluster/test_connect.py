@@ -84,3 +84,14 @@ def test_other_versions_on_a_node(nodes, monkeypatch):
         connect.connected(nodes.address, Console(quiet=True)),
     ):
         pass
+
+
+@pytest.mark.slow
+def test_a_node_that_has_just_gone_is_passed_over(nodes):
+    try:
+        with connect.connected(nodes.address, Console(quiet=True)) as ray:
+            nodes.kill()
+            assert sum(node["Alive"] for node in ray.nodes()) == 3  # nobody has noticed
+            assert len(connect.on_every_node(ray, os.getpid)) == 1
+    finally:
+        nodes.add()

@@ -141,7 +141,7 @@ def _check_nodes(ray: Any) -> None:
 
 
 def on_every_node(ray: Any, function: Callable[..., Any], *arguments: Any) -> list[tuple[str, Any]]:
-    """(name of a node, what a function gives there), of each that may get work.
+    """(name of a node, what a function gives there), of each that may get work and is not gone.
 
     Raises:
         ValueError: A node does not answer, or cannot run this package.
@@ -165,6 +165,8 @@ def on_every_node(ray: Any, function: Callable[..., Any], *arguments: Any) -> li
         name = waiting[one]["NodeManagerHostname"]
         try:
             answers.append((name, ray.get(one)))
+        except (ray.exceptions.TaskUnschedulableError, ray.exceptions.NodeDiedError):
+            continue  # it is gone, which a cluster notices after seconds: it will get no work
         except Exception as error:  # whatever a node without the package makes of it
             raise ValueError(
                 f"node {name} cannot run this package, which every node needs in the same version "
