@@ -38,6 +38,7 @@ NEED_KERAS = {
     "inference.accelerate",
     "inference.followed",
     "inference.in_memory",
+    "cluster.figures",
     "train.callbacks",
     "train.demo",
     "train.optim",
