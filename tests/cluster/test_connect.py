@@ -93,9 +93,9 @@ def alive(ray):
 def test_a_node_that_has_just_gone_is_passed_over(nodes):
     try:
         with connect.connected(nodes.address, Console(quiet=True)) as ray:
-            there, answers = alive(ray), len(connect.on_every_node(ray, os.getpid))
+            there, answers = alive(ray), len(connect.on_every_node(ray, connect.versions))
             nodes.kill()
             assert alive(ray) == there  # nobody has noticed
-            assert len(connect.on_every_node(ray, os.getpid)) == answers - 1
+            assert len(connect.on_every_node(ray, connect.versions)) == answers - 1
     finally:
         nodes.add()
