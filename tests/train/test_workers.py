@@ -1,5 +1,6 @@
 """Several workers that train one model make of it what one worker makes of the same batches."""
 
+import json
 import os
 
 import keras
@@ -39,23 +40,15 @@ def largest(ours, theirs):
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    """{number of workers: (folder, what became of its jobs)}; each number starts once."""
+    """(number of workers, jobs): the folder, and what became of the jobs; each starts once."""
     made = {}
 
-    def of(count):
-        if count not in made:
+    def of(count, *jobs):
+        key = json.dumps([count, jobs])
+        if key not in made:
             folder = tmp_path_factory.mktemp(f"workers{count}")
-            jobs = [SGD, ADAMW]
-            if count == 2:
-                jobs += [
-                    {"name": "stopped", "stop_at": STEPS + 3},
-                    {"name": "stopped", "resume": True},
-                    {"name": "other", "data": str(_other_data(folder / "pictures"))},
-                    {"name": "missing", "data": str(folder / "nothing")},
-                    {"name": "odd", "batch_size": 66},
-                ]
-            made[count] = folder, trained(folder, count, jobs)
-        return made[count]
+            made[key] = folder, trained(folder, count, list(jobs))
+        return made[key]
 
     return of
 
@@ -76,7 +69,7 @@ def _other_data(folder):
 @pytest.mark.parametrize("job", ["sgd", "adamw"])
 def test_they_train_what_one_does(runs, count, job):
     """Over 20 steps, dropped paths, mixing and erasing included; also the figures of epochs."""
-    (alone, told), (folder, said) = runs(1), runs(count)
+    (alone, told), (folder, said) = runs(1, SGD, ADAMW), runs(count, SGD, ADAMW)
     place = ["sgd", "adamw"].index(job)
     ours, theirs = variables(folder, job), variables(alone, job)
     apart = largest(ours, theirs)
@@ -97,26 +90,30 @@ def test_they_train_what_one_does(runs, count, job):
 @pytest.mark.slow
 def test_a_run_that_is_stopped_goes_on_bit_for_bit(runs):
     """The signal reaches one of them; all stop after the same step."""
-    folder, said = runs(2)
-    assert [of_one[2] for of_one in said] == [{"stopped": True}] * 2
+    whole, told = runs(2, SGD, ADAMW)
+    first = {"name": "stopped", "stop_at": STEPS + 3}
+    folder, said = runs(2, first, {"name": "stopped", "resume": True})
+    assert [of_one[0] for of_one in said] == [{"stopped": True}] * 2
     assert STEPS + 3 <= min(Snapshots(folder / "stopped" / "snapshots").steps()) < 2 * STEPS
-    assert said[0][3] == said[1][3] == said[0][1]
+    assert said[0][1] == said[1][1] == told[0][1]
     for rank in (0, 1):
-        ours = variables(folder, "stopped", rank), variables(folder, "adamw", rank)
+        ours = variables(folder, "stopped", rank), variables(whole, "adamw", rank)
         assert max(largest(*ours).values()) == 0
 
 
 @several
 @pytest.mark.slow
-def test_workers_that_see_other_things_do_not_begin(runs):
-    folder, said = runs(2)
+def test_workers_that_see_other_things_do_not_begin(runs, tmp_path):
+    data = str(_other_data(tmp_path / "pictures")), str(tmp_path / "nothing")
+    other, missing = ({"name": "no", "data": one} for one in data)
+    folder, said = runs(2, other, missing, {"name": "no", "batch_size": 66})
     for of_one in said:
-        assert "all workers must have the same data. Received: " in of_one[4]["error"]
-        assert "on worker 1" in of_one[4]["error"]
-        assert "an even number of pictures, as they are mixed in pairs" in of_one[6]["error"]
-    assert said[0][5]["error"].startswith("worker 1 of 2: ")
-    assert "nothing" in said[1][5]["error"]
-    assert not {"other", "missing", "odd"} & {p.name for p in folder.iterdir() if p.is_dir()}
+        assert "all workers must have the same data. Received: " in of_one[0]["error"]
+        assert "on worker 1" in of_one[0]["error"]
+        assert "an even number of pictures, as they are mixed in pairs" in of_one[2]["error"]
+    assert said[0][1]["error"].startswith("worker 1 of 2: ")
+    assert "nothing" in said[1][1]["error"]
+    assert not (folder / "no").exists()
 
 
 def test_one_alone_hears_itself():

@@ -47,12 +47,15 @@ def run(request: TrainRequest) -> None:
     job = job_of(request)
     if job is None:
         return
-    console, address = messages(), request.where.cluster
+    console, address, workers = messages(), request.where.cluster, request.where.workers
     assert address is not None  # noqa: S101 - the command line has seen to it
+    if workers:
+        _check_workers(job, *workers)
     with connected(address, console) as ray:
-        least, most = request.where.workers or (_devices(ray, request.gpus_per_worker),) * 2
-        _check_workers(job, least, most)
-        group = _Group(ray, request, job, (least, most), console)
+        if not workers:
+            workers = (_devices(ray, request.gpus_per_worker),) * 2
+            _check_workers(job, *workers)
+        group = _Group(ray, request, job, workers, console)
         with _marked(job.output) as mark:
             try:
                 group.train(mark)
