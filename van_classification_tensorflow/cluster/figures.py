@@ -14,10 +14,12 @@ class Figures(keras.callbacks.Callback):
     Args:
         news: Handle of a `cluster.news.News`.
         seconds: Between two.
+        epochs: Of the whole run, of which `fit` may be told a part.
     """
 
-    def __init__(self, news: Any, seconds: float):
+    def __init__(self, news: Any, seconds: float, epochs: int):
         super().__init__()
+        self._epochs = epochs
         self.news, self.seconds, self._told = news, seconds, 0.0
         self._epoch = 0
 
@@ -32,7 +34,7 @@ class Figures(keras.callbacks.Callback):
                 "figures",
                 {
                     "epoch": self._epoch + 1,
-                    "epochs": self.params["epochs"],
+                    "epochs": self._epochs,
                     "batch": batch + 1,
                     "batches": self.params["steps"],
                     "loss": float((logs or {}).get("loss", 0)),

@@ -112,7 +112,7 @@ def _train(work: Work, recipe: Recipe, rank: int, addresses: list[str]) -> None:
             resume=work.resume,
             force=work.force,
             strategy=strategy,
-            callbacks=[Figures(work.news, _FIGURES)] if rank == 0 else [],
+            callbacks=[Figures(work.news, _FIGURES, recipe.total_epochs)] if rank == 0 else [],
             stop=stops.is_set,
             console=consoles[0],
             report_to=consoles[1],

@@ -26,6 +26,7 @@ class FitProgress(keras.callbacks.Callback):
         lines: How many lines to print at most.
         steps_per_epoch: Where it is not what `fit` is told; `fit` may be called several times.
         done: Batches of an earlier run that this one goes on from.
+        epochs: Of all calls of `fit`, where it is not what `fit` is told.
     """
 
     def __init__(
@@ -35,8 +36,10 @@ class FitProgress(keras.callbacks.Callback):
         lines: int = 30,
         steps_per_epoch: int | None = None,
         done: int = 0,
+        epochs: int | None = None,
     ):
         super().__init__()
+        self.of_all = epochs
         self.console, self.rate, self.lines = console, rate, lines
         self.steps, self.done = steps_per_epoch, done
         self.bar = progress_bar(
@@ -51,7 +54,8 @@ class FitProgress(keras.callbacks.Callback):
         self._headed = False
 
     def on_train_begin(self, logs=None):
-        self.epochs, steps = self.params["epochs"], self.steps or self.params["steps"]
+        self.epochs = self.of_all or self.params["epochs"]
+        steps = self.steps or self.params["steps"]
         if self.task is None:
             self.task = self.bar.add_task("", epoch=1, epochs="", figures="")
         self.bar.update(

@@ -255,6 +255,7 @@ class Run:
             epochs,
             steps,
             self.position.step,
+            epochs,
         )
         with _stopped_by_signals(self.keep, self.console), progress:
             epoch, within = divmod(self.position.step, steps)
