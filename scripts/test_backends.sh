@@ -77,7 +77,6 @@ one_core() {
 other_core() {
   training jax
   exact jax -m "" tests/model/test_shifted.py
-  exact jax -m "" tests/train/test_workers.py -k "not 3 and not stopped"
   explanations jax
   model torch
   layers torch

@@ -23,7 +23,7 @@ from van_classification_tensorflow.train.train import train
 tensorflow_only = pytest.mark.skipif(
     keras.backend.backend() != "tensorflow", reason="the command is what is tested, once"
 )
-EPOCHS = 4
+EPOCHS = 2
 RECIPE_OF_RUN = RECIPES["digits"].with_(**RECIPE | {"epochs": EPOCHS, "snapshot_seconds": 0})
 
 
@@ -62,7 +62,7 @@ def test_a_killed_worker_and_a_killed_command_lose_nothing(nodes, alone, tmp_pat
     """
     folder, (arrays, history) = tmp_path / "run", alone
     command = Command(folder, nodes.address, "2", RECIPE_OF_RUN)
-    command.reach(7)
+    command.reach(4)
     (first,) = workers_of(folder)[True]
     os.kill(first, signal.SIGKILL)
     command.reach(max(command.steps()) + 2)
@@ -87,7 +87,7 @@ GIVEN = ["train", "--data", "digits", "--cluster-workers", "2"]
 @tensorflow_only
 @pytest.mark.slow
 def test_what_a_worker_says_a_user_can_mend_is_said_once(nodes, tmp_path, capsys):
-    given = [*GIVEN, "--output", str(tmp_path / "run"), "--cluster", nodes.address]
+    given = [*GIVEN[:-1], "1", "--output", str(tmp_path / "run"), "--cluster", nodes.address]
     with pytest.raises(SystemExit) as ended:
         cli.main([*given, "--learning-rate", "1e30", "--warmup-epochs", "0"])
     assert ended.value.code == 1

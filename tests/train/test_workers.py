@@ -6,6 +6,7 @@ import os
 import keras
 import numpy as np
 import pytest
+from PIL import Image
 
 from tests.train.one_worker import STEPS, trained
 from van_classification_tensorflow.train.snapshots import Snapshots
@@ -18,6 +19,9 @@ several = pytest.mark.skipif(
     BACKEND not in TOLERANCE, reason="several workers train on TensorFlow and on JAX"
 )
 SGD, ADAMW = {"name": "sgd", "optimizer": "sgd"}, {"name": "adamw"}
+STOPPED, RESUMED = {"name": "stopped", "stop_at": STEPS + 3}, {"name": "stopped", "resume": True}
+OTHER, MISSING = {"name": "other", "data": "other"}, {"name": "missing", "data": "nothing"}
+ODD = {"name": "odd", "batch_size": 66}
 
 
 def variables(folder, job, rank=0):
@@ -40,80 +44,80 @@ def largest(ours, theirs):
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    """(number of workers, jobs): the folder, and what became of the jobs; each starts once."""
+    """(number of workers, jobs): the folder, and what became of each job on each worker."""
     made = {}
 
     def of(count, *jobs):
+        if count == 2 and BACKEND == "tensorflow":
+            # All that the tests ask for: TensorFlow starts once. To compile them takes JAX minutes.
+            jobs = [SGD, ADAMW, STOPPED, RESUMED, OTHER, MISSING, ODD]
         key = json.dumps([count, jobs])
         if key not in made:
             folder = tmp_path_factory.mktemp(f"workers{count}")
-            made[key] = folder, trained(folder, count, list(jobs))
+            _fill(folder / "other")
+            there = [
+                {**job, "data": str(folder / job["data"])} if "data" in job else job for job in jobs
+            ]
+            said = trained(folder, count, there)
+            became = [dict(zip(map(json.dumps, jobs), one, strict=True)) for one in said]
+            made[key] = folder, [lambda job, one=one: one[json.dumps(job)] for one in became]
         return made[key]
 
     return of
 
 
-def _other_data(folder):
-    from PIL import Image
-
+def _fill(folder):
+    """Other pictures than the digits."""
     for label in "01":
         (folder / label).mkdir(parents=True)
         for i in range(80):
             Image.new("L", (8, 8), i).save(folder / label / f"{i}.png")
-    return folder
 
 
 @several
 @pytest.mark.slow
 @pytest.mark.parametrize("count", [2, 3])
-@pytest.mark.parametrize("job", ["sgd", "adamw"])
+@pytest.mark.parametrize("job", [SGD, ADAMW], ids=["sgd", "adamw"])
 def test_they_train_what_one_does(runs, count, job):
     """Over 20 steps, dropped paths, mixing and erasing included; also the figures of epochs."""
-    (alone, told), (folder, said) = runs(1, SGD, ADAMW), runs(count, SGD, ADAMW)
-    place = ["sgd", "adamw"].index(job)
-    ours, theirs = variables(folder, job), variables(alone, job)
+    both = [SGD, ADAMW] if BACKEND == "tensorflow" else [job]
+    (alone, (told,)), (folder, said) = runs(1, *both), runs(count, *both)
+    ours, theirs = variables(folder, job["name"]), variables(alone, job["name"])
     apart = largest(ours, theirs)
-    print(f"{count} workers, {BACKEND}, {job}: {apart}")
+    print(f"{count} workers, {BACKEND}, {job['name']}: {apart}")
     assert max(apart.values()) <= TOLERANCE[BACKEND]
-    other = variables(alone, "adamw" if job == "sgd" else "sgd")
-    model = [{n: v for n, v in one.items() if n.startswith("model/")} for one in (theirs, other)]
-    assert largest(*model)["model"] > 1e-3  # the tolerance would see another optimizer
     for rank in range(count):
         # Ranks agree to the bit, in all they have and in all they say.
-        assert max(largest(variables(folder, job, rank), ours).values()) == 0
-        assert said[rank][place] == said[0][place]
-    for name, figures in told[0][place].items():
-        assert np.abs(np.subtract(figures, said[0][place][name])).max() <= 1e-5, name
+        assert max(largest(variables(folder, job["name"], rank), ours).values()) == 0
+        assert said[rank](job) == said[0](job)
+    for name, figures in told(job).items():
+        assert np.abs(np.subtract(figures, said[0](job)[name])).max() <= 1e-5, name
 
 
 @several
 @pytest.mark.slow
 def test_a_run_that_is_stopped_goes_on_bit_for_bit(runs):
     """The signal reaches one of them; all stop after the same step."""
-    whole, told = runs(2, SGD, ADAMW)
-    first = {"name": "stopped", "stop_at": STEPS + 3}
-    folder, said = runs(2, first, {"name": "stopped", "resume": True})
-    assert [of_one[0] for of_one in said] == [{"stopped": True}] * 2
+    folder, said = runs(2, ADAMW, STOPPED, RESUMED)
+    assert [of_one(STOPPED) for of_one in said] == [{"stopped": True}] * 2
     assert STEPS + 3 <= min(Snapshots(folder / "stopped" / "snapshots").steps()) < 2 * STEPS
-    assert said[0][1] == said[1][1] == told[0][1]
     for rank in (0, 1):
-        ours = variables(folder, "stopped", rank), variables(whole, "adamw", rank)
+        assert said[rank](RESUMED) == said[rank](ADAMW)
+        ours = variables(folder, "stopped", rank), variables(folder, "adamw", rank)
         assert max(largest(*ours).values()) == 0
 
 
 @several
 @pytest.mark.slow
-def test_workers_that_see_other_things_do_not_begin(runs, tmp_path):
-    data = str(_other_data(tmp_path / "pictures")), str(tmp_path / "nothing")
-    other, missing = ({"name": "no", "data": one} for one in data)
-    folder, said = runs(2, other, missing, {"name": "no", "batch_size": 66})
+def test_workers_that_see_other_things_do_not_begin(runs):
+    folder, said = runs(2, OTHER, MISSING, ODD)
     for of_one in said:
-        assert "all workers must have the same data. Received: " in of_one[0]["error"]
-        assert "on worker 1" in of_one[0]["error"]
-        assert "an even number of pictures, as they are mixed in pairs" in of_one[2]["error"]
-    assert said[0][1]["error"].startswith("worker 1 of 2: ")
-    assert "nothing" in said[1][1]["error"]
-    assert not (folder / "no").exists()
+        assert "all workers must have the same data. Received: " in of_one(OTHER)["error"]
+        assert "on worker 1" in of_one(OTHER)["error"]
+        assert "an even number of pictures, as they are mixed in pairs" in of_one(ODD)["error"]
+    assert said[0](MISSING)["error"].startswith("worker 1 of 2: ")
+    assert "nothing" in said[1](MISSING)["error"]
+    assert not any((folder / name / "config.yaml").exists() for name in ("missing", "odd"))
 
 
 def test_one_alone_hears_itself():
