@@ -20,7 +20,7 @@ several = pytest.mark.skipif(
 )
 SGD, ADAMW = {"name": "sgd", "optimizer": "sgd"}, {"name": "adamw"}
 STOPPED, RESUMED = {"name": "stopped", "stop_at": STEPS + 3}, {"name": "stopped", "resume": True}
-OTHER, MISSING = {"name": "other", "data": "other"}, {"name": "missing", "data": "nothing"}
+OTHER, MISSING = {"name": "other", "data": "pictures"}, {"name": "missing", "data": "nothing"}
 ODD = {"name": "odd", "batch_size": 66}
 
 
@@ -54,7 +54,7 @@ def runs(tmp_path_factory):
         key = json.dumps([count, jobs])
         if key not in made:
             folder = tmp_path_factory.mktemp(f"workers{count}")
-            _fill(folder / "other")
+            _fill(folder / "pictures")
             there = [
                 {**job, "data": str(folder / job["data"])} if "data" in job else job for job in jobs
             ]
