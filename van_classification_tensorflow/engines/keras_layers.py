@@ -20,6 +20,7 @@ from ..model.fused import FusedAttention, FusedBlock
 from ..model.layers import (
     BatchNorm,
     DepthwiseConv,
+    Dropout,
     DropPath,
     LayerScale,
     PatchConv,
@@ -48,8 +49,17 @@ from .keras_products import (
 from .keras_values import Untranslatable, Value, Writer
 
 _COMPOSITES = (Block, FusedBlock, OverlapPatchEmbed, LKA, Attention, FusedAttention, Mlp)
-_PARTS = (*_COMPOSITES, BatchNorm, DepthwiseConv, DropPath, LayerScale, PatchConv, PointwiseConv)
-_PARTS_OF_KERAS = (layers.Dropout, layers.ZeroPadding2D)
+_PARTS = (
+    *_COMPOSITES,
+    BatchNorm,
+    DepthwiseConv,
+    Dropout,
+    DropPath,
+    LayerScale,
+    PatchConv,
+    PointwiseConv,
+)
+_PARTS_OF_KERAS = (layers.ZeroPadding2D,)
 _SAME = tuple(getattr(layers, name) for name in sorted(ONLY_IN_TRAINING))
 
 
@@ -428,6 +438,7 @@ def _made(write: Write) -> Callable[[Any], Write]:
 
 _LAYERS: dict[Any, Callable[[Any], Write]] = {
     **dict.fromkeys(_SAME, same),
+    Dropout: same,
     DropPath: same,
     Block: _block,
     FusedBlock: _block,
