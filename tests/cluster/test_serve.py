@@ -313,7 +313,9 @@ def test_scaling_loses_nothing(running):
         assert {status for status, _ in one.answers} == {200}
 
 
-def test_sighup_deploys_again(running, nodes):
+def test_sighup_deploys_again(running, nodes, thorough):
+    if not thorough:
+        pytest.skip("--thorough: as `test_a_redeploy_loses_nothing`, by a signal")
     before, second = replicas(nodes), running.commands[1]
     said = len(second.said)
     with Load(running.port, clients=2) as load:

@@ -78,8 +78,10 @@ def _fill(folder):
 @pytest.mark.slow
 @pytest.mark.parametrize("count", [2, 3])
 @pytest.mark.parametrize("job", [SGD, ADAMW], ids=["sgd", "adamw"])
-def test_they_train_what_one_does(runs, count, job):
+def test_they_train_what_one_does(runs, count, job, thorough):
     """Over 20 steps, dropped paths, mixing and erasing included; also the figures of epochs."""
+    if count > 2 and not thorough:
+        pytest.skip("--thorough: three of them as well")
     both = [SGD, ADAMW] if BACKEND == "tensorflow" else [job]
     (alone, (told,)), (folder, said) = runs(1, *both), runs(count, *both)
     ours, theirs = variables(folder, job["name"]), variables(alone, job["name"])
