@@ -20,13 +20,15 @@ LOGS = {
 }
 
 
-def shown(width, epochs=310, terminal=True, logs=LOGS, rate=lambda: 12345.6, **options):
+def shown(
+    width, epochs=310, terminal=True, logs=LOGS, rate=lambda: 12345.6, of_all=None, **options
+):
     """All that is written in `epochs` of two batches each."""
     file = io.StringIO()
     console = Console(
         file=file, width=width, force_terminal=terminal, color_system=None, legacy_windows=False
     )
-    progress = FitProgress(console, rate, **options)
+    progress = FitProgress(console, rate, epochs=of_all, **options)
     progress.set_params({"epochs": epochs, "steps": 2})
     with progress:
         progress.on_train_begin()
@@ -49,6 +51,13 @@ def test_the_bar_fits_a_terminal(width):
         assert "..." not in line
         assert len(line.rstrip()) <= width
     assert any("loss 12.3457  12345.6 images/s" in line for line in bars)
+
+
+def test_an_epoch_that_is_gone_on_with_is_one_of_all():
+    """`fit` is called for the rest of the first by itself."""
+    lines = shown(80, epochs=1, terminal=False, of_all=4)
+    assert "1/4" in lines
+    assert "1/1" not in lines
 
 
 @pytest.mark.parametrize("terminal", [True, False])

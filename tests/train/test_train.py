@@ -617,6 +617,13 @@ def test_the_readmes_lines_in_keras_own_words(class_weight):
     assert expected[0] < history.history["loss"][0] < expected[1]
 
 
+def test_the_optimizer_is_the_recipes():
+    recipe = TINY.with_(epsilon=1e-3, weight_decay=0.2)
+    model = build.build_model(recipe, ("a", "b"))
+    made = build.make_optimizer(recipe, model)
+    assert (made.epsilon, made.weight_decay, made.global_clipnorm) == (1e-3, 0.2, 1.0)
+
+
 def test_grey_and_rgb_without_weights():
     recipe = Recipe(model=None, embed_dims=(4,), mlp_ratios=(2,), depths=(1,))
     assert build.build_model(recipe, ("a", "b")).in_chans == 3

@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from tests.train.one_worker import STEPS, trained
+from van_classification_tensorflow.train import callbacks
 from van_classification_tensorflow.train.snapshots import Snapshots
 from van_classification_tensorflow.train.workers import Workers, join
 
@@ -130,6 +131,71 @@ def test_one_alone_hears_itself():
     assert one.texts("a") == ["a"]
     assert one.together(lambda: 7) == 7
     one.check_equal({"anything": "at all"})
+
+
+class Follower(Workers):
+    """The second of two; the first one says always the same: due, to stop, steps to the next."""
+
+    def __init__(self, first):
+        super().__init__(1, 2)
+        self.first, self.asked = first, 0
+
+    def gather(self, values):
+        self.asked += 1
+        return np.array([self.first, values])
+
+
+class Store:
+    def __init__(self):
+        self.saved = []
+
+    def save(self, step, *_):
+        self.saved.append(step)
+
+
+def keeper(workers, **options):
+    """A `KeepSnapshots` after the third of ten steps."""
+    position = callbacks.Position(10)
+    position.step = 3
+    store = Store()
+    keep = callbacks.KeepSnapshots(
+        store, position, dict, [], [], epochs=9, workers=workers, **options
+    )
+    keep.set_model(keras.Sequential([keras.layers.Dense(1)]))
+    return keep, store
+
+
+def test_the_first_clock_says_when_and_the_first_alone_saves():
+    for seconds in (0, 1e9):  # of its own clock always, or never
+        first = Follower([1, 0, 5])
+        keep, store = keeper(first, seconds=seconds)
+        keep.on_train_batch_end(0)
+        assert first.asked == 1
+        assert store.saved == []
+    keep, store = keeper(Workers(), seconds=0)
+    keep.on_train_batch_end(0)
+    assert store.saved == [3]
+
+
+def test_they_ask_each_other_at_the_step_that_the_first_has_named():
+    first = Follower([0, 0, 5])
+    keep, _ = keeper(first, seconds=1e9)
+    asked = []
+    for step in (3, 4, 7, 8, 9):
+        keep.position.step = step
+        keep.on_train_batch_end(0)
+        asked.append(first.asked)
+    assert asked == [1, 1, 1, 2, 2]
+
+
+@pytest.mark.parametrize("workers", [Workers(), Follower([0, 0, 5])], ids=["alone", "two"])
+def test_anyone_may_ask_to_stop(workers):
+    keep, _ = keeper(workers, seconds=1e9, stop=lambda: True)
+    with pytest.raises(callbacks.Stopped):
+        keep.on_train_batch_end(0)
+    keep, _ = keeper(Follower([0, 1, 5]), seconds=1e9)  # the first, not this one
+    with pytest.raises(callbacks.Stopped):
+        keep.on_train_batch_end(0)
 
 
 class Two(Workers):

@@ -102,7 +102,8 @@ class ServeRequest(ClassifierOptions):
             )
         for package in ("fastapi", "python_multipart", "uvicorn", "httptools", "prometheus_client"):
             if not is_installed(package):
-                raise missing("van serve", package.replace("_", "-"), "serve")
+                extra = "cluster-serve" if self.where.cluster else "serve"
+                raise missing("van serve", package.replace("_", "-"), extra)
 
     def _check_numbers(self) -> None:
         at_least("port", self.port, 0)
