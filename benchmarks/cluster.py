@@ -7,8 +7,8 @@
    worker (which is all others' coordinator), node and command are killed in turn, every third in
    the middle of a save. At the end every variable is compared with those of a run that nothing
    stopped: the difference must be 0. Seconds from each kill to the next new snapshot.
-2. elastic: a run of two to three workers: three, a node killed, two, a node added, three; its end
-   beside that of one process.
+2. elastic: a run of two to three workers: two, a node added, three, a node killed, two, a node
+   added, three; its end beside that of one process.
 3. scaling: prediction of pictures, decoded from files, by one process of one thread, and of twice
    as many by two; and the same by `van predict --shard`.
 4. costs: what a step and a snapshot of each model move, from its sizes; and how fast this disk
@@ -90,7 +90,7 @@ def kills(count: int, seed: int) -> dict:
 
 
 def elastic() -> dict:
-    """How far a run of 3, 2 and again 3 workers is from that of one process."""
+    """How far a run of 2, 3, 2 and again 3 workers is from that of one process."""
     from rich.console import Console
 
     from tests.cluster.commands import Command, workers_of
@@ -120,8 +120,10 @@ def elastic() -> dict:
         seen.append({"workers": count, "step": max(command.steps())})
         print(f"  {seen[-1]}, {time.monotonic() - begin:.1f} s", flush=True)
 
-    with started() as nodes:
+    with started(1) as nodes:
         command = Command(folder, nodes.address, "2:3", recipe)
+        wait_for(2)
+        nodes.add()
         wait_for(3)
         nodes.kill()
         wait_for(2)

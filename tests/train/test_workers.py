@@ -10,7 +10,7 @@ from PIL import Image
 
 from tests.train.one_worker import STEPS, trained
 from van_classification_tensorflow.train import callbacks
-from van_classification_tensorflow.train.snapshots import Snapshots
+from van_classification_tensorflow.train.snapshots import Snapshot, Snapshots
 from van_classification_tensorflow.train.workers import Workers, join
 
 BACKEND = keras.backend.backend()
@@ -140,6 +140,9 @@ class Follower(Workers):
         super().__init__(1, 2)
         self.first, self.asked = first, 0
 
+    def together(self, do):
+        return do()
+
     def gather(self, values):
         self.asked += 1
         return np.array([self.first, values])
@@ -188,6 +191,23 @@ def test_they_ask_each_other_at_the_step_that_the_first_has_named():
     assert asked == [1, 1, 1, 2, 2]
 
 
+def test_they_ask_each_other_soon_after_a_run_has_gone_on():
+    """However many steps were done before."""
+
+    class First(Follower):
+        def gather(self, values):
+            self.first = values
+            return super().gather(values)
+
+    first = First(None)
+    keep, _ = keeper(first, seconds=1e9)
+    keep.position.step = 200_005
+    keep.restore(Snapshot(200_005, {}, {"callbacks": {}}, {}))
+    keep.position.step += 1
+    keep.on_train_batch_end(0)
+    assert first.first[2] <= 2
+
+
 @pytest.mark.parametrize("workers", [Workers(), Follower([0, 0, 5])], ids=["alone", "two"])
 def test_anyone_may_ask_to_stop(workers):
     keep, _ = keeper(workers, seconds=1e9, stop=lambda: True)
@@ -219,6 +239,15 @@ def test_what_fails_on_one_fails_on_all():
 
     with pytest.raises(OSError, match=r"^mine$"):
         Two("the disk is gone").together(fails)
+
+
+def test_what_the_first_does_alone_may_fail_there_alone():
+    done = []
+    Two("").first_alone(lambda: done.append(1))
+    Follower([]).first_alone(lambda: done.append(2))
+    assert done == [1]
+    with pytest.raises(ValueError, match="worker 1 of 2: no"):
+        Two("no").first_alone(lambda: None)
 
 
 def test_what_differs_is_named():

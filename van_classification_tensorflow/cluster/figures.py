@@ -21,10 +21,12 @@ class Figures(keras.callbacks.Callback):
         super().__init__()
         self._epochs = epochs
         self.news, self.seconds, self._told = news, seconds, 0.0
-        self._epoch = 0
+        self._epoch = self._before = self._batches = 0
 
     def on_epoch_begin(self, epoch, logs=None):
-        self._epoch = epoch
+        # `fit` may be called for the rest of an epoch: the optimizer has counted all of it.
+        self._epoch, self._before = epoch, int(self.model.optimizer.iterations)
+        self._batches = (self._before + self.params["steps"]) // (epoch + 1)
 
     def on_train_batch_end(self, batch, logs=None):
         now = time.perf_counter()
@@ -35,8 +37,8 @@ class Figures(keras.callbacks.Callback):
                 {
                     "epoch": self._epoch + 1,
                     "epochs": self._epochs,
-                    "batch": batch + 1,
-                    "batches": self.params["steps"],
+                    "done": self._before + batch + 1,
+                    "total": self._epochs * self._batches,
                     "loss": float((logs or {}).get("loss", 0)),
                 },
             )

@@ -23,6 +23,7 @@ from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
 from ..support.console import messages, progress_bar, results, say
 from ..support.files import write_atomically
 from ..train.command import Job, interrupted, job_of
+from ..train.folder import check_batch
 from ..train.request import TrainRequest
 from ..train.snapshots import Snapshots
 from .connect import connected
@@ -32,7 +33,7 @@ from .worker import Work, sharing, train_here
 _TRIES = 3  # in a row without a new snapshot
 _PAUSE = 2.0  # seconds before another
 _ERRORS = {"ModuleNotFoundError": ModuleNotFoundError, "OSError": OSError}
-_KEPT = ("KERAS_", "TF_", "XLA_", "JAX_", "VAN_", "OMP_", "NCCL_", "HF_", "HTTP", "http")
+_KEPT = ("KERAS_", "TF_", "XLA_", "JAX_", "VAN_", "OMP_", "NCCL_")
 
 
 def run(request: TrainRequest) -> None:
@@ -49,54 +50,81 @@ def run(request: TrainRequest) -> None:
         return
     console, address, workers = messages(), request.where.cluster, request.where.workers
     assert address is not None  # noqa: S101 - the command line has seen to it
+    gpus = request.gpus_per_worker
     if workers:
-        _check_workers(job, *workers)
+        _check_workers(job, *workers, gpus)
     with connected(address, console) as ray:
+        room = _room(ray, gpus)
         if not workers:
-            workers = (_devices(ray, request.gpus_per_worker),) * 2
-            _check_workers(job, *workers)
+            workers = (room, room)
+            _check_workers(job, *workers, gpus)
+        elif room < workers[0]:
+            say(console, f"There is room for {room:,} of {workers[0]:,} workers: waiting for nodes")
         group = _Group(ray, request, job, workers, console)
-        with _marked(job.output) as mark:
+        with _marked(job.output, _storage(request, job)) as mark:
             try:
                 group.train(mark)
             except KeyboardInterrupt:
                 raise interrupted(job.output) from None
 
 
-def _devices(ray: Any, gpus: int) -> int:
-    """One worker for each share of GPUs, or for each node: TensorFlow and JAX use all its cores."""
-    if gpus:
-        return max(int(ray.cluster_resources().get("GPU", 0)) // gpus, 1)
-    return max(sum(n["Alive"] and n["Resources"].get("CPU", 0) >= 1 for n in ray.nodes()), 1)
+def _room(ray: Any, gpus: int) -> int:
+    """One worker for each share of GPUs, or for each node: TensorFlow and JAX use all its cores.
+
+    Raises:
+        ValueError: No node has so many GPUs.
+    """
+    nodes = [n["Resources"] for n in ray.nodes() if n["Alive"] and n["Resources"].get("CPU", 0)]
+    if not gpus:
+        return max(len(nodes), 1)
+    there = sum(int(one.get("GPU", 0)) // gpus for one in nodes)
+    if not there:
+        most = max((int(one.get("GPU", 0)) for one in nodes), default=0)
+        raise ValueError(
+            f"`gpus_per_worker` must be at most the GPUs of a node, {most} here. "
+            f"Received: gpus_per_worker={gpus}"
+        )
+    return there
 
 
-def _check_workers(job: Job, least: int, most: int) -> None:
+def _check_workers(job: Job, least: int, most: int, gpus: int) -> None:
     """Whether so many can share a batch; of a range, that fewer may work than are there."""
-    if least == most and sharing(job.recipe, most) != most:
-        better = sharing(job.recipe, most)
+    better = sharing(job.recipe, most, gpus)
+    if least == most != better:
         raise ValueError(
             f"`batch_size` must give each of the {most} workers the same number of pictures, an "
             f"even one where they are mixed. Received: batch_size={job.recipe.batch_size}, which "
             f"{better} can share"
         )
+    check_batch(job.recipe, better * max(gpus, 1))
 
 
 @contextlib.contextmanager
-def _marked(folder: Path) -> Iterator[tuple[str, str]]:
-    """A hidden file in the folder of the run, by which workers know that it is the same one."""
+def _marked(folder: Path, storage: Path) -> Iterator[tuple[str, str]]:
+    """A hidden file in the folder of the run, by which workers know that it is the same one.
+
+    Its name is this command's own, and that of what Ray keeps in `storage`; both go at the end.
+    """
     was_there = folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
-    name, text = ".cluster", secrets.token_hex(16)
+    text = secrets.token_hex(16)
+    name = f".cluster-{text[:8]}"
     write_atomically(folder / name, lambda path: path.write_text(text, encoding="utf-8"))
     try:
         yield name, text
     finally:
-        shutil.rmtree(folder / ".ray", ignore_errors=True)
+        shutil.rmtree(storage / name, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            (folder / ".ray").rmdir()  # unless another command's is in it
         with contextlib.suppress(OSError):
             (folder / name).unlink()
             if not was_there and not (folder / "config.yaml").exists():
                 (folder / ".lock").unlink(missing_ok=True)
                 folder.rmdir()  # nothing has come of it
+
+
+def _storage(request: TrainRequest, job: Job) -> Path:
+    return request.storage or job.output / ".ray"
 
 
 class _Group:
@@ -114,7 +142,7 @@ class _Group:
         self.workers = workers
         self.news = news_here(ray)
         self.store = Snapshots(job.output / "snapshots")
-        self.stop_asked = self.done = False
+        self.stop_asked = self.done = self.heard = False
         self.errors: list[tuple[int, str, str]] = []
         self.bar = progress_bar(
             console,
@@ -141,10 +169,10 @@ class _Group:
                 why = self._one_group(mark)
                 if self.errors:
                     raise self._error()
-                if self.stop_asked:
-                    raise KeyboardInterrupt
                 if self.done:
                     return
+                if self.stop_asked:
+                    raise KeyboardInterrupt
                 newest = self._newest()
                 failures = 0 if newest != before else failures + 1
                 if failures == _TRIES:
@@ -162,6 +190,7 @@ class _Group:
     def _one_group(self, mark: tuple[str, str]) -> str:
         """Runs one group to its end; why it ended, if it was lost."""
         trainer, ended = self._trainer(mark), []
+        self.heard = False
 
         def fit() -> None:
             try:
@@ -174,6 +203,8 @@ class _Group:
         while thread.is_alive():
             thread.join(0.2)
             self._listen()
+            if self.stop_asked and not self.heard:
+                raise KeyboardInterrupt  # there is nobody yet who could stop in good order
         self._listen()
         return _short(ended[0]) if ended else "it has ended without a word"
 
@@ -193,10 +224,10 @@ class _Group:
             resume=resume,
             force=self.request.force and self.job.resume,
             mark=mark,
+            gpus=gpus,
             width=self.console.width,
             news=self.news,
         )
-        storage = self.request.storage or self.job.output / ".ray"  # which `_marked` removes
         return DataParallelTrainer(
             train_here,
             train_loop_config=work,
@@ -209,14 +240,15 @@ class _Group:
                 elastic_resize_monitor_interval_s=_seconds("VAN_ELASTIC_SECONDS", 60),
             ),
             run_config=RunConfig(
-                name="train",
-                storage_path=os.path.abspath(storage),
+                name=mark[0],  # which `_marked` removes
+                storage_path=os.path.abspath(_storage(self.request, self.job)),
                 failure_config=FailureConfig(max_failures=0, controller_failure_limit=0),
             ),
         )
 
     def _listen(self) -> None:
         for kind, what in self.ray.get(self.news.take.remote()):
+            self.heard = True
             if kind == "message":
                 say(self.console, what)
             elif kind == "result":
@@ -229,12 +261,11 @@ class _Group:
                 self.done = True
 
     def _show(self, figures: dict[str, Any]) -> None:
-        epoch, batches = figures["epoch"], figures["batches"]
         self.bar.update(
             self.task,
-            total=figures["epochs"] * batches,
-            completed=(epoch - 1) * batches + figures["batch"],
-            epoch=f"{epoch}/{figures['epochs']}",
+            total=figures["total"],
+            completed=figures["done"],
+            epoch=f"{figures['epoch']}/{figures['epochs']}",
             figures=f"loss {figures['loss']:.4f}",
         )
 
@@ -262,8 +293,12 @@ class _Group:
 
 
 def _environment() -> dict[str, str]:
-    """Variables of this process that decide what a worker runs on, and how."""
-    return {n: v for n, v in os.environ.items() if n.startswith(_KEPT) and n != "TF_CONFIG"}
+    """Variables of this process that decide what a worker runs on, and how; no secrets."""
+    return {
+        name: value
+        for name, value in os.environ.items()
+        if name.startswith(_KEPT) and name != "TF_CONFIG" and "TOKEN" not in name
+    }
 
 
 def _seconds(name: str, default: float) -> float:

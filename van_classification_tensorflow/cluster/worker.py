@@ -5,7 +5,9 @@ Imports neither Keras nor a backend before it is told on which one to run.
 
 from __future__ import annotations
 
+import contextlib
 import json
+import math
 import os
 import socket
 import threading
@@ -29,9 +31,10 @@ class Work:
         data: As in `train.train.train`, as well as the next four.
         output: Folder of the run, on storage that all nodes see.
         recipe: As a dictionary.
-        resume: Whether the run is there, and goes on.
+        resume: Whether the run was there when the command was given.
         force: Although it was begun otherwise.
         mark: A hidden file in the folder, by whose text it is known that it is the same folder.
+        gpus: Of each process.
         width: Columns of the command's terminal.
         news: Handle of a `cluster.news.News`.
     """
@@ -42,15 +45,16 @@ class Work:
     resume: bool
     force: bool
     mark: tuple[str, str]
+    gpus: int
     width: int
     news: Any
 
 
-def sharing(recipe: Recipe, most: int) -> int:
+def sharing(recipe: Recipe, most: int, gpus: int = 0) -> int:
     """How many of at most `most` workers share a batch evenly, and no pair that is mixed."""
     pairs = 2 if recipe.mix_probability > 0 and recipe.mixup + recipe.cutmix > 0 else 1
-    rows = recipe.batch_size
-    return max(n for n in range(1, most + 1) if n == 1 or rows % (n * pairs) == 0)
+    part = math.lcm(pairs, max(gpus, 1))
+    return max(n for n in range(1, most + 1) if n == 1 or recipe.batch_size % (n * part) == 0)
 
 
 def train_here(work: Work) -> None:
@@ -61,7 +65,8 @@ def train_here(work: Work) -> None:
 
     context = ray.train.get_context()
     rank, recipe = context.get_world_rank(), Recipe.from_dict(work.recipe)
-    addresses = json.loads(os.environ[ADDRESSES])[: sharing(recipe, context.get_world_size())]
+    addresses = json.loads(os.environ[ADDRESSES])
+    addresses = addresses[: sharing(recipe, context.get_world_size(), work.gpus)]
     if rank >= len(addresses):
         return  # a batch of this size cannot be shared by all who are there
     try:
@@ -97,19 +102,20 @@ def _train(work: Work, recipe: Recipe, rank: int, addresses: list[str]) -> None:
     from .figures import Figures
     from .news import Told
 
-    strategy = join(rank, addresses) if len(addresses) > 1 else None
+    strategy = join(rank, addresses) if len(addresses) > 1 or work.gpus > 1 else None
     consoles = [
         Console(file=Told(work.news, kind), width=work.width, force_terminal=False)
         for kind in ("message", "result")
     ]
     stops = threading.Event()
     threading.Thread(target=_ask, args=(work.news, stops), daemon=True).start()
-    try:
+    with contextlib.suppress(Stopped):  # as the command has asked for
         train(
             work.data,
             work.output,
             recipe,
-            resume=work.resume,
+            # Also of a group that has grown or shrunk, which is given the same `work` again.
+            resume=work.resume or (Path(work.output) / "config.yaml").is_file(),
             force=work.force,
             strategy=strategy,
             callbacks=[Figures(work.news, _FIGURES, recipe.total_epochs)] if rank == 0 else [],
@@ -117,10 +123,8 @@ def _train(work: Work, recipe: Recipe, rank: int, addresses: list[str]) -> None:
             console=consoles[0],
             report_to=consoles[1],
         )
-    except Stopped:
-        work.news.tell.remote("stopped", rank)
-        return
-    work.news.tell.remote("done", rank)
+        if rank == 0:  # the last to end: the others do not write
+            work.news.tell.remote("done", rank)
 
 
 def _ask(news: Any, stops: threading.Event) -> None:

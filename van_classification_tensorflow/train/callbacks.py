@@ -388,6 +388,7 @@ class KeepSnapshots(keras.callbacks.Callback):
             )
         self._assign(snapshot, variables)
         self._pending = snapshot
+        self._talked = self.position.step, time.perf_counter()
 
     def _assign(self, snapshot: Snapshot, variables: dict[str, Any]) -> None:
         kinds = {name.partition("/")[0] for name in variables}
@@ -479,8 +480,7 @@ class KeepSnapshots(keras.callbacks.Callback):
             "callbacks": {type(one).__name__: one.get_state() for one in self.callbacks},
             "random": random_state,
         }
-        if self.workers.leads:
-            self.store.save(step, arrays, state, self._clock())
+        self.workers.first_alone(lambda: self.store.save(step, arrays, state, self._clock()))
         self._saved_at = time.perf_counter()
         self._cost = self._saved_at - started
 

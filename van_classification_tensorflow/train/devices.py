@@ -43,18 +43,6 @@ def strategy_for(devices: int) -> Any:
     return tf.distribute.MirroredStrategy([f"GPU:{i}" for i in range(wanted)])
 
 
-def check_batch(recipe: Recipe, parts: int) -> None:
-    if recipe.batch_size % (parts * recipe.accumulation_steps):
-        raise ValueError(
-            f"`batch_size` must be a multiple of the {parts} devices that share it. "
-            f"Received: batch_size={recipe.batch_size}"
-        )
-    if parts > 1 and max(recipe.accumulation_steps, recipe.steps_per_execution) > 1:
-        raise ValueError("`accumulation_steps` and `steps_per_execution` are for one device")
-    if parts > 1 and recipe.clip_norm is not None:
-        raise ValueError("`clip_norm` is for one device: Keras clips before gradients are added")
-
-
 def versions() -> dict[str, str]:
     """What must be the same wherever a model is trained by several workers."""
     there = environment(1)

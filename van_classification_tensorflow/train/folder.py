@@ -253,6 +253,19 @@ def check_start(
     return data, (found, validation)
 
 
+def check_batch(recipe: Recipe, parts: int) -> None:
+    """Raises `ValueError` where so many devices, of all workers together, cannot share a batch."""
+    if recipe.batch_size % (parts * recipe.accumulation_steps):
+        raise ValueError(
+            f"`batch_size` must be a multiple of the {parts} devices that share it. "
+            f"Received: batch_size={recipe.batch_size}"
+        )
+    if parts > 1 and max(recipe.accumulation_steps, recipe.steps_per_execution) > 1:
+        raise ValueError("`accumulation_steps` and `steps_per_execution` are for one device")
+    if parts > 1 and recipe.clip_norm is not None:
+        raise ValueError("`clip_norm` is for one device: Keras clips before gradients are added")
+
+
 def open_training_data(data: str | os.PathLike, recipe: Recipe) -> tuple[Pictures, Pictures]:
     """The pictures to train on and to validate on, divided as the recipe has it."""
     return open_data(data, validation_split=recipe.validation_split, seed=recipe.seed)

@@ -34,8 +34,8 @@ from .build import (
     why_fresh,
 )
 from .callbacks import Averaging, KeepSnapshots, Position, Records, TrainingError, Validation, Watch
-from .devices import check_batch, environment
-from .folder import Ending, check_unchanged, ending, fingerprints
+from .devices import environment
+from .folder import Ending, check_batch, check_unchanged, ending, fingerprints
 from .optim import LearningRate, ModelAverage
 from .progress import FitProgress
 from .recipe import Recipe
@@ -67,7 +67,7 @@ class Run:
 
             tf.config.experimental.enable_op_determinism()
         check_batch(recipe, workers.replicas)
-        source = open_pretrained(recipe.pretrained, recipe.model)
+        source = workers.together(lambda: open_pretrained(recipe.pretrained, recipe.model))
         self.start = "random weights"
         if source is not None:
             why = why_fresh(source, class_labels(found.classes))
@@ -188,7 +188,9 @@ class Run:
         if not force:  # again: only now it is known which snapshot is intact
             state = None if snapshot is None else snapshot.state
             parts = (self.found, self.validation)
-            check_unchanged(self.folder, self.recipe, self.data, parts, state)
+            self.workers.together(
+                lambda: check_unchanged(self.folder, self.recipe, self.data, parts, state)
+            )
         if snapshot is None:
             self.console.print("No snapshot yet: the run starts anew.")
             return
@@ -305,18 +307,16 @@ class Run:
 
     def refresh(self) -> None:
         self._save(self.folder / "last.keras")
-        if not self.workers.leads:
-            return
-        write_atomically(
-            self.folder / "training_curves.png",
-            lambda path: plots.training_curves(self.records.history, path, "validation"),
-        )
+
+        def draw(path: Path) -> None:
+            plots.training_curves(self.records.history, path, "validation")
+
+        curves = self.folder / "training_curves.png"
+        self.workers.first_alone(lambda: write_atomically(curves, draw))
 
     def _save(self, path: Path) -> None:
         self._deployed.set_weights(self.model.get_weights())  # all: some need each other for it
-        if self.workers.leads:
-            with self.workers.local():  # to save a model is to make its layers
-                write_atomically(path, self._deployed.save)
+        self.workers.first_alone(lambda: write_atomically(path, self._deployed.save))
 
 
 @contextlib.contextmanager

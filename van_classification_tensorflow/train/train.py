@@ -87,20 +87,19 @@ def train(
         return data, open_training_data(data, recipe)  # the folder is the first one's to judge
 
     data, found = workers.together(start)
+    resume = bool(workers.share(resume))  # as the first sees the folder
     workers.check_equal({**versions(), "data": str(fingerprints(*found)), "recipe": str(recipe)})
     data = data if data == "digits" else os.path.abspath(data)
     run = Run(folder, data, recipe, *found, workers, console, callbacks, stop)
     with contextlib.ExitStack() as held:
-        workers.together(lambda: _enter(folder, held) if workers.leads else None)
+        workers.first_alone(lambda: _enter(folder, held))
         before = set(os.listdir(folder)) if workers.leads else set()
         try:
             if resume:
                 run.resume(force)
             end = run.ending()
             if end is None:
-                if workers.leads:
-                    with workers.local():
-                        _begin(run)
+                workers.first_alone(lambda: _begin(run))
                 run.fit()
             elif end.missing:
                 _make_again(run, end.missing)

@@ -48,7 +48,7 @@ class Workers:
         return contextlib.nullcontext() if self.strategy is None else self.strategy.scope()
 
     def local(self) -> contextlib.AbstractContextManager:
-        """Where a model is made that is this worker's own."""
+        """Where models are made that are of one worker alone: read, or saved."""
         return contextlib.nullcontext()
 
     def gather(self, values: np.ndarray) -> np.ndarray:
@@ -94,6 +94,20 @@ class Workers:
             if text:
                 raise ValueError(f"worker {rank} of {self.count}: {text}")
         return result  # type: ignore[return-value]
+
+    def first_alone(self, do: Callable[[], object]) -> None:
+        """Has the first do what the others wait for, such as writing; it may make models.
+
+        Raises:
+            ValueError: It failed on the first, as the others are told.
+        """
+
+        def done() -> None:
+            if self.leads:
+                with self.local():
+                    do()
+
+        self.together(done)
 
     def check_equal(self, about: Mapping[str, str]) -> None:
         """Whether all of them say the same of everything.
