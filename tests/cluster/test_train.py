@@ -110,7 +110,7 @@ def test_what_a_worker_says_a_user_can_mend_is_said_once(nodes, tmp_path, capsys
         (
             "--batch-size",
             "61",
-            "--batch-size must give each of the 2 workers the same number of pictures, an even",
+            "--batch-size must give each of the 2 workers the same number",
         ),
         ("--batch-size", "66", "Received: --batch-size 66, which 1 can share"),
     ],
