@@ -25,7 +25,7 @@ class Figures(keras.callbacks.Callback):
 
     def on_epoch_begin(self, epoch, logs=None):
         # `fit` may be called for the rest of an epoch: the optimizer has counted all of it.
-        self._epoch, self._before = epoch, int(self.model.optimizer.iterations)
+        self._epoch, self._before = epoch, int(self.model.optimizer.iterations.numpy())
         self._batches = (self._before + self.params["steps"]) // (epoch + 1)
 
     def on_train_batch_end(self, batch, logs=None):
