@@ -1,0 +1,81 @@
+"""What stands in a reader's folder for the files that the pages name: small, made on the spot.
+
+The weights of the catalogue lie in a cache, as if they had been downloaded: random ones, under the
+names of sources without a published hash.
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from tests.parity import GOLDEN, seeded_tensor
+from van_classification_tensorflow import VAN
+from van_classification_tensorflow.spec.architecture import Architecture
+from van_classification_tensorflow.spec.config import CONFIGURATIONS
+from van_classification_tensorflow.weights.catalogue import CATALOGUE
+from van_classification_tensorflow.weights.formats.torch import write_torch
+
+# Files of the golden set: one VAN of 10 classes in the namings of others.
+MICRO = {
+    "my_finetuned.pth": "micro_official_legacy.pth.tar",
+    "checkpoint.pth.tar": "micro_official.pth.tar",
+    "van_base_828.pth.tar": "micro_official.pth.tar",
+    "van_tiny_754.pth.tar": "micro_official.pth.tar",
+    "my_1x.h5": "micro_seed.h5",
+    "my_van_hf": "micro_hf",
+    "small.safetensors": "micro.safetensors",
+}
+CACHED = ("van_b0.in1k", "van_b1.in1k")
+
+
+def fill(folder: Path) -> None:
+    """Everything but the cache."""
+    for name, golden in MICRO.items():
+        copy = shutil.copytree if (GOLDEN / golden).is_dir() else shutil.copyfile
+        copy(GOLDEN / golden, folder / name)
+    rng = np.random.default_rng(0)
+    for name in ("cat.jpg", "dog.png", "a.jpg", "b.png", "picture.png", *_photos()):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        _picture(rng).save(folder / name)
+    for place in ("flowers", "imagenet/train", "imagenet/val"):
+        classes = ("daisy", "rose", "tulip") if place == "flowers" else ("n01440764", "n02123045")
+        for shade, label in enumerate(classes):
+            (folder / place / label).mkdir(parents=True)
+            for number in range(8 if place == "flowers" else 2):
+                _picture(rng, 60 + 60 * shade).save(folder / place / label / f"{number}.jpg")
+    digits = VAN(pretrained="digits")  # trained, so that int8 can be compared
+    for name in ("my_van.keras", "my_model.keras"):
+        digits.save(folder / name)
+    (folder / "models").mkdir()
+
+
+def _photos() -> list[str]:
+    return [f"photos/{number}.jpg" for number in range(4)]
+
+
+def _picture(rng: np.random.Generator, shade: int = 128) -> Image.Image:
+    """72 x 56 with some structure."""
+    coarse = rng.integers(0, 60, (7, 9, 3), np.uint8) + shade
+    return Image.fromarray(coarse.clip(0, 255).astype(np.uint8)).resize((72, 56))
+
+
+def fill_cache(folder: Path) -> None:
+    """Random weights of `CACHED`, in the authors' naming and PyTorch's format."""
+    for name in CACHED:
+        record = CATALOGUE[name]
+        source = next(s for s in record.sources if s.url.endswith(".pth.tar"))
+        config = CONFIGURATIONS[record.configuration]
+        sizes = Architecture(
+            tuple(config.embed_dims),
+            tuple(config.hidden_dims),
+            tuple(config.depths),
+            3,
+            record.num_classes,
+        )
+        tensors = {n: seeded_tensor(n, one.shape) for n, one in sizes.tensors().items()}
+        (folder / name).mkdir(parents=True)
+        write_torch(folder / name / source.file, tensors)
