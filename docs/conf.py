@@ -4,6 +4,7 @@ The source directory is the repository's root, so that relative links mean the s
 GitHub. Pages that are made of the code (`made_pages.py`) are written to `docs/made/` first.
 """
 
+import re
 import sys
 from pathlib import Path
 
@@ -72,3 +73,15 @@ linkcheck_anchors = False  # GitHub makes many of them in the browser
 linkcheck_timeout = 20
 linkcheck_retries = 2
 linkcheck_ignore = [r"https?://(localhost|127\.0\.0\.1|van\.example\.org|mirror\.example).*"]
+
+
+def _plain_stars(app, what, name, obj, options, lines):
+    """The docstrings are no reStructuredText: a star or a bar in them is just that."""
+    for number, line in enumerate(lines):
+        parts = re.split(r"(``?[^`]*``?)", line)  # what stands between backticks is left as it is
+        parts[::2] = [re.sub(r"(?<!\\)([*|])", r"\\\1", one) for one in parts[::2]]
+        lines[number] = "".join(parts)
+
+
+def setup(app):
+    app.connect("autodoc-process-docstring", _plain_stars, priority=900)  # after napoleon

@@ -51,7 +51,9 @@ COMMANDS: dict[str, dict[str, Instead]] = {
     },
     "start": {
         "van train --data flowers --pretrained --output runs/flowers": Instead(
-            SMALL, f"van train --data flowers {FROM_SMALL} --output runs/flowers"
+            "the page on training does it; its best.keras is here a model of digits",
+            "mkdir -p runs/flowers && cp my_van.keras runs/flowers/best.keras",
+            "van train --data flowers --pretrained --output runs/flowers",
         ),
     },
     "train": {
@@ -75,14 +77,29 @@ COMMANDS: dict[str, dict[str, Instead]] = {
             B2, "van predict photos/ --weights van_b0 --output out.csv"
         ),
         "van predict photos/ --output out.csv --shard $SLURM_ARRAY_TASK_ID/4 --resume": Instead(
-            "needs Slurm, which starts it four times",
-            "\n".join(
-                f"van predict photos/ --output out.csv --shard {number}/4 --resume --overwrite"
+            "needs Slurm, which starts it four times; the output of the blocks above is removed",
+            "rm out.csv\n"
+            + "\n".join(
+                f"van predict photos/ --output out.csv --shard {number}/4 --resume"
                 for number in range(4)
             ),
         ),
+        "for i in 0 1 2 3; do van predict photos/ --output out.csv --shard $i/4 & done; wait; "
+        "van merge out.csv": Instead(
+            "the output of the block above is removed; two processes instead of four",
+            "rm out.csv\n"
+            "for i in 0 1; do van predict photos/ --output out.csv --shard $i/2 & done; wait; "
+            "van merge out.csv",
+        ),
     },
-    "weights": {},
+    "explain": {
+        "van explain cat.jpg --output why-all --method grad-cam integrated-gradients lka "
+        "--layer all": Instead(
+            SMALL,
+            "van explain cat.jpg --weights digits --output why-all --method grad-cam "
+            "integrated-gradients lka --layer all",
+        ),
+    },
     "deploy": {
         "van export --weights van_b0 --output van_b0.onnx": Instead(
             SMALL, "van export --weights my_van.keras --output van_b0.onnx"
@@ -154,12 +171,23 @@ COMMANDS: dict[str, dict[str, Instead]] = {
 }
 
 PYTHON: dict[str, list[Change]] = {
+    "README": [
+        Change(
+            'VAN("van_b0", include_top=False, drop_path_rate=0.1)',
+            "VAN(embed_dims=[8, 16], mlp_ratios=[4, 2], depths=[1, 1], include_top=False, "
+            "drop_path_rate=0.1)",
+            "TensorFlow traces VAN-B0 for half a minute: .ci/run runs the ten lines as they stand",
+        ),
+    ],
     "weights": [
         Change(
             'VAN("van_b4", pretrained="in22k")',
             'VAN("van_b0", pretrained="in1k")',
             "285 MB, of which the only source has a published hash that no stand-in can have",
         ),
+    ],
+    "explain": [
+        Change('VAN("van_b0", pretrained=True)', 'VAN(pretrained="small.safetensors")', SMALL),
     ],
     "train": [
         Change(

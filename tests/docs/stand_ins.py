@@ -7,27 +7,34 @@ names of sources without a published hash.
 from __future__ import annotations
 
 import shutil
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from tests.parity import GOLDEN, seeded_tensor
+from tests import tiny_artefacts
+from tests.parity import GOLDEN, SMALL, seeded_tensor
 from van_classification_tensorflow import VAN
+from van_classification_tensorflow.benchmark.measure import write_safetensors
 from van_classification_tensorflow.spec.architecture import Architecture
-from van_classification_tensorflow.spec.config import CONFIGURATIONS
+from van_classification_tensorflow.spec.config import CONFIGURATIONS, VANConfig
 from van_classification_tensorflow.weights.catalogue import CATALOGUE
 from van_classification_tensorflow.weights.formats.torch import write_torch
 
+# Names that a page takes for granted, as of a model that its reader has.
+GIVEN = {
+    "predict": "from van_classification_tensorflow import VAN; model = VAN(pretrained='digits')",
+    "weights": "from tests.parity import MICRO; from van_classification_tensorflow import VAN; "
+    "model = VAN(**MICRO)",
+}
 # Files of the golden set: one VAN of 10 classes in the namings of others.
 MICRO = {
     "my_finetuned.pth": "micro_official_legacy.pth.tar",
     "checkpoint.pth.tar": "micro_official.pth.tar",
     "van_base_828.pth.tar": "micro_official.pth.tar",
-    "van_tiny_754.pth.tar": "micro_official.pth.tar",
     "my_1x.h5": "micro_seed.h5",
     "my_van_hf": "micro_hf",
-    "small.safetensors": "micro.safetensors",
 }
 CACHED = ("van_b0.in1k", "van_b1.in1k")
 
@@ -50,7 +57,10 @@ def fill(folder: Path) -> None:
     digits = VAN(pretrained="digits")  # trained, so that int8 can be compared
     for name in ("my_van.keras", "my_model.keras"):
         digits.save(folder / name)
-    (folder / "models").mkdir()
+    write_safetensors(folder / "small.safetensors", _tensors(**SMALL), {})
+    weights = tiny_artefacts.random_weights(32 * 32 * 3)
+    made = tiny_artefacts.build(folder, "onnx", weights, tiny_artefacts.about())
+    made.rename(folder / "model.onnx")
 
 
 def _photos() -> list[str]:
@@ -68,14 +78,12 @@ def fill_cache(folder: Path) -> None:
     for name in CACHED:
         record = CATALOGUE[name]
         source = next(s for s in record.sources if s.url.endswith(".pth.tar"))
-        config = CONFIGURATIONS[record.configuration]
-        sizes = Architecture(
-            tuple(config.embed_dims),
-            tuple(config.hidden_dims),
-            tuple(config.depths),
-            3,
-            record.num_classes,
-        )
-        tensors = {n: seeded_tensor(n, one.shape) for n, one in sizes.tensors().items()}
         (folder / name).mkdir(parents=True)
-        write_torch(folder / name / source.file, tensors)
+        config = asdict(CONFIGURATIONS[record.configuration])
+        write_torch(folder / name / source.file, _tensors(**config, num_classes=1000))
+
+
+def _tensors(embed_dims, mlp_ratios, depths, num_classes) -> dict[str, np.ndarray]:
+    config = VANConfig(embed_dims, mlp_ratios, depths)
+    sizes = Architecture(config.embed_dims, config.hidden_dims, config.depths, 3, num_classes)
+    return {name: seeded_tensor(name, one.shape) for name, one in sizes.tensors().items()}

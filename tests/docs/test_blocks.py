@@ -121,6 +121,7 @@ class Reader:
         self.changes = dict(COMMANDS.get(page, {}))
         self.edits = PYTHON.get(page, [])
         self.names: dict = {"__name__": "__main__"}
+        exec(stand_ins.GIVEN.get(page, ""), self.names)  # noqa: S102 - of this repository
         self.servers: list[subprocess.Popen] = []
         self.port = "8000"
         (folder / "bin").mkdir()
@@ -164,7 +165,7 @@ class Reader:
             cli.main(arguments)
         except SystemExit as stopped:
             assert not stopped.code, f"van {' '.join(arguments)}: exit code {stopped.code}"
-        if "--output" in arguments:
+        if "--output" in arguments and "--shard" not in arguments:  # which writes a part of it
             assert Path(arguments[arguments.index("--output") + 1]).exists()
 
     def shell(self, command: str) -> None:
@@ -242,11 +243,12 @@ def test_page(page, filled, tmp_path, monkeypatch):
     folder, cache = filled
     here = tmp_path / "reader"
     shutil.copytree(folder, here)
+    # What the authors published is in the cache, and under its own name beside the pictures.
+    os.link(next(cache.glob("van_b0.in1k/*.tar")), here / "van_tiny_754.pth.tar")
     monkeypatch.chdir(here)
     monkeypatch.setenv("VAN_CACHE", str(cache))
     monkeypatch.setenv("VAN_OFFLINE", "1")
     reader = Reader(page, here)
-    monkeypatch.setitem(sys.modules, "__main__", sys.modules["__main__"])
     try:
         for block in blocks(PAGES[page]):
             reader.follow(block)
