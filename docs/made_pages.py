@@ -194,9 +194,7 @@ def _flag(action) -> str:
         return flags
     value = action.metavar or ", ".join(map(str, action.choices or [action.dest.upper()]))
     several = " ..." if action.nargs in ("+", "*") else ""
-    if not action.option_strings:
-        return f"`{value}{several}`"
-    return f"{flags} `{_escaped(value)}{several}`"
+    return f"{flags} `{value}{several}`".strip().replace("|", r"\|")
 
 
 def _escaped(text: str) -> str:

@@ -69,7 +69,7 @@ def test_every_page_is_in_the_contents():
     """Sphinx says so as well, but only where it is installed."""
     text = (ROOT / "docs" / "index.md").read_text("utf-8")
     listed = {
-        name.strip()
+        re.sub(r".*<(.*)>", r"\1", name).strip()
         for tree in re.findall(r"```\{toctree\}\n(.*?)```", text, re.DOTALL)
         for name in tree.splitlines()
         if name.strip() and not name.startswith(":")
