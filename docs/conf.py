@@ -15,15 +15,16 @@ HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE))
 
 import made_pages  # noqa: E402
+
 from van_classification_tensorflow import __version__  # noqa: E402
 
 made_pages.write(HERE / "made")
 
 project = "van-classification-tensorflow"
 author = "the authors of van-classification-tensorflow"
-copyright = "the authors, MIT licence"  # noqa: A001
+copyright = "the authors, MIT licence"
 release = version = __version__
-smartquotes = False  # or `--option` in running text would get a dash
+smartquotes_action = "De"  # quotes stay: they are of texts that are to be typed
 
 root_doc = "docs/index"
 include_patterns = ["docs/**", "benchmarks/*.md", "CHANGELOG.md", "CONTRIBUTING.md"]
@@ -82,10 +83,11 @@ linkcheck_ignore = [r"https?://(localhost|127\.0\.0\.1|van\.example\.org|mirror\
 
 
 def _plain_stars(app, what, name, obj, options, lines):
-    """The docstrings are no reStructuredText: a star or a bar in them is just that."""
+    """The docstrings are no reStructuredText: a star, a bar or an option in them is just that."""
     for number, line in enumerate(lines):
         parts = re.split(r"(``?[^`]*``?)", line)  # what stands between backticks is left as it is
         parts[::2] = [re.sub(r"(?<!\\)([*|])", r"\\\1", one) for one in parts[::2]]
+        parts[::2] = [re.sub(r"(?<!\S)(--[a-z][a-z-]+)", r"``\1``", one) for one in parts[::2]]
         lines[number] = "".join(parts)
 
 

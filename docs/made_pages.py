@@ -22,7 +22,7 @@ PACKAGE = "van_classification_tensorflow"
 
 
 def write(folder: Path) -> None:
-    """Writes all of them; a page that is the same already keeps its time, and is not built again."""
+    """Writes all of them; one that is the same keeps its time, and is not built again."""
     folder.mkdir(exist_ok=True)
     for name, text in {"model-cards.md": model_cards(), "commands.md": commands()}.items():
         path = folder / name
@@ -133,7 +133,7 @@ def _millions(count: int | None) -> str:
 
 
 def _percent(value: float | None) -> str:
-    return f"{value:.2f}" if value is not None else "–"
+    return f"{value:.2f}" if value is not None else "-"
 
 
 def _anchor(name: str) -> str:
@@ -158,7 +158,7 @@ def commands() -> str:
         "an error, or what the command says of itself; 2 a wrong option; 130 stopped by Ctrl-C.",
     ]
     for name, command in _all_commands(COMMANDS):
-        parts += [f"## {name}", command.about, *_options(command)]
+        parts += [f"## {name}", _with_flags(command.about), *_options(command)]
         if command.finding:
             parts.append(f"Exit code 1 also where {command.finding}.")
     return "\n\n".join(parts) + "\n"
@@ -199,4 +199,10 @@ def _flag(action) -> str:
 
 def _escaped(text: str) -> str:
     """For a cell of a table: no column ends in it, and what looks like markup is none."""
-    return re.sub(r"([|*<>_])", r"\\\1", text).replace("\n", " ")
+    text = re.sub(r"([|*<>_])", r"\\\1", text).replace("\n", " ")
+    return _with_flags(text)
+
+
+def _with_flags(text: str) -> str:
+    """Options in running text as code, or their dashes would become one."""
+    return re.sub(r"(?<![\w`-])(--[a-z][a-z-]+)", r"`\1`", text)

@@ -126,9 +126,7 @@ class Reader:
         self.port = "8000"
         (folder / "bin").mkdir()
         van = folder / "bin" / "van"
-        van.write_text(
-            f'#!/bin/sh\nexec {sys.executable} -m van_classification_tensorflow "$@"\n'
-        )
+        van.write_text(f'#!/bin/sh\nexec {sys.executable} -m van_classification_tensorflow "$@"\n')
         van.chmod(0o755)
         (folder / ".curlrc").write_text("fail-with-body\nsilent\nshow-error\n")
 
@@ -141,13 +139,13 @@ class Reader:
                 if instead is None:
                     self.command(command)
                 else:
-                    self.instead(instead)
+                    self.instead(command, instead)
 
-    def instead(self, one: Instead) -> None:
-        for command in one.run.splitlines():
-            self.command(command)
-        if one.checked is not None:
-            options_of(one.checked)
+    def instead(self, command: str, one: Instead) -> None:
+        if one.checked is not None:  # first, as the work may make a folder that is then in the way
+            options_of(one.checked or command)
+        for other in one.run.splitlines():
+            self.command(other)
 
     def command(self, command: str) -> None:
         print(f"$ {command}")
@@ -164,7 +162,8 @@ class Reader:
         try:
             cli.main(arguments)
         except SystemExit as stopped:
-            assert not stopped.code, f"van {' '.join(arguments)}: exit code {stopped.code}"
+            if stopped.code:
+                raise AssertionError(f"van {' '.join(arguments)}: exit {stopped.code}") from None
         if "--output" in arguments and "--shard" not in arguments:  # which writes a part of it
             assert Path(arguments[arguments.index("--output") + 1]).exists()
 
@@ -199,7 +198,7 @@ class Reader:
         for _ in range(600):
             assert server.poll() is None, command
             try:
-                with urlopen(f"http://localhost:{self.port}/v2/health/ready", timeout=5):  # noqa: S310
+                with urlopen(f"http://localhost:{self.port}/v2/health/ready", timeout=5):
                     return
             except OSError:
                 time.sleep(0.1)
