@@ -10,12 +10,11 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from ..images.parallel import reason
 from ..inference.classifier import Classifier
 from ..inference.flow import Result
 from ..inference.parts import content_of
 from ..support.cores import use_at_most
-from ..support.text import one_line, printable
+from ..support.text import one_line, printable, reason
 
 
 @dataclass(frozen=True)
