@@ -172,3 +172,29 @@ def test_the_environment_of_workers(monkeypatch):
     found = _environment()
     assert found["KERAS_BACKEND"] == "jax"
     assert not {"TF_CONFIG", "SOMETHING", "VAN_TOKEN"} & set(found)
+
+
+def test_what_killed_commands_left_goes_with_the_end_of_the_run(tmp_path):
+    from van_classification_tensorflow.cluster.train import _marked
+
+    run, storage = tmp_path / "run", tmp_path / "storage"
+    for folder in (run, storage / ".cluster-old", storage / ".cluster-of-another-run"):
+        folder.mkdir(parents=True)
+    (run / "config.yaml").touch()
+    (run / ".cluster-old").touch()
+
+    def left():
+        return {path.name for folder in (run, storage) for path in folder.iterdir()}
+
+    def work(mark):
+        (storage / mark[0]).mkdir()
+        assert (run / mark[0]).read_text() == mark[1]
+
+    before = left()
+    with pytest.raises(KeyboardInterrupt), _marked(run, storage) as mark:
+        work(mark)
+        raise KeyboardInterrupt
+    assert left() == before
+    with _marked(run, storage) as mark:
+        work(mark)
+    assert left() == {"config.yaml", ".cluster-of-another-run"}
