@@ -62,7 +62,7 @@ def _overview() -> str:
             w.dataset,
             f"{w.num_classes:,}" if w.num_classes else "none",
             _millions(w.parameters),
-            f"{w.expected_bytes / 1e6:.0f}" if w.expected_bytes else "1",
+            f"{w.expected_bytes / 1e6:.0f}" if w.expected_bytes else "",
             _percent(w.top1),
             _percent(w.top5),
         ]
@@ -86,7 +86,7 @@ def _card(weights: Weights) -> str:
     rows = [
         ["trained on", weights.dataset],
         ["classes", f"{weights.num_classes:,}" if weights.num_classes else "none: a backbone"],
-        ["parameters", f"{weights.parameters:,}" if weights.parameters else "185,178"],
+        ["parameters", f"{weights.parameters:,}" if weights.parameters else "of its file"],
         ["top-1, top-5", _accuracy(weights)],
         ["preprocessing", preprocessing_words(weights.preprocessing)],
         ["names of the classes", weights.labels or "none"],
@@ -129,7 +129,7 @@ def _hash(digits: str) -> str:
 
 
 def _millions(count: int | None) -> str:
-    return f"{count / 1e6:.1f} M" if count else "0.2 M"
+    return f"{count / 1e6:.1f} M" if count else ""
 
 
 def _percent(value: float | None) -> str:
