@@ -153,9 +153,8 @@ GRADIENTS = {("upernet", "float32"): 2e-4, ("upernet", "float64"): 3e-5}
 @pytest.mark.parametrize(
     ("name", "dtype"),
     [
-        ("upernet", "float32"),
         ("ham", "float32"),
-        pytest.param("fpn", "float32", marks=pytest.mark.slow),
+        *(pytest.param(name, "float32", marks=pytest.mark.slow) for name in ("upernet", "fpn")),
         *(pytest.param(name, "float64", marks=pytest.mark.slow) for name in MICRO_SEGMENTERS),
     ],
 )
