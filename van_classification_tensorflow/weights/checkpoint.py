@@ -21,7 +21,8 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from ..spec.architecture import Architecture, architecture_of, check
+from ..spec.architecture import Architecture, TensorSpec, architecture_of, check
+from ..spec.decoders import DecoderSizes, layers_as_tensors
 from ..support.files import open_regular
 from ..support.text import excerpt
 from . import sidecars as beside
@@ -491,8 +492,24 @@ def _read_keras(archive: StoredZip) -> Checkpoint:
         kernel = tensors.get("head/vars/0")
         if not described.use_bias and kernel is not None:
             tensors["head/vars/1"] = np.zeros(kernel.shape[-1:], np.float32)
+    if described.decoder is not None:
+        tensors = _decoder_as_tensors(described.decoder, tensors)
     metadata = {"config": described.about, "notes": described.notes}
     return Checkpoint(tensors, "keras", "", weights.ignored, metadata)
+
+
+def _decoder_as_tensors(
+    decoder: DecoderSizes, tensors: dict[str, np.ndarray]
+) -> dict[str, np.ndarray]:
+    """What is behind the VAN of a segmenter, in mmsegmentation's names and axes."""
+    names = layers_as_tensors(decoder)
+    found = {}
+    for name, array in tensors.items():
+        official, kind = names.get(name, (name, ""))
+        if kind and array.ndim == {"conv": 4, "pointwise": 2, "vector": 1}[kind]:
+            array = TensorSpec((), kind).from_keras(array) if kind != "vector" else array
+        found[official] = array
+    return found
 
 
 def _check_classes(config: dict) -> None:
