@@ -13,7 +13,7 @@ from importlib import import_module
 from pathlib import Path
 
 from van_classification_tensorflow.cli import COMMANDS, Command
-from van_classification_tensorflow.spec.config import CONFIGURATIONS, VANConfig
+from van_classification_tensorflow.spec.config import CONFIGURATIONS, VANConfig, min_image_size
 from van_classification_tensorflow.spec.preprocessing import Preprocessing
 from van_classification_tensorflow.support.options import add_options
 from van_classification_tensorflow.weights.catalogue import CATALOGUE, Weights
@@ -79,7 +79,8 @@ def _sizes(config: VANConfig) -> str:
         "blocks": config.depths,
     }
     text = "; ".join(f"{name} {', '.join(map(str, one))}" for name, one in shown.items())
-    return f"{text}. Input of any size from 32 pixels, float, normalised as the card says."
+    least = min_image_size(config.num_stages)
+    return f"{text}. Input of any size from {least} pixels, float, normalised as the card says."
 
 
 def _card(weights: Weights) -> str:

@@ -8,6 +8,7 @@ from argparse import ArgumentParser
 
 import pytest
 
+import van_classification_tensorflow as package
 from van_classification_tensorflow import cli
 from van_classification_tensorflow.spec.config import CONFIGURATIONS
 from van_classification_tensorflow.weights.catalogue import CATALOGUE
@@ -87,3 +88,13 @@ def test_it_writes_only_what_has_changed(made, tmp_path):
     assert set(before) == {"model-cards.md", "commands.md"}
     made.write(tmp_path)
     assert before == {path.name: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
+
+
+def test_the_reference_has_every_public_name():
+    text = (ROOT / "docs" / "api.rst").read_text("utf-8")
+    found = set(re.findall(r"^\.\. auto\w+:: ([\w.]+)$", text, re.MULTILINE))
+    assert set(package.__all__) - {"__version__"} - {f"VANB{i}" for i in range(1, 7)} <= found
+    for name in found - set(package.__all__):
+        module, _, last = name.rpartition(".")
+        source = ROOT.joinpath(*module.split(".")).with_suffix(".py").read_text("utf-8")
+        assert re.search(rf"^(def|class) {last}\b", source, re.MULTILINE), name
