@@ -22,6 +22,7 @@ FLOORS = [
     "benchmark",
     "explanation",
     "train",
+    "hub",
     "serve",
     "cluster",
     "cli",

@@ -114,6 +114,16 @@ COMMANDS: dict[str, Command | dict[str, Command]] = {
         "export.request:ExportRequest",
         "export.export:run",
     ),
+    "push": Command(
+        "Send weights to a model hub: a folder for Keras, KerasHub and this package, with a card.",
+        "hub.request:PushRequest",
+        "hub.push:run",
+    ),
+    "pull": Command(
+        "Fetch a folder of a model hub, verify it, and print where it is.",
+        "hub.request:PullRequest",
+        "hub.pull:run",
+    ),
     "weights": {
         "list": Command(
             "List the published weights: classes, size, published accuracy, whether they are here.",
