@@ -254,7 +254,7 @@ def _use(facts: Facts) -> str:
     install = "pip install 'van-classification-tensorflow{}'"
     ours = (
         f'from van_classification_tensorflow import VAN, Classifier\n\nmodel = VAN("{address}")'
-        f'  # Keras\nprint(Classifier("{address}").predict(["photo.jpg"]))'
+        f'  # Keras\nprint(Classifier("{address}")(["photo.jpg"]))'
         if facts.has_head
         else f'from van_classification_tensorflow import VAN\n\nbackbone = VAN("{address}", '
         "include_top=False)"
@@ -301,10 +301,10 @@ def _preprocessing(found: Preprocessing) -> str:
         else f"the shorter side to {found.resize_to} pixels"
     )
     return (
-        f"## Preprocessing\n\nResize {how} (Pillow, {found.interpolation}), centre crop of {side} x "
-        f"{side}, scale to [0, 1], take {_numbers(found.mean)} and divide by {_numbers(found.std)} in "
-        "each channel. `Classifier` and KerasHub's `ImageClassifier` do it; the model that Keras "
-        "loads takes pictures prepared so."
+        f"## Preprocessing\n\nResize {how} (Pillow, {found.interpolation}), centre crop of {side} "
+        f"x {side}, scale to [0, 1], take {_numbers(found.mean)} and divide by "
+        f"{_numbers(found.std)} in each channel. `Classifier` and KerasHub's `ImageClassifier` do "
+        "it; the model that Keras loads takes pictures prepared so."
     )
 
 
@@ -364,8 +364,9 @@ def _licence(facts: Facts) -> str:
     note = f"; {note}" if note else ""
     version = f" {facts.version}" if facts.version else ""
     return (
-        f"## Licence and credit\n\n{stated}{note}. The architecture is by Meng-Hao Guo, Cheng-Ze Lu, "
-        f"Zheng-Ning Liu, Ming-Ming Cheng and Shi-Min Hu ([paper]({_PAPER}), [code]({_CODE}), "
-        "Apache-2.0, to which they add: for commercial use, please contact the authors).\n\n"
+        f"## Licence and credit\n\n{stated}{note}. The architecture is by Meng-Hao Guo, "
+        "Cheng-Ze Lu, Zheng-Ning Liu, Ming-Ming Cheng and Shi-Min Hu "
+        f"([paper]({_PAPER}), [code]({_CODE}), Apache-2.0, to which they add: for commercial "
+        "use, please contact the authors).\n\n"
         f"{_CITATION}\n\nThis card was written by `van push`{version}."
     )

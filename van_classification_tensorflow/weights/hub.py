@@ -104,10 +104,11 @@ def fetch_folder(
         fetch.folder.mkdir(parents=True, exist_ok=True)
         with locked(fetch.folder / ".lock", console, fetch.limits.lock):
             return fetch.run(choose)
-    except DownloadError:
-        raise
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        no_space = isinstance(error, NoSpaceError) or error.errno in (errno.ENOSPC, errno.EDQUOT)
+        if isinstance(error, DownloadError) and not no_space:
+            raise
+        if no_space:
             raise DownloadError(
                 f"no space for {name} in {fetch.folder} ({one_line(error)}): free some, or set "
                 "VAN_CACHE to a folder on another disk"
@@ -267,9 +268,9 @@ class _Fetch:
                     )
             except StatusError as error:
                 raise DownloadError(self._refusal(error)) from error
-            except NoSpaceError as error:
+            except NoSpaceError:
                 discard(part)
-                raise OSError(errno.ENOSPC, str(error)) from error
+                raise
             except TransferError as error:
                 raise DownloadError(f"{self.name}: {error}") from error
             with part.open("rb") as file:
