@@ -193,7 +193,13 @@ class _Handler(BaseHTTPRequestHandler):
                     "size": len(content),
                     "blobId": blob_id(content),
                     **(
-                        {"lfs": {"sha256": sha256(content), "size": len(content)}}
+                        {
+                            "lfs": {
+                                "sha256": sha256(content),
+                                "size": len(content),
+                                "pointerSize": 134,
+                            }
+                        }
                         if path.endswith(LARGE)
                         else {}
                     ),

@@ -282,7 +282,7 @@ With KerasHub, `{install.format("[keras-hub]")}`:
 
 ```python
 import keras_hub
-import van_classification_tensorflow.keras_hub
+import van_classification_tensorflow
 
 classifier = keras_hub.models.ImageClassifier.from_preset("{plain}")
 ```

@@ -129,8 +129,11 @@ def _card_of(listing: Listing) -> list[Entry]:
 def _send(request: PushRequest, folder: Path, there: HubFolder | None, console: Console) -> str:
     """One commit with all files; its address."""
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
+    from huggingface_hub.utils import disable_progress_bars
 
     name = request.name
+    if not console.is_terminal:
+        disable_progress_bars()
     api = HfApi(
         endpoint=endpoint(),
         token=token(),
@@ -157,6 +160,8 @@ def _send(request: PushRequest, folder: Path, there: HubFolder | None, console: 
             revision=name.revision,
             parent_commit=None if there is None else there.listing.commit,
         )
+    if there is not None and done.oid == there.listing.commit:
+        say(console, f"{name}: nothing had changed")
     return str(done.commit_url)
 
 

@@ -54,8 +54,8 @@ class HubName:
         """
         repository, at, revision = text.removeprefix(SCHEME).partition("@")
         match = re.fullmatch(rf"({_PART})/({_PART})", repository)
-        wrong = match is None or len(repository) > _LONGEST or ".." in repository
-        if wrong or "--" in repository or repository.endswith(".git"):
+        wrong = not text.startswith(SCHEME) or match is None or len(repository) > _LONGEST
+        if wrong or re.search(r"--|\.\.|\.git$", repository):
             raise ValueError(
                 f"`{argument}` must be hf://USER/NAME or hf://USER/NAME@REVISION, of letters, "
                 f"digits, '-', '_' and '.', at most {_LONGEST} characters. Received: "
