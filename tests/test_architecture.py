@@ -24,6 +24,7 @@ FLOORS = [
     "explanation",
     "train",
     "hub",
+    "doctor",
     "serve",
     "cluster",
     "cli",

@@ -23,10 +23,17 @@ STALE = {"task.json": b"{}", "pytorch_model.bin": b"old", "notes.txt": b"mine", 
 
 
 @pytest.fixture(autouse=True)
-def _client(monkeypatch):
-    """Large files as LFS: Xet, the other way, is a protocol of its own that no stand-in speaks."""
+def _client(monkeypatch, hub, tmp_path):
+    """The hub's client as if it had been imported with this environment.
+
+    Large files as LFS: Xet, the other way, is a protocol of its own that no stand-in speaks.
+    """
     from huggingface_hub import constants
 
+    template = hub.address + "/{repo_id}/resolve/{revision}/{filename}"
+    monkeypatch.setattr(constants, "ENDPOINT", hub.address)
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True, raising=False)
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_PROGRESS_BARS", True)
 
@@ -239,7 +246,8 @@ def pushed(tmp_path_factory):
     return folder
 
 
-PICTURES = np.random.default_rng(0).standard_normal((2, 64, 64, 3)).astype("float32")
+GOLDEN_VALUES = np.load(GOLDEN / "micro.npz")
+PICTURES = GOLDEN_VALUES["x"].transpose(0, 2, 3, 1)
 
 
 def logits(model):
@@ -253,7 +261,6 @@ def test_three_libraries_open_one_folder_alike(pushed):
     keras_hub = pytest.importorskip("keras_hub", reason="extra keras-hub")
     import keras
 
-    import van_classification_tensorflow.keras_hub  # noqa: F401 - tells KerasHub
     from van_classification_tensorflow import VAN
 
     files = {path.name for path in pushed.iterdir()}
@@ -266,28 +273,21 @@ def test_three_libraries_open_one_folder_alike(pushed):
     by_keras_hub = keras_hub.models.ImageClassifier.from_preset(str(pushed))
     scores = by_keras_hub(PICTURES, training=False)
     assert type(by_keras) is VAN
+    np.testing.assert_allclose(logits(ours), GOLDEN_VALUES["eval_logits"], rtol=0, atol=1e-5)
     np.testing.assert_array_equal(logits(by_keras), logits(ours))
     np.testing.assert_array_equal(by_keras(PICTURES, training=False), ours(PICTURES))
     np.testing.assert_array_equal(scores, ours(PICTURES, training=False))
     as_logits = keras_hub.models.ImageClassifier.from_preset(str(pushed), activation=None)
     np.testing.assert_array_equal(as_logits(PICTURES, training=False), logits(ours))
-    golden = np.load(GOLDEN / "micro.npz")
-
 
 
 @pytest.mark.slow
-def test_by_their_address_as_well(pushed, hub, monkeypatch, tmp_path):
+def test_by_their_address_as_well(pushed, hub):
     keras_hub = pytest.importorskip("keras_hub", reason="extra keras-hub")
     import keras
-    from huggingface_hub import constants
 
-    import van_classification_tensorflow.keras_hub  # noqa: F401 - tells KerasHub
     from van_classification_tensorflow import VAN
 
-    monkeypatch.setattr(constants, "ENDPOINT", hub.address)
-    template = hub.address + "/{repo_id}/resolve/{revision}/{filename}"
-    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     hub.put("me/micro", {path.name: path.read_bytes() for path in pushed.iterdir()})
     ours = VAN("hf://me/micro")
     by_keras = keras.saving.load_model("hf://me/micro")
@@ -301,7 +301,6 @@ def test_labels_and_preprocessing_are_in_all_of_them(tmp_path):
     keras_hub = pytest.importorskip("keras_hub", reason="extra keras-hub")
     import keras
 
-    import van_classification_tensorflow.keras_hub  # noqa: F401 - tells KerasHub
     from van_classification_tensorflow.weights.pretrained import open_pretrained
 
     opened = open_pretrained("digits")
