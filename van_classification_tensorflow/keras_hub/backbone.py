@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import keras
 from keras_hub.models import FeaturePyramidBackbone
+from keras_hub.src.utils.preset_utils import CONFIG_FILE, get_preset_loader
 
 from ..model.arguments import check_image_shape, check_rate, check_size
 from ..model.layers import register
@@ -121,6 +124,19 @@ class VANBackbone(FeaturePyramidBackbone):
         """The 1 x 1 convolutions of the attention; those of the MLPs are "fc1" and "fc2"."""
         return list(ATTENTION)
 
+    def enable_lora(self, rank: int, target_layer_names: Sequence[str] | None = None) -> None:
+        """KerasHub's, with frozen biases: what is trained is what `save_lora_weights` keeps.
+
+        Args:
+            rank: Of the matrices that are trained in place of the kernels.
+            target_layer_names: Names of the layers; by default the 1 x 1 convolutions of the
+                attention ("proj_1", "conv1", "proj_2"). The MLPs have "fc1" and "fc2".
+        """
+        super().enable_lora(rank, target_layer_names)
+        for layer in self._flatten_layers(include_self=False):
+            if getattr(layer, "lora_enabled", False) and layer.bias is not None:
+                layer.bias.trainable = False
+
     def quantize(self, mode: str | None = None, **kwargs) -> None:
         """As `keras.Model.quantize`, with the 1 x 1 convolutions.
 
@@ -128,6 +144,25 @@ class VANBackbone(FeaturePyramidBackbone):
         by default. The other layers it cannot quantise.
         """
         super().quantize(mode, **with_products(kwargs))
+
+    def save_to_preset(self, preset_dir: str, max_shard_size: float | None = 10) -> None:
+        """KerasHub's; of a mixed policy the type of the variables, as its loader knows no other."""
+        super().save_to_preset(preset_dir, max_shard_size)
+        if self.dtype_policy.name in ("mixed_float16", "mixed_bfloat16"):
+            path = Path(preset_dir, CONFIG_FILE)
+            saved = json.loads(path.read_text("utf-8"))
+            kept = keras.DTypePolicy(self.variable_dtype)
+            saved["config"]["dtype"] = keras.dtype_policies.serialize(kept)
+            path.write_text(json.dumps(saved, indent=4), "utf-8")
+
+    @classmethod
+    def from_preset(cls, preset: str, load_weights: bool = True, **kwargs) -> VANBackbone:
+        """KerasHub's; what was saved quantised stays so, which its loader of backbones forgets."""
+        if kwargs.get("dtype") is None:
+            saved = get_preset_loader(preset).config.get("config", {}).get("dtype")
+            if isinstance(saved, dict) and saved.get("class_name") == "DTypePolicyMap":
+                kwargs["dtype"] = saved
+        return super().from_preset(preset, load_weights, **kwargs)
 
     @classmethod
     def from_weights(

@@ -81,6 +81,17 @@ class VANImageClassifier(ImageClassifier):
             **kwargs,
         )
 
+    def get_config(self) -> dict:
+        config = super().get_config()
+        head = self.output_dense
+        if head.quantization_mode is not None:
+            policies = {head.path: head.dtype_policy}
+            if isinstance(head.dtype_policy, keras.dtype_policies.DTypePolicyMap):
+                policies = {head.path: head.dtype_policy[head.path]}
+            policies = keras.dtype_policies.DTypePolicyMap(self.pooler.dtype_policy, policies)
+            config["head_dtype"] = keras.dtype_policies.serialize(policies)
+        return config
+
     @classmethod
     def from_weights(
         cls,
