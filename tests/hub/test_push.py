@@ -247,7 +247,7 @@ def pushed(tmp_path_factory):
 
 
 GOLDEN_VALUES = np.load(GOLDEN / "micro.npz")
-PICTURES = GOLDEN_VALUES["x"].transpose(0, 2, 3, 1)
+PICTURES = GOLDEN_VALUES["x"]
 
 
 def logits(model):
