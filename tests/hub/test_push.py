@@ -242,7 +242,7 @@ def pushed(tmp_path_factory):
     from van_classification_tensorflow.weights.pretrained import open_pretrained
 
     folder = tmp_path_factory.mktemp("pushed")
-    assert write_model(folder, open_pretrained(str(GOLDEN / "micro.safetensors"))) == []
+    write_model(folder, open_pretrained(str(GOLDEN / "micro.safetensors")))
     return folder
 
 
@@ -315,6 +315,39 @@ def test_labels_and_preprocessing_are_in_all_of_them(tmp_path):
         str(tmp_path)
     ).preprocessor.image_converter
     assert converter.preprocessing == opened.card.preprocessing
+
+
+@pytest.mark.slow
+def test_the_same_weights_are_the_same_files(pushed, tmp_path):
+    from van_classification_tensorflow.weights.pretrained import open_pretrained
+
+    write_model(tmp_path, open_pretrained(str(WEIGHTS)))
+    # KerasHub's files hold names that Keras counts up within a process.
+    for name in ("config.json", "metadata.json", "model.weights.h5", "model.safetensors"):
+        assert (tmp_path / name).read_bytes() == (pushed / name).read_bytes(), name
+
+
+@pytest.mark.slow
+def test_keras_files_alone_are_read_as_well(pushed, hub):
+    """As `keras.saving.save_model(van, "hf://...")` would leave them, and refused where hostile."""
+    from van_classification_tensorflow import VAN, Classifier, load_checkpoint
+
+    files = {name: (pushed / name).read_bytes() for name in ("config.json", "model.weights.h5")}
+    hub.put("me/keras", files)
+    ours, model = VAN(pretrained=str(pushed)), VAN("hf://me/keras")
+    np.testing.assert_array_equal(logits(model), logits(ours))
+    hub.put("me/micro", {path.name: path.read_bytes() for path in pushed.iterdir()})
+    for name in ("hf://me/keras", "hf://me/micro"):
+        load_checkpoint(model, name)
+        np.testing.assert_array_equal(logits(model), logits(ours))
+        classifier = Classifier(name, engine="numpy")
+        assert classifier.name.startswith(f"{name}@")
+        assert len(classifier.labels) == 10
+    config = json.loads(files["config.json"])
+    for wrong in ({**config, "registered_name": None, "module": "evil"}, {"config": {}}, []):
+        hub.put("me/keras", {**files, "config.json": json.dumps(wrong).encode()})
+        with pytest.raises(ValueError, match="was refused"):
+            Classifier("hf://me/keras")
 
 
 @pytest.mark.slow

@@ -247,6 +247,22 @@ def write_safetensors(path: Path, tensors: dict[str, np.ndarray], metadata: dict
     mode = path.stat().st_mode
     save_file(plain, path, metadata={"format": "pt", "van": json.dumps(metadata)})
     path.chmod(mode)
+    _in_order(path)
+
+
+def _in_order(path: Path) -> None:
+    """Puts the metadata of a safetensors file in order, which the library leaves to chance.
+
+    So the same weights are the same bytes, and to push them again changes nothing.
+    """
+    with path.open("r+b") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(length))
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+        if len(text) <= length:
+            file.seek(8)
+            file.write(text.ljust(length))
 
 
 def _write_torch(path: Path, tensors: dict, opened: Pretrained, bare: bool) -> None:
