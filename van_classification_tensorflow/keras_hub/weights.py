@@ -96,4 +96,6 @@ def load_features(backbone: keras.Model, weights: Pretrained) -> None:
     Raises:
         ValueError: They are of other sizes.
     """
+    config = VANConfig(backbone.embed_dims, backbone.mlp_ratios, backbone.depths)
+    weights.weights.architecture.check_same_sizes(config, weights.card.name)
     load_checkpoint(backbone, weights.weights.tensors)
