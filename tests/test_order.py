@@ -32,6 +32,10 @@ CASES = {
     "predict {0}/two --weights {0}/no.onnx": "No such file",
     "predict {0}/two --output {0}/x.csv --shard 4/4": "--shard must be I/N, I from 0 to N - 1",
     "predict {0}/two --shard 0/4": "--shard needs the --output",
+    "predict {0}/two --output {0}/x.parquet --rows-per-file 9": "--rows-per-file makes a folder on "
+    "a cluster: it needs --cluster and an --output that ends in .parquet",
+    "predict {0}/two --output {0}/x.csv --cluster 127.0.0.1:1 --rows-per-file 9": "that ends in "
+    ".parquet. Received: --cluster '127.0.0.1:1', --output",
     "predict {0}/two --output {0}/old.csv --shard 0/4": "old.csv is already there",
     "merge {0}/x.csv": "x.csv has no parts beside it",
     "merge {0}/old.csv": "already there; to replace it: --overwrite",

@@ -20,6 +20,7 @@ from . import __version__
 from .support.interrupt import Interrupted
 from .support.options import add_options, from_options
 from .support.quiet import quiet_start
+from .support.text import reason
 
 
 @dataclass(frozen=True)
@@ -261,15 +262,6 @@ def _add_commands(
         sub.set_defaults(command=command, parser=sub)
 
 
-def _words(error: Exception) -> str:
-    """The system's errors without their number, the file first."""
-    if isinstance(error, OSError) and error.strerror and error.filename:
-        from .support.text import printable
-
-        return f"{printable(error.filename)}: {error.strerror}"
-    return str(error)
-
-
 def _in_flags(text: str, parser: ArgumentParser) -> str:
     """An error in the words of the command line: `--batch-size` for the argument `batch_size`.
 
@@ -317,7 +309,7 @@ def main(arguments: list[str] | None = None) -> None:
     except (ValueError, OSError, ModuleNotFoundError) as error:
         # What a user can mend: a wrong value, a file, a missing extra. Only other kinds of
         # error, which no input should cause, keep their traceback.
-        print(f"van: error: {_in_flags(_words(error), chosen)}", file=sys.stderr)
+        print(f"van: error: {_in_flags(reason(error), chosen)}", file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt as stopped:
         hint = ""

@@ -16,7 +16,7 @@ from ..datasets.calibration import calibration_of
 from ..engines.choice import Chosen
 from ..engines.of_weights import GraphEngine
 from ..images.decode import MAX_PIXELS, open_image
-from ..images.parallel import decoded, reason
+from ..images.parallel import decoded
 from ..spec.card import Card
 from ..spec.labels import Label, texts_of
 from ..spec.preprocessing import Preprocessing
@@ -28,6 +28,7 @@ from ..spec.scores import (
 )
 from ..support.checks import at_least
 from ..support.cores import cores
+from ..support.text import reason
 from .engines import Engines
 from .flow import Result, flowing, in_batches, raising
 from .opening import Wanted, open_any
