@@ -4,7 +4,7 @@ A folder is kept by its commit, so that what is there never changes:
 `<cache>/hub/<host>/<USER>--<NAME>/<commit>/`. What the hub said of a commit lies beside it, and
 `refs` say which commit a branch was last. Nothing here reads weights. Imports neither Keras nor a
 backend; read over plain HTTPS, as `huggingface_hub` would bring a cache of links, an accelerator of
-its own and more packages than this needs, and checks neither sizes nor hashes of what it downloads.
+its own and more packages than this needs, and compares sizes but not hashes.
 """
 
 from __future__ import annotations
