@@ -26,7 +26,7 @@ class ExportRequest:
 
     # Or a Keras model, which nothing here may import.
     model: Any = option(
-        "a name of `van weights list` or a weight file (default: {default})",
+        "a name of `van weights list`, a weight file or hf://USER/NAME (default: {default})",
         "van_b0",
         flag="--weights",
     )
