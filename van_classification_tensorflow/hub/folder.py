@@ -66,9 +66,30 @@ def write_model(folder: Path, opened: Pretrained) -> list[str]:
         "van_classification_tensorflow": __version__,
     }
     # Without a date: who pushes the same weights again changes nothing.
-    (folder / "metadata.json").write_text(json.dumps(metadata) + "\n", encoding="utf-8")
+    (folder / "metadata.json").write_text(json.dumps(metadata), encoding="utf-8")
     write_safetensors(folder / SAFETENSORS, tensors, describe(opened))
-    return _write_for_keras_hub(folder, opened, activation)
+    notes = _write_for_keras_hub(folder, opened, activation)
+    for path in folder.glob("*.json"):
+        _renumber(path)
+    return notes
+
+
+def _renumber(path: Path) -> None:
+    """Gives shared objects of a configuration the numbers 1, 2, ... for their place in memory."""
+    numbers: dict[Any, int] = {}
+
+    def renumbered(found: Any) -> Any:
+        if isinstance(found, list):
+            return [renumbered(one) for one in found]
+        if not isinstance(found, dict):
+            return found
+        made = {key: renumbered(value) for key, value in found.items()}
+        if (number := made.get("shared_object_id")) is not None:
+            made["shared_object_id"] = numbers.setdefault(number, len(numbers) + 1)
+        return made
+
+    record = renumbered(json.loads(path.read_text("utf-8")))
+    path.write_text(json.dumps(record, indent=1) + "\n", "utf-8")
 
 
 def _write_for_keras_hub(folder: Path, opened: Pretrained, activation: str | None) -> list[str]:
