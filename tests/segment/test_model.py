@@ -43,14 +43,8 @@ def picture():
     return seeded_images(3, (2, 37, 52, 3))
 
 
-@pytest.mark.parametrize(
-    "decoder",
-    [
-        "light_ham",
-        pytest.param("upernet", marks=pytest.mark.slow),
-        pytest.param("semantic_fpn", marks=pytest.mark.slow),
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("decoder", DECODERS)
 def test_formats_sizes_and_files(decoder, picture, tmp_path):
     """Channels first gives the same, a file too, and the size changes from call to call."""
     model = seeded(tiny(decoder))
@@ -199,6 +193,7 @@ def test_official_names_both_ways():
         ({**TINY, "data_format": "nchw"}, "`data_format` must be one of"),
         ({"pretrained": "van_b0"}, "van_b0.in1k is for classification"),
         ({"pretrained": "x.onnx"}, "is an exported file"),
+        ({"pretrained": "hf://someone/van"}, "is a folder of a hub, of which only classifiers"),
     ],
 )
 def test_what_is_refused(arguments, says):
