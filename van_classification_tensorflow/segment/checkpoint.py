@@ -179,8 +179,8 @@ def open_segmenter(
         )
     if address.kind == "hub":
         raise ValueError(
-            f"`{argument}`: {printable(pretrained)} is a folder of a hub, of which only classifiers "
-            "are read; download the file of a segmenter and give its path"
+            f"`{argument}`: {printable(pretrained)} is a folder of a hub, of which only "
+            "classifiers are read; download the file of a segmenter and give its path"
         )
     if address.kind == "weights":
         return read_segmenter(pretrained)
