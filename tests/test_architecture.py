@@ -21,6 +21,7 @@ FLOORS = [
     "evaluate",
     "benchmark",
     "explanation",
+    "segment",
     "train",
     "serve",
     "cluster",

@@ -1,0 +1,1 @@
+"""Segmentation: what each pixel of a picture is of; `Segmenter`, `van segment`."""
