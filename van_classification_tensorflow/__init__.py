@@ -25,6 +25,7 @@ _HOME = {
     "VANB4": "model.applications",
     "VANB5": "model.applications",
     "VANB6": "model.applications",
+    "VANSegmenter": "segment.model",
     "accelerate": "inference.accelerate",
     "decode_predictions": "model.applications",
     "explain": "explanation.explain",
@@ -56,6 +57,7 @@ if TYPE_CHECKING:  # `as`: for others to import from here
     from .model.load import load_checkpoint as load_checkpoint
     from .model.preprocessing_layer import PreprocessingLayer as PreprocessingLayer
     from .model.van import VAN as VAN
+    from .segment.model import VANSegmenter as VANSegmenter
     from .spec.preprocessing import Preprocessing as Preprocessing
 
 

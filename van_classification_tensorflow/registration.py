@@ -28,6 +28,11 @@ CLASSES = {
     "model.blocks": ("Attention", "Block", "LKA", "Mlp", "OverlapPatchEmbed"),
     "model.van": ("VAN",),
     "model.fused": ("FusedAttention", "FusedBlock", "FusedVAN"),
+    "segment.resize": ("AdaptiveAveragePooling", "ResizeLike", "UpsampleTwice"),
+    "segment.layers": ("ChannelDropout", "ConvNormAct"),
+    "segment.hamburger": ("NMF2D",),
+    "segment.losses": ("SegmentationCrossEntropy",),
+    "segment.model": ("VANSegmenter",),
     "train.optim": ("AdamW",),
     "model.preprocessing_layer": ("PreprocessingLayer",),
 }

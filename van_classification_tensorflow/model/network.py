@@ -23,6 +23,7 @@ class Network:
     Args: as in `VAN`, and
 
         channels_first: Whether images and the feature maps that come out are (B, C, H, W).
+        norm_epsilon: Of the LayerNorm after each stage.
         block: Makes a block; another one where the model is fused.
         patch_embed: Makes a patch embedding, likewise.
 
@@ -40,6 +41,7 @@ class Network:
     pooling: str | None = "avg"
     dtype: Any = None
     trainable: bool = True
+    norm_epsilon: float = 1e-6
     block: Callable[..., layers.Layer] = Block
     patch_embed: Callable[..., layers.Layer] = OverlapPatchEmbed
 
@@ -66,7 +68,7 @@ class Network:
             for j in range(depth):
                 args = dim, hidden_dim, self.drop_rate, next(rates)
                 yield self.block(*args, name=f"block{i}_{j}", **every)
-            yield layers.LayerNormalization(epsilon=1e-6, name=f"norm{i}", **every)
+            yield layers.LayerNormalization(epsilon=self.norm_epsilon, name=f"norm{i}", **every)
 
         if self.include_top or self.pooling == "avg":
             yield layers.GlobalAveragePooling2D("channels_last", name="pool", **every)  # (B, C)

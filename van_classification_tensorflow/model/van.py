@@ -177,8 +177,8 @@ class VAN(keras.Model):
             pooling,
             policy,
             trainable,
-            self._block,
-            self._patch_embed,
+            block=self._block,
+            patch_embed=self._patch_embed,
         )
         outputs, pyramid_outputs = network(images, parts)
         super().__init__(images, outputs, name=name or configuration or "van")

@@ -1,1 +1,1 @@
-"""Segmentation: what each pixel of a picture is of; `Segmenter`, `van segment`."""
+"""Dense prediction: a class for every pixel (`VANSegmenter`, `van segment`)."""

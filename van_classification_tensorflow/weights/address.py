@@ -9,7 +9,7 @@ import os
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from .catalogue import CATALOGUE, KNOWN_NAMES, Weights, find
+from .catalogue import CATALOGUE, CLASSIFICATION, KNOWN_NAMES, Weights, find
 
 _EXPORTED = {".onnx": "onnx", ".xml": "openvino", ".tflite": "litert"}
 # Endings of weight files: a text that ends so is a path, there or not.
@@ -43,12 +43,18 @@ class Address:
         """The file or folder as text, without a slash at its end."""
         return _path(self.given)
 
-    def record(self, configuration: str | None = None, argument: str = "weights") -> Weights:
+    def record(
+        self,
+        configuration: str | None = None,
+        argument: str = "weights",
+        task: str | None = CLASSIFICATION,
+    ) -> Weights:
         """The record of the catalogue that a name means; True means the ImageNet-1k weights.
 
         Args:
             configuration: The member of the family it is for; then its tag is enough ("in22k").
             argument: What the caller calls the word, for messages.
+            task: What the weights are wanted for, as in `find`.
 
         Raises:
             ValueError: There are no such weights; says which there are.
@@ -64,7 +70,7 @@ class Address:
                 f"`{argument}=True` needs a `configuration` with published weights: "
                 f"{', '.join(with_weights)}"
             )
-        return find(self.given, configuration, argument)
+        return find(self.given, configuration, argument, task)
 
 
 def address_of(weights: Any) -> Address:

@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 
 from ..spec.card import Card
 from ..spec.config import CONFIGURATIONS
+from ..spec.decoders import AUXILIARY_CHANNELS, UPERNET, DecoderSizes, published_sizes
 from ..spec.preprocessing import Preprocessing
 
 # Trainable parameters with 1,000 classes (the authors' code).
@@ -25,6 +26,12 @@ _PARAMETERS = {
     "van_b4": 60_283_176,
     "van_b5": 89_967_688,
     "van_b6": 199_829_416,
+}
+
+CLASSIFICATION, SEGMENTATION = "classification", "segmentation"
+_TAKEN_BY = {
+    CLASSIFICATION: "VAN, Classifier, `van predict`",
+    SEGMENTATION: "VANSegmenter, `van segment`",
 }
 
 
@@ -70,19 +77,32 @@ class Weights(Card):
         configuration: The member of the family; None for a model of its own.
         num_classes: Outputs of the head; 0 for a backbone without one.
         sources: Addresses of the same weights, the preferred one first; none: bundled.
+        decoder: What stands behind the backbone of a segmenter; None of a classifier.
+        miou: Mean intersection over union in percent, as published, of a segmenter.
     """
 
     configuration: str | None
     num_classes: int
     sources: tuple[Source, ...] = ()
+    decoder: DecoderSizes | None = None
+    miou: float | None = None
+
+    @property
+    def task(self) -> str:
+        """What the weights do: "classification" or "segmentation"."""
+        return CLASSIFICATION if self.decoder is None else SEGMENTATION
 
     @property
     def parameters(self) -> int | None:
         """Trainable parameters, its own head included; None for a model of its own."""
         if self.configuration is None:
             return None
-        features = CONFIGURATIONS[self.configuration].embed_dims[-1]
-        head = (features + 1) * self.num_classes if self.num_classes else 0
+        dims = CONFIGURATIONS[self.configuration].embed_dims
+        features = dims[-1]
+        if self.decoder is not None:
+            head = self.decoder.parameters(dims, self.num_classes)
+        else:
+            head = (features + 1) * self.num_classes if self.num_classes else 0
         return _PARAMETERS[self.configuration] - (features + 1) * 1000 + head
 
     @property
@@ -98,11 +118,25 @@ class Weights(Card):
 
 _LICENCE_NOTE = "for commercial use, please contact the authors"
 _IMAGENET = Preprocessing(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
+# Of every configuration that segmentation weights were published for.
+OF_SEGMENTERS = Preprocessing(
+    512, 1.0, "bilinear", mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225)
+)
 _IMAGENET_NOTE = (
     "The preprocessing (ImageNet mean and standard deviation) and the order of the class names "
     "are unverified for these weights."
 )
 _KEYS_NOTE = "A segmentation backbone; the naming of its tensors is unverified."
+# Where the authors' README links its checkpoints; no hashes are published.
+_TSINGHUA = "https://cloud.tsinghua.edu.cn/f/"
+_UPERNET = (
+    ("van_b2", "ade20k_upernet", "68c8b494f3824d30bf07", 50.1),
+    ("van_b3", "ade20k_upernet", "97bde65fbe334b358797", 50.6),
+    ("van_b4", "ade20k_upernet", "5273f92c77a94395b804", 52.2),
+    ("van_b4", "in22k_ade20k_upernet", "8f1f0a9c4c71478fa43b", 53.5),
+    ("van_b5", "in22k_ade20k_upernet", "2175bdc39d094e5f8f99", 53.9),
+    ("van_b6", "in22k_ade20k_upernet", "853d9d0ea0f44c2aa090", 54.7),
+)
 _MMCLS = "https://download.openmmlab.com/mmclassification/v0/van/"
 _MMSEG = "https://download.openmmlab.com/mmsegmentation/v0.5/van_3rdparty/"
 _HF = "https://huggingface.co/Visual-Attention-Network/"
@@ -175,6 +209,24 @@ def _published() -> Iterator[Weights]:
         source = _openmmlab(_MMSEG, stem, prefix)
         yield record(f"{tag}_backbone", f"van_b{number}", 0, [source], _KEYS_NOTE)
 
+    for configuration, tag, key, miou in _UPERNET:
+        file = f"{configuration}_{tag}.pth"
+        yield Weights(
+            name=f"{configuration}.{tag}",
+            configuration=configuration,
+            dataset="ADE20K",
+            num_classes=150,
+            sources=(Source(f"{_TSINGHUA}{key}/?dl=1", file=file),),
+            decoder=DecoderSizes(
+                kind=UPERNET, auxiliary_channels=AUXILIARY_CHANNELS, **published_sizes(UPERNET)
+            ),
+            miou=miou,
+            preprocessing=OF_SEGMENTERS,
+            licence="Apache-2.0",
+            licence_note=_LICENCE_NOTE,
+            notes="No hash of the file is published: the first one that comes is kept.",
+        )
+
     yield Weights(
         name="digits",
         configuration=None,
@@ -196,11 +248,19 @@ KNOWN_NAMES = frozenset(
 )
 
 
+def of_task(task: str | None) -> list[Weights]:
+    """The records of one task, or all."""
+    return [record for record in CATALOGUE.values() if task in (None, record.task)]
+
+
 _WITH_IN1K = [name for name in CONFIGURATIONS if f"{name}.in1k" in CATALOGUE]
 
 
 def find(
-    weights: str | bool, configuration: str | None = None, argument: str = "weights"
+    weights: str | bool,
+    configuration: str | None = None,
+    argument: str = "weights",
+    task: str | None = CLASSIFICATION,
 ) -> Weights:
     """The record that `weights` names.
 
@@ -209,9 +269,11 @@ def find(
             ...); True and `imagenet` mean `in1k`; `van_b0` ... the `in1k` weights of that member.
         configuration: The member of the family it is for; None accepts any.
         argument: What the caller calls `weights`, for messages.
+        task: What they are wanted for, "classification" or "segmentation"; None for any.
 
     Raises:
-        ValueError: There are no such weights, or they belong to another configuration.
+        ValueError: There are no such weights, or they belong to another configuration, or to
+            another task.
     """
     if configuration is not None and configuration not in CONFIGURATIONS:
         raise ValueError(
@@ -221,10 +283,16 @@ def find(
     tag = "in1k" if weights is True or weights == "imagenet" else weights
     if tag in CONFIGURATIONS:
         tag = f"{tag}.in1k"
-    mine = [w.name for w in CATALOGUE.values() if w.configuration == configuration]
+    offered = of_task(task)
+    mine = [w.name for w in offered if w.configuration == configuration]
     found = None
     if isinstance(tag, str):
         found = CATALOGUE.get(tag) or CATALOGUE.get(f"{configuration}.{tag}")
+    if found is not None and task not in (None, found.task):
+        raise ValueError(
+            f"`{argument}`: {found.name} is for {found.task} ({_TAKEN_BY[found.task]}), not for "
+            f"{task}. All names: van weights list"
+        )
     if found is not None and (configuration is None or found.name in mine):
         return found
     there_is = "All names: van weights list"
@@ -235,8 +303,9 @@ def find(
     else:
         wanted = f"{configuration}.in1k" if tag == "in1k" and configuration else repr(weights)
         short = [n.partition(".")[2] for n in mine] if configuration else _WITH_IN1K
-        near = [n for n in CATALOGUE if n.startswith(f"{weights}.")] or get_close_matches(
-            str(weights).lower(), [*short, *(mine if configuration else CATALOGUE)], n=1
+        names = [w.name for w in offered]
+        near = [n for n in names if n.startswith(f"{weights}.")] or get_close_matches(
+            str(weights).lower(), [*short, *(mine if configuration else names)], n=1
         )
         hint = f"; did you mean {near[0]}?" if near else "."
         problem = f"no such weights are published: {wanted}{hint}"

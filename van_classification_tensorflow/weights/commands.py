@@ -83,7 +83,7 @@ def run_download(request: DownloadRequest) -> None:
     from .pretrained import local_file
 
     try:
-        for record in [find(name, argument="names") for name in request.names]:
+        for record in [find(name, argument="names", task=None) for name in request.names]:
             print(local_file(record, force=request.force))
     except KeyboardInterrupt:
         raise (KeyboardInterrupt if request.force else Interrupted)() from None
@@ -95,7 +95,7 @@ def run_verify(request: VerifyRequest) -> int:
     from .catalogue import CATALOGUE, find
 
     cached = (r for r in CATALOGUE.values() if r.sources and cached_path(r))
-    records = [find(name, argument="names") for name in request.names] or list(cached)
+    records = [find(name, argument="names", task=None) for name in request.names] or list(cached)
     if not records:
         print(f"nothing is cached in {cache_dir()}")
     states = {record.name: verify(record) for record in records}
@@ -114,7 +114,7 @@ def run_path(request: PathRequest) -> None:
     from .cache import cached_path
     from .catalogue import find
 
-    record = find(request.name, argument="name")
+    record = find(request.name, argument="name", task=None)
     path = cached_path(record)
     if path is None:
         raise ValueError(

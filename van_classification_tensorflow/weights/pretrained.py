@@ -205,7 +205,9 @@ def local_file(record: Weights, **options: Any) -> Path:
 def check_file(path: Path, record: Weights) -> None:
     """Raises `CheckpointError` where the file does not hold what `record` promises."""
     found = read_weights(path).architecture
-    wrong_classes = record.num_classes and found.num_classes != record.num_classes
+    # Of a segmenter the backbone is seen here, and the rest when it is loaded.
+    classes = record.num_classes if record.decoder is None else None
+    wrong_classes = classes and found.num_classes != classes
     if found.configuration != record.configuration or wrong_classes:
         raise CheckpointError(
             f"{path}: it should hold {record.name} ({record.num_classes:,} classes); "

@@ -450,7 +450,7 @@ def of_openmmlab(meta: Mapping[str, Any]) -> dict[str, Any]:
     text = meta.get("cfg", meta.get("config"))
     if not isinstance(text, str) or not text:
         return about
-    config = _plain_python(text)
+    config = plain_python(text)
     with _problem(about, "classifier_activation", "the model in its `meta`: "):
         about |= _activation_of_openmmlab(config.get("model"))
     found = _pipeline(config)
@@ -569,7 +569,7 @@ def _one(size: Any) -> Any:
     return size[0] if alike else size
 
 
-def _plain_python(text: str) -> dict[str, Any]:
+def plain_python(text: str) -> dict[str, Any]:
     """The assignments of a configuration in Python that are plain data, read and never run."""
     if len(text) > _MAX_CONFIG:
         return {}
