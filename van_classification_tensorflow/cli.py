@@ -84,6 +84,12 @@ COMMANDS: dict[str, Command | dict[str, Command]] = {
         "explanation.command:run",
         finding="a picture could not be read",
     ),
+    "segment": Command(
+        "Say of each pixel what it is of: masks, overlays, areas; mIoU beside right masks.",
+        "segment.request:SegmentRequest",
+        "segment.command:run",
+        finding="a picture could not be read",
+    ),
     "evaluate": Command(
         "Measure accuracy on labelled pictures; beside the published and the original's.",
         "evaluate.request:EvaluateRequest",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -52,8 +52,8 @@ def overlay_of(
 ) -> Image.Image:
     """A mask over its picture, in the picture's size, or smaller where that is above `MAX_DRAWN`.
 
-    The picture is shown in grey, so that all colour is that of the classes; a line goes between
-    them.
+    The picture is shown in grey, so that all colour is that of the classes; in a picture of 480
+    pixels or more a line goes between them.
 
     Args:
         image: As of `images.decode.open_image`.
@@ -82,24 +82,33 @@ def overlay_of(
         grey = grey.resize(size, Image.Resampling.BOX)
         mask = mask[_nearest(size[1], mask.shape[0])][:, _nearest(size[0], mask.shape[1])]
     made = Image.new("RGB", size)
-    line = max(1, round(min(size) / 500))
-    rows = max(1, _STRIP // size[0])
-    for start in range(0, size[1], rows):
-        stop = min(start + rows, size[1])
-        part = mask[start:stop]
-        shade = Image.fromarray(palette[part])
+    for start, stop in _strips(size):
+        shade = Image.fromarray(palette[mask[start:stop]])
         strip = grey.crop((0, start, size[0], stop)).convert("RGB")
-        shown = np.array(Image.blend(strip, shade, opacity))
-        shown[_borders(mask[start : stop + line], line)[: stop - start]] = PAPER
-        made.paste(Image.fromarray(shown), (0, start))
+        made.paste(Image.blend(strip, shade, opacity), (0, start))
+    if max(size) >= _LEAST:  # the pixels of smaller ones would hardly be seen any more
+        _draw_borders(made, mask)
     return made
+
+
+def _strips(size: tuple[int, int]) -> Iterator[tuple[int, int]]:
+    rows = max(1, _STRIP // size[0])
+    return ((start, min(start + rows, size[1])) for start in range(0, size[1], rows))
 
 
 def _nearest(count: int, there: int) -> np.ndarray:
     return (np.arange(count) * there) // count
 
 
-def _borders(mask: np.ndarray, width: int) -> np.ndarray:
+def _draw_borders(picture: Image.Image, mask: np.ndarray) -> None:
+    """A line between classes; the mask is of the picture's size."""
+    line = max(1, round(min(picture.size) / 500))
+    for start, stop in _strips(picture.size):
+        ends = _ends(mask[start : stop + line], line)[: stop - start]
+        picture.paste(PAPER, (0, start), Image.fromarray(ends))
+
+
+def _ends(mask: np.ndarray, width: int) -> np.ndarray:
     """Where another class begins within so many pixels to the right or below."""
     found = np.zeros(mask.shape, bool)
     found[:, :-width] |= mask[:, :-width] != mask[:, width:]
@@ -127,6 +136,7 @@ def with_legend(
     if scale > 1:
         size = picture.width * scale, picture.height * scale
         picture = picture.resize(size, Image.Resampling.NEAREST)
+        _draw_borders(picture, mask.repeat(scale, axis=0).repeat(scale, axis=1))
     else:
         picture = picture.copy()
     unit = max(14, round(min(picture.width, 2 * picture.height) / 56))

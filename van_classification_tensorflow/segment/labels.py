@@ -10,7 +10,7 @@ from __future__ import annotations
 import colorsys
 import csv
 import re
-from collections.abc import Iterable, Mapping, Set
+from collections.abc import Iterable
 from functools import cache
 from typing import Any
 
@@ -18,7 +18,7 @@ import numpy as np
 
 from ..spec.labels import Label
 from ..spec.labels import labels_of as named_labels
-from ..support.checks import is_whole
+from ..spec.palette import colours_of
 from ..support.files import asset
 from ..support.text import shown
 
@@ -79,9 +79,8 @@ def palette_of(palette: Any, num_classes: int) -> np.ndarray:
 
     Args:
         palette: "ade20k", "cityscapes"; a colour per class, (red, green, blue) from 0 to 255 each
-            or a text such as "#78c8ff", in a list or an array (num_classes, 3); {index: colour}
-            of every class; or None: that of the known set with so many classes, else colours that
-            are far from each other.
+            or a text such as "#78c8ff"; or None: that of the known set with so many classes, else
+            colours that are far from each other.
         num_classes: Outputs of the model.
 
     Returns:
@@ -101,40 +100,14 @@ def palette_of(palette: Any, num_classes: int) -> np.ndarray:
                 f"Received: {shown(palette)}"
             )
         palette = [colour for _, colour in _set(palette)]
-    if isinstance(palette, Mapping):
-        missing = next((i for i in range(num_classes) if i not in palette), None)
-        if missing is not None:
-            raise ValueError(f"`palette` must have a colour of each class. Missing: {missing}")
-        if len(palette) != num_classes:
-            raise ValueError(
-                f"`palette` must have a colour for each of {num_classes:,} classes. "
-                f"Received: {len(palette):,}"
-            )
-        palette = [palette[i] for i in range(num_classes)]
-    if isinstance(palette, (bytes, Set)) or not isinstance(palette, Iterable):
-        raise ValueError(
-            "`palette` must be one colour per class, in the order of the classes. "
-            f"Received: {type(palette).__name__}"
-        )
-    colours = [_colour(one, i) for i, one in zip(range(num_classes + 1), palette, strict=False)]
-    if len(colours) != num_classes:
-        count = "more" if len(colours) > num_classes else f"{len(colours):,}"
-        raise ValueError(
-            f"`palette` must have a colour for each of {num_classes:,} classes. Received: {count}"
-        )
-    return np.array(colours, np.uint8).reshape(num_classes, 3)
+    if isinstance(palette, (list, tuple)):
+        palette = [_of_hex(one) for one in palette]
+    return np.array(colours_of(palette, num_classes), np.uint8)
 
 
-def _colour(one: Any, index: int) -> tuple[int, int, int]:
-    if isinstance(one, str) and (found := _HEX.fullmatch(one)):
-        return _rgb(bytes.fromhex(found[1]))
-    values = list(one) if isinstance(one, (list, tuple, np.ndarray, bytes)) else []
-    if len(values) != 3 or not all(is_whole(v) and 0 <= v <= 255 for v in values):
-        raise ValueError(
-            "`palette` must be of colours, (red, green, blue) from 0 to 255 or #rrggbb. "
-            f"Received for class {index}: {shown(one)}"
-        )
-    return _rgb(values)
+def _of_hex(one: Any) -> Any:
+    found = _HEX.fullmatch(one) if isinstance(one, str) else None
+    return one if found is None else tuple(bytes.fromhex(found[1]))
 
 
 def _distinct(count: int) -> np.ndarray:

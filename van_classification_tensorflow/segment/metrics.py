@@ -40,6 +40,20 @@ def without_zero(labels: np.ndarray, ignore: int = 255) -> np.ndarray:
     return np.where(nothing, ignore, labels.astype(kind) - (labels > 0)).astype(kind)
 
 
+def areas_of(mask: np.ndarray, num_classes: int) -> np.ndarray:
+    """How many pixels each class has, (num_classes,), int64.
+
+    Args:
+        mask: Whole numbers from 0 to below `num_classes`, of any shape.
+        num_classes: How many classes there are.
+    """
+    flat = mask.reshape(-1)
+    found: np.ndarray = np.zeros(num_classes, np.int64)
+    for start in range(0, flat.size, _STRIP):  # NumPy takes 8 bytes for each number
+        found += np.bincount(flat[start : start + _STRIP], minlength=num_classes)
+    return found
+
+
 @dataclass
 class Confusion:
     """Areas of classes, added up over pictures: what every metric is made of.
@@ -112,7 +126,7 @@ class Confusion:
         self.labelled += self._areas(labels[inside])
 
     def _areas(self, labels: np.ndarray) -> np.ndarray:
-        return np.bincount(labels, minlength=self.num_classes)
+        return areas_of(labels, self.num_classes)
 
     def merge(self, other: Confusion) -> None:
         """Adds what another has counted, of other pictures.
@@ -133,9 +147,9 @@ class Confusion:
 
     def scores(self) -> Scores:
         """The metrics of all that was counted."""
-        found, taken, there = (
-            one.astype(np.float64) for one in (self.intersection, self.predicted, self.labelled)
-        )
+        found: np.ndarray = self.intersection.astype(np.float64)
+        taken: np.ndarray = self.predicted.astype(np.float64)
+        there: np.ndarray = self.labelled.astype(np.float64)
         precision, recall = _share(found, taken), _share(found, there)
         return Scores(
             accuracy=float(_share(found.sum(keepdims=True), there.sum(keepdims=True))[0]),

@@ -65,7 +65,7 @@ def resized(pixels: np.ndarray, size: Size) -> np.ndarray:
     for start in range(0, height, rows):
         part = slice(start, min(start + rows, height))
         first, last = above[part.start], below[part.stop - 1] + 1
-        some = pixels[first:last].astype(np.int32)
+        some: np.ndarray = pixels[first:last].astype(np.int32)
         across = (some[:, left] * x0 + some[:, right] * x1) >> 4
         up, down = across[above[part] - first], across[below[part] - first]
         made[part] = ((up * y0[part] >> 16) + (down * y1[part] >> 16) + 2) >> 2

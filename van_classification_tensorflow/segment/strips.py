@@ -7,7 +7,7 @@ strip that is looked at, and what it is made of: the model's own, smaller output
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -45,7 +45,7 @@ class Held:
 
     def __init__(self, maps: np.ndarray, along: int = 0):
         self.maps, self.along = maps, along
-        self.shape: tuple[int, int, int] = maps.shape  # type: ignore[assignment]
+        self.shape: tuple[int, int, int] = maps.shape
 
     def part(self, start: int, stop: int) -> np.ndarray:
         return self.maps[start:stop] if self.along == 0 else self.maps[:, start:stop]
@@ -72,7 +72,7 @@ class Resized:
         before, behind, far = (one[start:stop] for one in self._axes[self.along])
         first = int(before[0])
         maps = self.source.part(first, int(behind[-1]) + 1)
-        of_strip = before - first, behind - first, far
+        of_strip: Any = before - first, behind - first, far
         # The width first, as PyTorch does.
         steps = [(1, self._axes[1]), (0, of_strip)]
         if self.along == 1:

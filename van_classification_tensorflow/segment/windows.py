@@ -18,8 +18,6 @@ Model = Callable[[np.ndarray], np.ndarray]
 Box = tuple[int, int, int, int]
 """Top, bottom, left and right, in pixels; bottom and right are the first that are not in it."""
 
-MODES = ("whole", "slide")
-FITS = ("resize", "pad", "none")
 MAX_WHOLE = 1 << 22  # pixels that go through the model in one piece: 2048 x 2048
 MAX_HELD = 1 << 31  # bytes of the logits of windows that are held at once
 
@@ -124,7 +122,7 @@ class Slid:
         self._fill([i for i in lines if i not in self._held])
         shape = list(self.shape)
         shape[self.along] = stop - start
-        total = np.zeros(shape, np.float32)
+        total: np.ndarray = np.zeros(shape, np.float32)
         for line in lines:
             low, high = self._lines[line]
             first, last = max(start, low), min(stop, high)
@@ -177,7 +175,7 @@ class Slid:
 
 def _counts(side: int, spans: list[tuple[int, int]]) -> np.ndarray:
     """In how many spans each position lies."""
-    steps = np.zeros(side + 1, np.int64)
+    steps: np.ndarray = np.zeros(side + 1, np.int64)
     for low, high in spans:
         steps[low] += 1
         steps[high] -= 1

@@ -173,6 +173,23 @@ def read_checkpoint(path: str | os.PathLike, wrapper: str | None = None) -> Chec
         )
 
 
+def read_keras(path: str | os.PathLike) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """A `.keras` file as data: its configuration, and {layer/.../vars/0: array}.
+
+    Raises:
+        CheckpointError: It is damaged, of another format, or names a class that is neither this
+            package's nor one that stands around its layers. Nothing in it is ever executed.
+        OSError: There is no such file, or it cannot be opened.
+    """
+    with _refused(path), _opened(Path(path)) as file:
+        if file.read(2) != b"PK":
+            raise ValueError("its content is no .keras")
+        archive = StoredZip(file)
+        config = _keras_config(archive)
+        found = _checked(_read_hdf5(io.BytesIO(archive.read("model.weights.h5"))))
+        return config, found.tensors
+
+
 @contextmanager
 def _refused(path: str | os.PathLike) -> Iterator[None]:
     """What goes wrong with a file, as a `CheckpointError` that names it."""
@@ -475,11 +492,7 @@ _HARMLESS_MODULES = ("keras.initializers", "keras.regularizers", "keras.constrai
 
 def _read_keras(archive: StoredZip) -> Checkpoint:
     """`.keras`: its configuration is read as data; no class in it is ever made."""
-    config = _json(archive.read("config.json", limit=_MAX_JSON), "config.json")
-    if not isinstance(config, dict) or not isinstance(config.get("config"), dict):
-        raise ValueError("its config.json describes no model")
-    _check_classes(config["config"])
-    described = describe(config)
+    described = describe(_keras_config(archive))
     weights = _read_hdf5(io.BytesIO(archive.read("model.weights.h5")))
     tensors = weights.tensors
     if described.head is not None:
@@ -493,6 +506,14 @@ def _read_keras(archive: StoredZip) -> Checkpoint:
             tensors["head/vars/1"] = np.zeros(kernel.shape[-1:], np.float32)
     metadata = {"config": described.about, "notes": described.notes}
     return Checkpoint(tensors, "keras", "", weights.ignored, metadata)
+
+
+def _keras_config(archive: StoredZip) -> dict[str, Any]:
+    config = _json(archive.read("config.json", limit=_MAX_JSON), "config.json")
+    if not isinstance(config, dict) or not isinstance(config.get("config"), dict):
+        raise ValueError("its config.json describes no model")
+    _check_classes(config["config"])
+    return config
 
 
 def _check_classes(config: dict) -> None:
