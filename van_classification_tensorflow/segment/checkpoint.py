@@ -220,10 +220,11 @@ def _normalisation(meta: Mapping[str, Any], notes: list[str]) -> Preprocessing:
         return OF_SEGMENTERS
     if not (said.get("bgr_to_rgb") or said.get("to_rgb")):
         raise ValueError("it takes channels in the order BGR, which cannot be followed here")
-    values = {name: said.get(name) for name in ("mean", "std")}
-    for name, numbers in values.items():
+    found: dict[str, Any] = {}
+    for name in ("mean", "std"):
+        numbers = said.get(name)
         if not isinstance(numbers, (list, tuple)) or not all(map(_is_number, numbers)):
             notes.append(f"Its {name} could not be read: ImageNet's are assumed.")
             return OF_SEGMENTERS
-    mean, std = (tuple(number / 255 for number in values[name]) for name in ("mean", "std"))
-    return Preprocessing(512, 1.0, "bilinear", mean=mean, std=std)
+        found[name] = tuple(number / 255 for number in numbers)
+    return Preprocessing(512, 1.0, "bilinear", **found)

@@ -73,10 +73,7 @@ class ConvNormAct(Composite):
         self.built = True
 
     def call(self, x, training=None):
-        if self.kernel_size == 1:
-            x = self.conv(x, training=training)
-        else:
-            x = self.conv(x)
+        x = self.conv(x, training=training) if self.kernel_size == 1 else self.conv(x)
         if self.bn is not None:
             x = self.bn(x, training=training)
         elif self.gn is not None:

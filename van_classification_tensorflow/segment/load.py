@@ -100,7 +100,7 @@ def load_segmenter(
             "`source` must be a path, or a mapping {tensor name: array}. "
             f"Received: {type(source).__name__}"
         )
-    specs, changes = specs_of(model), []
+    specs, changes = specs_of(model), list[str]()
     # A model for inference takes the checkpoint of a training.
     left = () if model.auxiliary else ("auxiliary_head.",)
     unneeded = {name for name in tensors if str(name).startswith(left)}

@@ -1,4 +1,4 @@
-"""`VANSegmenter`: a VAN and a decoder as a Keras model that is built, saved and loaded like any other.
+"""`VANSegmenter`: a VAN and a decoder as one Keras model, built, saved and loaded like any other.
 
 The backbone is in `model`, the papers of the decoders in `upernet`, `semantic_fpn` and `hamburger`.
 """

@@ -37,7 +37,7 @@ def semantic_fpn(stages: Sequence, part: Any, **every: Any):
     Returns:
         (B, H / 4, W / 4, channels).
     """
-    levels = []
+    levels: list = []
     for k, x in enumerate(feature_pyramid(stages, part, **every)):
         for j in range(max(1, k)):
             x = part(f"scale_{k}_{j}")(x)

@@ -26,6 +26,8 @@ from .stored_zip import StoredZip, read_into
 # is a step, one that makes a container or looks up a name two, a call four.
 _MAX_STEPS = 750_000
 _MAX_PICKLE = 16 << 20  # bytes
+# Beside the weights of 160,000 iterations, OpenMMLab keeps a dozen numbers of each: 30 MB.
+_MAX_ZIPPED_PICKLE = 64 << 20
 _MAX_DEPTH = 64  # of containers in containers
 _MAX_RANK = 8
 
@@ -129,7 +131,7 @@ class TorchFile:
         byteorder = f"{folder}byteorder"
         if byteorder in archive.members and archive.read(byteorder, limit=16) != b"little":
             raise ValueError("written on a big-endian machine")
-        pickle = _Pickle(bytes(archive.read(pickles[0], limit=_MAX_PICKLE)))
+        pickle = _Pickle(bytes(archive.read(pickles[0], limit=_MAX_ZIPPED_PICKLE)))
         self.root = pickle.load()
         for storage in pickle.storages.values():
             member = archive.members.get(f"{folder}data/{storage.key}")
@@ -260,6 +262,38 @@ def _inert(name: str) -> Callable[[tuple], Inert]:
     return lambda arguments: Inert(name)
 
 
+@dataclass(frozen=True, slots=True)
+class _Class:
+    """A class of others as a word: what may only be handed to the functions below."""
+
+    name: str
+
+    def __call__(self, arguments: tuple) -> Inert:
+        return Inert(self.name)
+
+
+# mmengine keeps what a training logged as arrays, and the functions that sum them up.
+_HISTORY = _Class("HistoryBuffer")
+_ARRAY = _Class("ndarray")
+
+
+def _of_history(arguments: tuple) -> Inert:
+    """getattr(HistoryBuffer, name): a function of that class, of which nothing is kept."""
+    if len(arguments) != 2 or arguments[0] is not _HISTORY or type(arguments[1]) is not str:
+        raise ValueError(
+            "an attribute of something else than mmengine's HistoryBuffer is asked for; nothing "
+            "was run"
+        )
+    return Inert("HistoryBuffer")
+
+
+def _array(arguments: tuple) -> Inert:
+    """numpy's _reconstruct(ndarray, (0,), b"b"): an array, of which nothing is kept."""
+    if len(arguments) != 3 or arguments[0] is not _ARRAY or arguments[1] != (0,):
+        raise ValueError("an array made of something else than numpy's ndarray; nothing was run")
+    return Inert("ndarray")
+
+
 _NAMES: dict[str, Any] = {
     "torch._utils _rebuild_tensor": _rebuild_tensor,
     "torch._utils _rebuild_tensor_v2": _rebuild_tensor,
@@ -278,6 +312,11 @@ _NAMES: dict[str, Any] = {
             "lightning.fabric.utilities.data",
         )
     },
+    "mmengine.logging.history_buffer HistoryBuffer": _HISTORY,
+    "__builtin__ getattr": _of_history,
+    "numpy ndarray": _ARRAY,
+    "numpy.core.multiarray _reconstruct": _array,
+    "numpy._core.multiarray _reconstruct": _array,
     # What the training scripts save beside the weights.
     **{
         name: _inert(name)
