@@ -160,7 +160,10 @@ def _write_names(
     for one in entries:
         if one.share < _NAMED_FROM:
             break
-        row, column = _deepest(grid == one.index)
+        place = _deepest(grid == one.index)
+        if place is None:
+            continue
+        row, column = place
         ((text, font),) = wrapped(one.name.split(",")[0], unit, picture.width)[:1]
         width, height = font.getlength(text), 1.3 * unit
         x = (column + 0.5) / across * picture.width - width / 2
@@ -178,18 +181,25 @@ def _overlap(one: tuple[float, ...], other: tuple[float, ...]) -> bool:
     return one[0] < other[2] and other[0] < one[2] and one[1] < other[3] and other[1] < one[3]
 
 
-def _deepest(inside: np.ndarray) -> tuple[int, int]:
-    """A cell of a region that is as far from its border as any: peeled until nothing is left."""
-    if not inside.any():  # smaller than the cells
-        return inside.shape[0] // 2, inside.shape[1] // 2
-    left = inside
+def _deepest(inside: np.ndarray) -> tuple[int, int] | None:
+    """A cell of a region that is as far from its border as any: peeled until nothing is left.
+
+    None of one that is scattered, or narrow everywhere: no place stands for it.
+    """
+    left, depth = inside, 0
     while left.any():
-        inside = left
+        inside, depth = left, depth + 1
         edge = np.pad(left, 1)
         left = left & edge[:-2, 1:-1] & edge[2:, 1:-1] & edge[1:-1, :-2] & edge[1:-1, 2:]
+    if depth < 2:
+        return None
     rows, columns = np.nonzero(inside)
     middle = int(np.argmin((rows - rows.mean()) ** 2 + (columns - columns.mean()) ** 2))
     return int(rows[middle]), int(columns[middle])
+
+
+def _percent(share: float) -> str:
+    return "< 0.1 %" if 0 < share < 0.0005 else f"{100 * share:.1f} %"
 
 
 def _legend(
@@ -215,7 +225,7 @@ def _legend(
     for i, one in enumerate(named):
         x, top = margin + i // rows * cell, y + i % rows * step
         draw.rectangle((x, top, x + side, top + side), one.colour, ink_on(np.array(one.colour)))
-        share = f"{100 * one.share:.1f} %"
+        share = _percent(one.share)
         small = font_of_size(unit)
         space = max(cell - side - margin - small.getlength(share) - unit, 1)
         text, font = wrapped(one.name, unit, int(space))[0]
@@ -225,6 +235,6 @@ def _legend(
     if more:
         rest = sum(one.share for one in more)
         what = "1 more class" if len(more) == 1 else f"{len(more)} more classes"
-        said = f"and {what}, {100 * rest:.1f} %"
+        said = f"and {what}, {_percent(rest)}"
         draw.text((margin, y + rows * step), said, QUIET, font_of_size(unit))
     return made

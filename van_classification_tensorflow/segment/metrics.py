@@ -182,20 +182,23 @@ class Scores:
     dice: np.ndarray
     f_score: np.ndarray
 
-    def means(self) -> dict[str, float]:
+    def means(self, missing: float | None = None) -> dict[str, float]:
         """{aAcc, mIoU, mAcc, mDice, mFscore, mPrecision, mRecall: percent}, not rounded.
 
-        Classes that are NaN are left out of a mean; NaN where all are.
+        Args:
+            missing: Share that stands for NaN (mmsegmentation's `nan_to_num`). None: such classes
+                are left out of a mean, which is NaN where all are.
         """
-        return {
-            "aAcc": 100 * self.accuracy,
-            "mIoU": _mean(self.iou),
-            "mAcc": _mean(self.recall),
-            "mDice": _mean(self.dice),
-            "mFscore": _mean(self.f_score),
-            "mPrecision": _mean(self.precision),
-            "mRecall": _mean(self.recall),
+        kinds = {
+            "mIoU": self.iou,
+            "mAcc": self.recall,
+            "mDice": self.dice,
+            "mFscore": self.f_score,
+            "mPrecision": self.precision,
+            "mRecall": self.recall,
         }
+        means = {name: _mean(values, missing) for name, values in kinds.items()}
+        return {"aAcc": 100 * self.accuracy, **means}
 
     def summary(self) -> dict[str, float]:
         """`means` as mmsegmentation reports them: percent, two decimals."""
@@ -207,7 +210,9 @@ def _share(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
     return np.divide(part, whole, out=nothing, where=(whole != 0) & ~np.isnan(whole))
 
 
-def _mean(values: np.ndarray) -> float:
+def _mean(values: np.ndarray, missing: float | None) -> float:
+    if missing is not None:
+        values = np.where(np.isnan(values), missing, values)
     there = values[~np.isnan(values)]
     return 100 * float(there.mean()) if there.size else float("nan")
 

@@ -27,16 +27,31 @@ def resize_bilinear(maps, size: Sequence):
         (B, height, width, C), in the type of `maps`; computed in float32 at least, on TensorFlow in
         float32 always.
     """
-    if tuple(size) == tuple(maps.shape[1:3]):
+    if _is_size_of(maps, size):
         return maps
-    made = ops.image.resize(
-        ops.cast(maps, keras.backend.result_type(maps.dtype, "float32")),
-        tuple(size),
-        interpolation="bilinear",
-        antialias=False,
-        data_format="channels_last",
-    )
+    made = ops.cast(maps, keras.backend.result_type(maps.dtype, "float32"))
+    if keras.backend.backend() == "tensorflow":
+        import tensorflow as tf
+
+        # As Keras does, which looks whether a size is above 0: of one that is known only when the
+        # graph runs that cannot be asked.
+        made = tf.image.resize(made, tf.stack(size), "bilinear", antialias=False)
+    else:
+        made = ops.image.resize(
+            made,
+            tuple(size),
+            interpolation="bilinear",
+            antialias=False,
+            data_format="channels_last",
+        )
     return ops.cast(made, maps.dtype)
+
+
+def _is_size_of(maps, size: Sequence) -> bool:
+    """Whether nothing is to be done, as far as that is known before the graph runs."""
+    # A tensor cannot be compared there.
+    known = all(isinstance(side, int) for side in size)
+    return known and tuple(size) == tuple(maps.shape[1:3])
 
 
 def resize_nearest(maps, size: Sequence):
@@ -49,7 +64,7 @@ def resize_nearest(maps, size: Sequence):
     Returns:
         (B, height, width, C).
     """
-    if tuple(size) == tuple(maps.shape[1:3]):
+    if _is_size_of(maps, size):
         return maps
     for axis, (out, into) in enumerate(zip(size, ops.shape(maps)[1:3], strict=True), start=1):
         maps = ops.take(maps, ops.arange(out, dtype="int32") * into // out, axis=axis)

@@ -78,9 +78,13 @@ class Resized:
         if self.along == 1:
             steps = [(1, of_strip), (0, self._axes[0])]
         for axis, places in steps:
-            if maps.shape[axis] != len(places[0]) or places[2].any():
+            if not _is_as_it_is(maps.shape[axis], *places):
                 maps = _mixed(maps, axis, *places)
         return maps
+
+
+def _is_as_it_is(there: int, before: np.ndarray, behind: np.ndarray, far: np.ndarray) -> bool:
+    return not far.any() and np.array_equal(before, np.arange(there))
 
 
 def _between(count: int, there: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -107,6 +107,7 @@ class Slid:
         self._lines, self._across = axes[along], axes[1 - along]
         self._counts = [_counts(*one) for one in zip(picture.size, axes, strict=True)]
         self._held: dict[int, list[np.ndarray]] = {}
+        self._had: set[int] = set()
         self._classes: int | None = None
 
     @property
@@ -118,8 +119,11 @@ class Slid:
 
     def part(self, start: int, stop: int) -> np.ndarray:
         lines = [i for i, (low, high) in enumerate(self._lines) if low < stop and start < high]
-        self._held = {i: found for i, found in self._held.items() if i in lines}
+        # One that no strip has had yet was asked for by `shape`.
+        done = self._had - set(lines)
+        self._held = {i: found for i, found in self._held.items() if i not in done}
         self._fill([i for i in lines if i not in self._held])
+        self._had.update(lines)
         shape = list(self.shape)
         shape[self.along] = stop - start
         total: np.ndarray = np.zeros(shape, np.float32)
