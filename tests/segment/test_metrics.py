@@ -33,7 +33,11 @@ def float32(values):
 @pytest.mark.parametrize("name", ["metric_reduce_zero_label", "metric_no_reduction"])
 def test_classes(name):
     found, g = counted(labels_of(name)), numbers()[name]
-    for ours, theirs in (("intersection", "intersect"), ("predicted", "pred"), ("labelled", "label")):
+    for ours, theirs in (
+        ("intersection", "intersect"),
+        ("predicted", "pred"),
+        ("labelled", "label"),
+    ):
         np.testing.assert_array_equal(getattr(found, ours), g["areas"][theirs])
     scores = found.scores()
     assert found.pictures == 2
@@ -52,7 +56,9 @@ def test_classes(name):
         assert np.isnan(scores.f_score[6])
         assert scores.dice[6] == 0
     for (metric, kind), ours in kinds.items():
-        np.testing.assert_array_equal(ours.astype(np.float32), float32(g[metric]["per_class"][kind]))
+        np.testing.assert_array_equal(
+            ours.astype(np.float32), float32(g[metric]["per_class"][kind])
+        )
 
 
 @pytest.mark.parametrize("name", ["metric_reduce_zero_label", "metric_no_reduction"])
@@ -132,7 +138,7 @@ def test_what_is_refused():
     ):
         with pytest.raises(ValueError, match=says):
             found.add(mask, labels)
-    with pytest.raises(ValueError, match="`mask` must be of classes 0 to 6. Received: 7 to 7"):
+    with pytest.raises(ValueError, match=r"`mask` must be of classes 0 to 6. Received: 7 to 7"):
         found.add(mask + 7, mask)
     assert found.pictures == 0
     assert not found.predicted.any()

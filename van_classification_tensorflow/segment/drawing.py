@@ -19,6 +19,7 @@ _STRIP = 1 << 20  # pixels at a time
 _LEAST = 480  # pixels; smaller pictures are enlarged by a whole number, or words would not fit
 _NARROW = 300  # pixels; a legend is no narrower, however narrow the picture
 _MOST_NAMED = 24  # classes of a legend
+_LONGEST = 200  # letters of a name
 _GRID = 72  # cells a side, in which a place for a class's name is looked for
 _ENTRY = 15  # times the size of the letters: the least width of an entry of the legend
 _NAMED_FROM = 0.01  # of the picture: smaller classes are named in the legend only
@@ -164,7 +165,7 @@ def _write_names(
         if place is None:
             continue
         row, column = place
-        ((text, font),) = wrapped(one.name.split(",")[0], unit, picture.width)[:1]
+        ((text, font),) = wrapped(one.name.split(",")[0][:_LONGEST], unit, picture.width)[:1]
         width, height = font.getlength(text), 1.3 * unit
         x = (column + 0.5) / across * picture.width - width / 2
         y = (row + 0.5) / down * picture.height - height / 2
@@ -208,7 +209,7 @@ def _legend(
     """Words, and for each class its colour, its name and its share of the picture."""
     margin, step = unit, round(1.6 * unit)
     room = max(width - 2 * margin, 1)
-    words = [(*line, INK) for line in wrapped(title, round(1.2 * unit), room)]
+    words = [(*line, INK) for line in wrapped(title[:_LONGEST], round(1.2 * unit), room)]
     words += [(*line, QUIET) for one in lines for line in wrapped(one, unit, room)]
     named = list(entries[:_MOST_NAMED])
     columns = max(1, min(room // (_ENTRY * unit), len(named)))
@@ -228,7 +229,7 @@ def _legend(
         share = _percent(one.share)
         small = font_of_size(unit)
         space = max(cell - side - margin - small.getlength(share) - unit, 1)
-        text, font = wrapped(one.name, unit, int(space))[0]
+        text, font = wrapped(one.name[:_LONGEST], unit, int(space))[0]
         draw.text((x + side + unit // 2, top), text, INK, font)
         at = x + cell - margin - small.getlength(share)
         draw.text((at, top), share, QUIET, small)

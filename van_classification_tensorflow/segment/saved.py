@@ -14,6 +14,9 @@ import numpy as np
 from ..spec.architecture import Architecture
 from ..spec.config import resolve
 from ..spec.decoders import OF_DECODER, DecoderSizes
+from ..spec.labels import labels_of
+from ..spec.palette import colours_of
+from ..spec.preprocessing import Preprocessing
 from ..support.checks import is_whole
 from ..support.text import excerpt, printable
 from ..weights.checkpoint import CheckpointError, read_keras
@@ -49,6 +52,7 @@ def segmenter_of(path: str | os.PathLike) -> VANSegmenter:
         if unknown := sorted(set(arguments) - set(known)):
             raise ValueError(f"its config.json: no argument {excerpt(unknown[0])}")
         _check_sizes(arguments, tensors)
+        _check_beside(beside, arguments)
         model = VANSegmenter(**arguments, data_format="channels_last", dtype="float32")
         _assign(model, tensors)
         for name, value in beside.items():
@@ -92,6 +96,15 @@ def _check_sizes(arguments: Mapping[str, Any], tensors: Mapping[str, np.ndarray]
         )
 
 
+def _check_beside(beside: Mapping[str, Any], arguments: Mapping[str, Any]) -> None:
+    """What the model will refuse, before one is made."""
+    if beside["labels"] is not None:
+        labels_of(beside["labels"], arguments["num_classes"])
+    if beside["palette"] is not None:
+        colours_of(beside["palette"], arguments["num_classes"])
+    Preprocessing.of(beside["preprocessing"])
+
+
 def _assign(model: keras.Model, tensors: Mapping[str, np.ndarray]) -> None:
     """Every variable from the file; each has one there, and none is left over."""
     groups: dict[tuple[str, ...], dict[str, np.ndarray]] = {}
@@ -100,7 +113,7 @@ def _assign(model: keras.Model, tensors: Mapping[str, np.ndarray]) -> None:
         if section != "vars" or not owner:
             raise ValueError(f"a tensor {excerpt(name)} of no layer")
         groups.setdefault(tuple(owner), {})[index] = array
-    left = {id(one): one.path for one in model.variables}
+    left = {id(one): one.path for one in model.weights}
     for (first, *rest), arrays in groups.items():
         found: Any = model.get_layer(first)
         for step in rest:
@@ -108,10 +121,9 @@ def _assign(model: keras.Model, tensors: Mapping[str, np.ndarray]) -> None:
             if not isinstance(found, (keras.layers.Layer, keras.random.SeedGenerator)):
                 raise ValueError(f"a tensor of {excerpt('/'.join([first, *rest]))}, no layer of it")
         if isinstance(found, keras.random.SeedGenerator):
-            left.pop(id(found.state), None)
             continue  # of training
         found.load_own_variables(arrays)
-        for one in found.variables:
+        for one in found.weights:
             left.pop(id(one), None)
     if left:
         raise ValueError(f"it lacks {excerpt(next(iter(left.values())))} and others")
