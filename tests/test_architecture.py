@@ -47,6 +47,7 @@ NEED_KERAS = {
     "segment.losses",
     "segment.model",
     "segment.resize",
+    "segment.save",
     "segment.semantic_fpn",
     "segment.upernet",
     "train.callbacks",

@@ -107,10 +107,15 @@ if tf is not None:
         return function(x), _gradient_of(x)
 
 
-def _replicas() -> int:
+def replicas() -> int:
     """Devices that take this step together: more than 1 inside `tf.distribute`'s `run`."""
     context = None if tf is None else tf.distribute.get_replica_context()
     return 1 if context is None else context.num_replicas_in_sync
+
+
+def replica_number():
+    """Which of them this one is, from 0; only inside."""
+    return tf.distribute.get_replica_context().replica_id_in_sync_group
 
 
 def _moments_of_all_replicas(x, count):
@@ -188,7 +193,7 @@ class BatchNorm(keras.layers.BatchNormalization):
             if fused:
                 return self.normalise_fused(inputs, False)[0]
             return super().call(inputs, training=False)
-        fused = fused and _replicas() == 1
+        fused = fused and replicas() == 1
         outputs, mean, variance = (
             self.normalise_fused(inputs, True) if fused else self.normalise_portable(inputs)
         )
@@ -219,7 +224,7 @@ class BatchNorm(keras.layers.BatchNormalization):
         """The same from Keras operations, in at least float32."""
         x = ops.cast(inputs, keras.backend.result_type(inputs.dtype, "float32"))
         count = ops.cast(math.prod(ops.shape(x)[:3]), x.dtype)
-        if _replicas() == 1:
+        if replicas() == 1:
             mean, variance = ops.moments(x, (0, 1, 2))
         else:
             mean, variance, count = _moments_of_all_replicas(x, count)
@@ -385,13 +390,13 @@ class Dropout(keras.layers.Dropout):
     """
 
     def call(self, inputs, training=False):
-        replicas = _replicas()
-        if replicas == 1 or not training or not self.rate:
+        count = replicas()
+        if count == 1 or not training or not self.rate:
             return super().call(inputs, training=training)
         # Seeds are the same on every replica: each draws for all and takes its own.
         share = tf.shape(inputs)[0]
-        factors = super().call(self._ones(inputs, replicas * share), training)
-        start = share * tf.distribute.get_replica_context().replica_id_in_sync_group
+        factors = super().call(self._ones(inputs, count * share), training)
+        start = share * replica_number()
         return inputs * factors[start : start + share]
 
     def _ones(self, inputs, count):

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from ..spec.architecture import Architecture, architecture_of, check
+from ..spec.card import read_labels, read_preprocessing
 from ..spec.config import VANConfig
 from ..spec.decoders import DecoderSizes, decoder_of
 from ..spec.labels import labels_of
@@ -50,6 +51,7 @@ class SegmenterWeights:
         palette: A colour for each class, likewise.
         preprocessing: Mean and standard deviation.
         notes: What one should know.
+        norm_epsilon: Of the stages' LayerNorm; None where the file does not say.
     """
 
     tensors: dict[str, np.ndarray]
@@ -63,6 +65,7 @@ class SegmenterWeights:
     palette: tuple[Colour, ...] | None = None
     preprocessing: Preprocessing | None = OF_SEGMENTERS
     notes: tuple[str, ...] = ()
+    norm_epsilon: float | None = None
 
     def check_backbone(self, config: VANConfig) -> None:
         """Raises `ValueError` where a backbone of `config` has other sizes."""
@@ -129,7 +132,14 @@ def read_segmenter(
         specs = {f"{BACKBONE}{name}": spec for name, spec in sizes.tensors().items()}
         specs |= decoder.tensors(sizes.embed_dims, classes)
         tensors = check(state.tensors, specs, allow_nonfinite=allow_nonfinite)
-        beside = _beside(found.metadata.get("meta"), classes, sizes.in_chans)
+        if "decoder" in found.own:
+            said = DecoderSizes.of_config(found.own)
+            promised, there = (d.tensors(sizes.embed_dims, classes) for d in (said, decoder))
+            if promised != there:
+                raise ValueError(f"it says that it has {said}, and has the tensors of {decoder}")
+            decoder, beside = said, _own(found.own, classes, sizes.in_chans)
+        else:
+            beside = _beside(found.metadata.get("meta"), classes, sizes.in_chans)
     except ValueError as error:
         raise CheckpointError(f"{path} was refused, nothing was loaded: {error}") from error
     return SegmenterWeights(
@@ -171,6 +181,25 @@ def open_segmenter(
         return read_segmenter(pretrained)
     record = address.record(configuration, argument, SEGMENTATION)
     return read_segmenter(local_file(record), name=record.name)
+
+
+def _own(said: Mapping[str, Any], classes: int, in_chans: int) -> dict[str, Any]:
+    """What a file of this package says beside the tensors."""
+    found: dict[str, Any] = {"preprocessing": None}
+    labels = read_labels(said.get("labels"), classes)
+    if labels is not None:
+        found["labels"] = tuple(one.text for one in labels_of(labels, classes))
+    if said.get("palette") is not None:
+        found["palette"] = colours_of(said["palette"], classes)
+    preprocessing = read_preprocessing(said.get("preprocessing"))
+    if preprocessing is not None:
+        found["preprocessing"] = preprocessing.with_channels(in_chans)
+    epsilon = said.get("norm_epsilon")
+    if epsilon is not None:
+        if not _is_number(epsilon) or not 0 < epsilon < 1:
+            raise ValueError("its metadata: `norm_epsilon` must be a number above 0 and below 1")
+        found["norm_epsilon"] = float(epsilon)
+    return found
 
 
 # --- What mmsegmentation says beside the tensors ---

@@ -14,7 +14,7 @@ import keras
 import numpy as np
 from keras import layers, ops
 
-from ..model.layers import register
+from ..model.layers import register, replica_number, replicas
 from ..support.checks import at_least
 from .resize import ResizeLike
 
@@ -129,12 +129,22 @@ class NMF2D(layers.Layer):
             each_image = found.shape[0] != self.groups
             return found if each_image else self._for_each(found, batch, shape)
         if training or self.seed is None:
-            drawn = keras.random.uniform(
-                (batch * self.groups, channels, self.rank), dtype=dtype, seed=self.seed_generator
-            )
+            drawn = self._drawn(batch * self.groups, channels, dtype)
             return drawn / ops.sqrt(ops.sum(ops.square(drawn), axis=1, keepdims=True))
         fixed = ops.convert_to_tensor(seeded_bases(self.seed, *shape), dtype)
         return self._for_each(fixed, batch, shape)
+
+    def _drawn(self, count, channels: int, dtype):
+        """(count, channels, rank) in [0, 1). Under a `tf.distribute` strategy as `Dropout` draws:
+        each replica for all, of which it takes its own.
+        """
+        others = replicas()
+        shape = (count * others, channels, self.rank)
+        drawn = keras.random.uniform(shape, dtype=dtype, seed=self.seed_generator)
+        if others == 1:
+            return drawn
+        start = count * replica_number()
+        return drawn[start : start + count]
 
     def _for_each(self, bases, batch, shape):
         """(groups, D, R) -> (B * groups, D, R), or as it is where one will do for all."""

@@ -20,21 +20,19 @@ from ..model.load import to_official
 from ..model.network import Network
 from ..model.parts import changed_parts
 from ..model.van import VAN
-from ..spec.config import CONFIGURATIONS, DATA_FORMATS, VANConfig, resolve
-from ..spec.decoders import (
-    AUXILIARY_CHANNELS,
-    NORM_EPSILON,
-    OF_DECODER,
-    STAGES,
-    UPERNET,
-    DecoderSizes,
-    published_sizes,
-)
+from ..spec.config import DATA_FORMATS
+from ..spec.decoders import NORM_EPSILON, OF_DECODER, STAGES, DecoderSizes
 from ..spec.labels import labels_of
 from ..spec.palette import colours_of
 from ..spec.preprocessing import Preprocessing
-from ..support.checks import at_least_or_none, check_choice, check_flag, is_number
-from ..support.text import printable
+from ..support.checks import at_least_or_none, check_choice, check_flag
+from .arguments import (
+    backbone_sizes,
+    check_backbone,
+    check_epsilon,
+    decoder_sizes,
+    same_channels,
+)
 from .checkpoint import SegmenterWeights, open_segmenter
 from .decoders import Decoder
 from .load import load_backbone, load_segmenter
@@ -163,45 +161,20 @@ class VANSegmenter(keras.Model):
                     "`backbone`, which has its own"
                 )
             lists = given.embed_dims, given.mlp_ratios, given.depths
-            backbone, in_chans = given.configuration, _same_channels(in_chans, given.in_chans)
+            backbone, in_chans = given.configuration, same_channels(in_chans, given.in_chans)
             drop_path_rate = given.drop_path_rate if drop_path_rate is None else drop_path_rate
         drop_path_rate = check_rate("drop_path_rate", drop_path_rate or 0.0)
-        if backbone is not None and backbone not in CONFIGURATIONS:
-            raise ValueError(
-                f"`backbone` must be one of {', '.join(CONFIGURATIONS)}, a VAN, or None to give "
-                f"`embed_dims`, `mlp_ratios` and `depths`. Received: {backbone!r}"
-            )
+        check_backbone(backbone)
 
         source = open_segmenter(pretrained, backbone)
-        config = _resolved(backbone, lists, source)
+        config = backbone_sizes(backbone, lists, source)
+        epsilon = None
         if source is not None:
-            source.check_backbone(config)
             backbone = backbone or source.architecture.configuration
             in_chans = in_chans or source.architecture.in_chans
             num_classes = num_classes or source.num_classes
-            if decoder not in (None, source.decoder.kind):
-                raise ValueError(
-                    f"`pretrained`: {printable(source.name)} has decoder="
-                    f"{source.decoder.kind!r}. Received: decoder={decoder!r}"
-                )
-            decoder = source.decoder.kind
+            epsilon = source.norm_epsilon
         in_chans, num_classes = in_chans or 3, num_classes or 150
-        decoder = UPERNET if decoder is None else decoder
-        defaults = dict(published_sizes(decoder, backbone))
-        if auxiliary:
-            defaults["auxiliary_channels"] = AUXILIARY_CHANNELS
-        elif auxiliary_channels is not None:
-            raise ValueError(
-                "`auxiliary_channels` needs auxiliary=True. "
-                f"Received: auxiliary_channels={auxiliary_channels!r}, auxiliary=False"
-            )
-        if auxiliary and decoder != UPERNET:
-            raise ValueError(f"`auxiliary` must be False with decoder={decoder!r}, which has none")
-        if source is not None:
-            known = source.decoder.numbers()
-            if not auxiliary:
-                known.pop("auxiliary_channels", None)
-            defaults |= known
         asked = {
             "channels": channels,
             "auxiliary_channels": auxiliary_channels,
@@ -210,10 +183,11 @@ class VANSegmenter(keras.Model):
             "ham_rank": ham_rank,
             "ham_groups": ham_groups,
         }
-        sizes = DecoderSizes(
-            kind=decoder, **{**defaults, **{k: v for k, v in asked.items() if v is not None}}
-        )
-        norm_epsilon = _epsilon(NORM_EPSILON[decoder] if norm_epsilon is None else norm_epsilon)
+        sizes = decoder_sizes(decoder, backbone, auxiliary, asked, source)
+        decoder = sizes.kind
+        if norm_epsilon is None:
+            norm_epsilon = NORM_EPSILON[decoder] if epsilon is None else epsilon
+        norm_epsilon = check_epsilon(norm_epsilon)
 
         channels_first = data_format == "channels_first"
         shape = (in_chans, None, None) if channels_first else (None, None, in_chans)
@@ -249,11 +223,8 @@ class VANSegmenter(keras.Model):
         self.depths = list(config.depths)
         self.channels = sizes.channels
         self.auxiliary = auxiliary
-        self.auxiliary_channels = sizes.auxiliary_channels
-        self.neck_channels = sizes.neck_channels
-        self.ham_channels = sizes.ham_channels
-        self.ham_rank = sizes.ham_rank
-        self.ham_groups = sizes.ham_groups
+        for number in OF_DECODER:
+            setattr(self, number, getattr(sizes, number))
         self.drop_rate = drop_rate
         self.drop_path_rate = drop_path_rate
         self.norm_epsilon = norm_epsilon
@@ -376,40 +347,6 @@ class VANSegmenter(keras.Model):
         for name, value in beside.items():
             setattr(model, name, value)
         return model
-
-
-def _same_channels(asked: int | None, there: int) -> int:
-    if asked not in (None, there):
-        raise ValueError(
-            f"`in_chans` must be that of the VAN given as `backbone`, {there}. "
-            f"Received: in_chans={asked}"
-        )
-    return there
-
-
-def _resolved(backbone: str | None, lists: tuple, source: SegmenterWeights | None) -> VANConfig:
-    """The sizes of the backbone: named, given as lists, or those of the weights."""
-    if backbone is None and source is None and any(one is None for one in lists):
-        raise ValueError(
-            f"`backbone` must be one of {', '.join(CONFIGURATIONS)} or a VAN; or give "
-            "`embed_dims`, `mlp_ratios` and `depths`, or `pretrained`"
-        )
-    default = None if source is None else source.architecture.config
-    config = resolve(backbone, *lists, default=default)
-    if config.num_stages != STAGES:
-        raise ValueError(
-            f"The decoders take {STAGES} stages: `embed_dims`, `mlp_ratios` and `depths` must have "
-            f"as many entries. Received: {config.num_stages}"
-        )
-    return config
-
-
-def _epsilon(value) -> float:
-    if not is_number(value) or not 0 < float(value) < 1:
-        raise ValueError(
-            f"`norm_epsilon` must be a number above 0 and below 1. Received: {value!r}"
-        )
-    return float(value)
 
 
 def _named(outputs: list) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,10 +12,10 @@ import numpy as np
 from ..engines.keras import filled
 from ..spec.labels import Label
 from ..spec.preprocessing import NOT_SAID, Preprocessing
-from ..support.files import open_regular
 from ..support.text import printable
 from ..weights.address import address_of
 from ..weights.catalogue import OF_SEGMENTERS
+from .checkpoint import open_segmenter
 from .labels import MOST_CLASSES, labels_of, palette_of, set_of
 from .windows import Model
 
@@ -145,22 +144,9 @@ def open_any(weights: Any, wanted: Wanted) -> Opened:
             "`weights` must be a name, a path or a Keras model of a segmentation. "
             f"Received: {type(weights).__name__}"
         )
-    if address.kind == "weights":
-        path = address.path
-        if os.path.isfile(os.path.join(path, "best.keras")):  # the folder of a run
-            path = os.path.join(path, "best.keras")
-        if path.lower().endswith(".keras"):
-            with open_regular(path):  # before Keras starts
-                pass
-            from .saved import segmenter_of
-
-            opened = _of_model(segmenter_of(path), printable(path), wanted, [])
-            return replace(opened, file=Path(path))
-    from .checkpoint import open_segmenter
-
     source = open_segmenter(weights, argument="weights")
     assert source is not None  # noqa: S101 - None is no address
-    from .model import VANSegmenter
+    from .model import VANSegmenter  # which starts Keras
 
     model = VANSegmenter(pretrained=source, data_format="channels_last", dtype="float32")
     opened = _of_model(model, printable(source.name), wanted, list(source.notes))

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from ..support.checks import at_least, check_choice
+from ..support.checks import at_least, check_choice, is_whole
 from .architecture import TensorSpec
 
 UPERNET, SEMANTIC_FPN, LIGHT_HAM = "upernet", "semantic_fpn", "light_ham"
@@ -120,6 +120,18 @@ class DecoderSizes:
                     f"Received: ham_groups={self.ham_groups}"
                 )
 
+    @classmethod
+    def of_config(cls, said: Mapping[str, Any]) -> DecoderSizes:
+        """Of what `VANSegmenter.get_config` gives, as a file says it.
+
+        Raises:
+            ValueError: A number is missing, or none.
+        """
+        numbers: dict[str, Any] = {name: said.get(name) for name in ("channels", *OF_DECODER)}
+        if any(is_whole(value) and value > _LARGEST for value in numbers.values()):
+            raise ValueError(f"a decoder of more than {_LARGEST:,} channels")
+        return cls(kind=str(said.get("decoder")), **numbers)
+
     def numbers(self) -> dict[str, int]:
         """{argument of `VANSegmenter`: number} of those that the decoder has."""
         found = {name: getattr(self, name) for name in ("channels", *OF_DECODER)}
@@ -154,6 +166,9 @@ class DecoderSizes:
             for name, spec in self.tensors(embed_dims, num_classes).items()
             if ".running_" not in name
         )
+
+
+_LARGEST = 1_000_000  # channels, of what a file may say
 
 
 # Which decoder each number belongs to; `channels` belongs to all.
@@ -233,6 +248,17 @@ def _light_ham(sizes: DecoderSizes, dims: tuple[int, ...], classes: int):
     yield ConvSpec("ham_in", f"{head}.hamburger.ham_in", ham, ham, **plain)
     yield ConvSpec("ham_out", f"{head}.hamburger.ham_out", ham, ham, norm="gn", relu=False)
     yield ConvSpec("align", f"{head}.align", ham, width, norm="gn")
+
+
+def layers_as_tensors(decoder: DecoderSizes) -> dict[str, tuple[str, str]]:
+    """{what a file of Keras calls a variable: (mmsegmentation's name, kind)} of the decoder."""
+    found = {}
+    for conv in decoder.convolutions((1,) * STAGES, 1):
+        for name, spec in conv.specs().items():
+            *module, leaf = name.removeprefix(f"{conv.tensors}.").split(".")
+            index = ("weight", "bias", "running_mean", "running_var").index(leaf)
+            found["/".join([conv.layer, *module, "vars", str(index)])] = name, spec.kind
+    return found
 
 
 def decoder_of(tensors: Mapping[str, Any]) -> tuple[DecoderSizes, int]:

@@ -21,7 +21,8 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from ..spec.architecture import Architecture, architecture_of, check
+from ..spec.architecture import Architecture, TensorSpec, architecture_of, check
+from ..spec.decoders import DecoderSizes, layers_as_tensors
 from ..support.files import open_regular
 from ..support.text import excerpt
 from . import sidecars as beside
@@ -171,23 +172,6 @@ def read_checkpoint(path: str | os.PathLike, wrapper: str | None = None) -> Chec
         return _checked(
             replace(found, tensors=tensors, ignored=ignored, metadata=metadata, path=file)
         )
-
-
-def read_keras(path: str | os.PathLike) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """A `.keras` file as data: its configuration, and {layer/.../vars/0: array}.
-
-    Raises:
-        CheckpointError: It is damaged, of another format, or names a class that is neither this
-            package's nor one that stands around its layers. Nothing in it is ever executed.
-        OSError: There is no such file, or it cannot be opened.
-    """
-    with _refused(path), _opened(Path(path)) as file:
-        if file.read(2) != b"PK":
-            raise ValueError("its content is no .keras")
-        archive = StoredZip(file)
-        config = _keras_config(archive)
-        found = _checked(_read_hdf5(io.BytesIO(archive.read("model.weights.h5"))))
-        return config, found.tensors
 
 
 @contextmanager
@@ -492,7 +476,11 @@ _HARMLESS_MODULES = ("keras.initializers", "keras.regularizers", "keras.constrai
 
 def _read_keras(archive: StoredZip) -> Checkpoint:
     """`.keras`: its configuration is read as data; no class in it is ever made."""
-    described = describe(_keras_config(archive))
+    config = _json(archive.read("config.json", limit=_MAX_JSON), "config.json")
+    if not isinstance(config, dict) or not isinstance(config.get("config"), dict):
+        raise ValueError("its config.json describes no model")
+    _check_classes(config["config"])
+    described = describe(config)
     weights = _read_hdf5(io.BytesIO(archive.read("model.weights.h5")))
     tensors = weights.tensors
     if described.head is not None:
@@ -504,16 +492,24 @@ def _read_keras(archive: StoredZip) -> Checkpoint:
         kernel = tensors.get("head/vars/0")
         if not described.use_bias and kernel is not None:
             tensors["head/vars/1"] = np.zeros(kernel.shape[-1:], np.float32)
+    if described.decoder is not None:
+        tensors = _decoder_as_tensors(described.decoder, tensors)
     metadata = {"config": described.about, "notes": described.notes}
     return Checkpoint(tensors, "keras", "", weights.ignored, metadata)
 
 
-def _keras_config(archive: StoredZip) -> dict[str, Any]:
-    config = _json(archive.read("config.json", limit=_MAX_JSON), "config.json")
-    if not isinstance(config, dict) or not isinstance(config.get("config"), dict):
-        raise ValueError("its config.json describes no model")
-    _check_classes(config["config"])
-    return config
+def _decoder_as_tensors(
+    decoder: DecoderSizes, tensors: dict[str, np.ndarray]
+) -> dict[str, np.ndarray]:
+    """What is behind the VAN of a segmenter, in mmsegmentation's names and axes."""
+    names = layers_as_tensors(decoder)
+    found = {}
+    for name, array in tensors.items():
+        official, kind = names.get(name, (name, ""))
+        if kind and array.ndim == {"conv": 4, "pointwise": 2, "vector": 1}[kind]:
+            array = TensorSpec((), kind).from_keras(array) if kind != "vector" else array
+        found[official] = array
+    return found
 
 
 def _check_classes(config: dict) -> None:

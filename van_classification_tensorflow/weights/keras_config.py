@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..spec.config import stage_kernel_stride
+from ..spec.decoders import DecoderSizes
 from ..spec.labels import right_number
 from ..support.text import excerpt
 
@@ -73,19 +74,21 @@ QUANTISED = (
 
 @dataclass(frozen=True)
 class Described:
-    """A VAN, perhaps with a head of someone's own.
+    """A VAN, perhaps with a head of someone's own, or with a decoder.
 
     Args:
         about: As in `VAN.get_config`: labels, preprocessing, classifier_activation, pooling.
         head: Name of the layer that is the head where it is not the VAN's own.
         use_bias: Whether that layer has a bias.
         notes: What one should know, as in `weights/sidecars.py`.
+        decoder: Of a segmenter, what is behind the VAN.
     """
 
     about: dict[str, Any]
     head: str | None = None
     use_bias: bool = True
     notes: tuple[str, ...] = ()
+    decoder: DecoderSizes | None = None
 
 
 @dataclass(frozen=True)
@@ -106,6 +109,10 @@ def describe(config: Mapping[str, Any]) -> Described:
         about = dict(config["config"])
         _check_parts(about.get("parts"))
         return Described(about)
+    if _kind(config) == f"{_OURS}VANSegmenter":
+        about = dict(config["config"])
+        _check_parts(about.get("parts"))
+        return Described(about, decoder=DecoderSizes.of_config(about))
     if _kind(config) not in _MODELS:
         raise ValueError(
             f"a model of class {excerpt(_kind(config))}; expected this package's VAN, "

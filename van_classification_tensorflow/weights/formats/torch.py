@@ -288,7 +288,7 @@ def _of_history(arguments: tuple) -> Inert:
 
 
 def _array(arguments: tuple) -> Inert:
-    """numpy's _reconstruct(ndarray, (0,), b"b"): an array, of which nothing is kept."""
+    """Numpy's _reconstruct(ndarray, (0,), b"b"): an array, of which nothing is kept."""
     if len(arguments) != 3 or arguments[0] is not _ARRAY or arguments[1] != (0,):
         raise ValueError("an array made of something else than numpy's ndarray; nothing was run")
     return Inert("ndarray")
