@@ -238,8 +238,6 @@ def setting(**values):
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        (setting(embed_dims=[80_000] * 4), "refused"),
-        (setting(num_classes=8), "refused"),
         (setting(decoder="psp"), "`decoder` must be one of"),
         (setting(decoder="semantic_fpn"), "refused"),
         (setting(labels={"class_name": "Lambda", "module": "keras.layers"}), "the class"),
