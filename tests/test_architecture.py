@@ -41,6 +41,7 @@ NEED_KERAS = {
     "inference.in_memory",
     "cluster.figures",
     "segment.decoders",
+    "segment.graph",
     "segment.hamburger",
     "segment.layers",
     "segment.load",

@@ -118,7 +118,7 @@ COMMANDS: dict[str, Command | dict[str, Command]] = {
     "export": Command(
         "Write a model for ONNX Runtime, OpenVINO, LiteRT or TensorFlow, and compare it there.",
         "export.request:ExportRequest",
-        "export.export:run",
+        "segment.export:run",
     ),
     "weights": {
         "list": Command(

@@ -119,7 +119,7 @@ def _adaptive_pool(layer: AdaptiveAveragePooling) -> Write:
 
 def _windows(size: int, bins: int) -> np.ndarray:
     """(bins, size): 1 / length of each window at the positions in it, 0 elsewhere."""
-    made = np.zeros((bins, size), np.float32)
+    made: np.ndarray = np.zeros((bins, size), np.float32)
     for i in range(bins):
         first, end = i * size // bins, -(-(i + 1) * size // bins)
         made[i, first:end] = 1 / (end - first)

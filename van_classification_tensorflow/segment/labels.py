@@ -24,7 +24,6 @@ from ..support.text import shown
 
 SETS = {"ade20k": 150, "cityscapes": 19}
 """{name: how many classes}"""
-MOST_CLASSES = 65_535  # what a mask of 16 bits can hold beside the ignored label
 _HEX = re.compile(r"#?([0-9a-fA-F]{6})")
 _TURN = 0.618033988749895  # of the colour circle, to a hue that is far from all before
 

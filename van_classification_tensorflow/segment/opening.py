@@ -12,11 +12,14 @@ import numpy as np
 from ..engines.keras import filled
 from ..spec.labels import Label
 from ..spec.preprocessing import NOT_SAID, Preprocessing
+from ..spec.segment_card import MOST_CLASSES
 from ..support.text import printable
 from ..weights.address import address_of
 from ..weights.catalogue import OF_SEGMENTERS
 from .checkpoint import open_segmenter
-from .labels import MOST_CLASSES, labels_of, palette_of, set_of
+from .exported import open_exported
+from .labels import labels_of, palette_of, set_of
+from .pixels import Size
 from .windows import Model
 
 if TYPE_CHECKING:
@@ -36,6 +39,7 @@ class Opened:
         notes: What a user should know.
         model: The Keras model, if it is one.
         file: Of the weights, if they are in one file.
+        size: Height and width that it takes; None: any.
     """
 
     name: str
@@ -46,6 +50,7 @@ class Opened:
     notes: str = ""
     model: keras.Model | None = None
     file: Path | None = None
+    size: Size | None = None
 
 
 @dataclass(frozen=True)
@@ -144,6 +149,8 @@ def open_any(weights: Any, wanted: Wanted) -> Opened:
             "`weights` must be a name, a path or a Keras model of a segmentation. "
             f"Received: {type(weights).__name__}"
         )
+    if address.kind == "exported":
+        return _of_exported(weights, wanted)
     source = open_segmenter(weights, argument="weights")
     assert source is not None  # noqa: S101 - None is no address
     from .model import VANSegmenter  # which starts Keras
@@ -151,6 +158,16 @@ def open_any(weights: Any, wanted: Wanted) -> Opened:
     model = VANSegmenter(pretrained=source, data_format="channels_last", dtype="float32")
     opened = _of_model(model, printable(source.name), wanted, list(source.notes))
     return replace(opened, file=source.source.path)
+
+
+def _of_exported(path: Any, wanted: Wanted) -> Opened:
+    found = open_exported(path)
+    name = printable(found.path)
+    if found.card is not None:
+        name = f"{found.card.name} ({name})"
+    opened = wanted.describe(name, found, found.classes, found.channels, found.card, [])
+    file = found.path if found.path.is_file() else None
+    return replace(opened, file=file, size=found.size)
 
 
 def _of_model(model: keras.Model, name: str, wanted: Wanted, notes: list[str]) -> Opened:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -184,6 +184,8 @@ class Segmenter:
         side = opened.preprocessing.input_size
         short = None if size == OWN else side if size is None else int(size)
         crop, stride = options.windows(side if short is None else short)
+        if opened.size is not None:
+            crop, stride = _windows_of_file(opened.size, options, self.name)
         self.way = Way(
             mode=mode,
             crop=crop,
@@ -193,6 +195,7 @@ class Segmenter:
             flip=bool(flip),
             fit=fit,
             batch_size=batch_size,
+            least=opened.size,
         )
 
     def __call__(self, images: Any) -> Segmentation | list[Segmentation]:
@@ -299,3 +302,27 @@ class Segmenter:
             )
             for i in found
         )
+
+
+def _windows_of_file(
+    size: tuple[int, int], options: SegmenterOptions, name: str
+) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Windows for an exported file that takes one size only.
+
+    Raises:
+        ValueError: Others are asked for.
+    """
+    height, width = size
+    if options.mode != "slide":
+        raise ValueError(
+            f"`mode` must be slide for {name}, which was exported for windows of {width} x "
+            f"{height} pixels only. Received: mode={options.mode!r}"
+        )
+    if options.crop is None:
+        options = replace(options, crop=size)
+    found = options.windows(0)
+    if found[0] != size:
+        raise ValueError(
+            f"`crop` must be {size} for {name}, or left out. Received: crop={options.crop}"
+        )
+    return found

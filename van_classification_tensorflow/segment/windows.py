@@ -219,6 +219,8 @@ class Way:
             zeros behind the normalisation (mmsegmentation 1.x), or "none".
         multiple: Of pixels.
         batch_size: Windows that go through the model at once.
+        least: What a smaller picture is enlarged to, with zeros below and at the right; None:
+            nothing.
     """
 
     mode: str = "whole"
@@ -230,6 +232,7 @@ class Way:
     fit: str = "resize"
     multiple: int = 32
     batch_size: int = 1
+    least: Size | None = None
 
     def logits(
         self,
@@ -278,6 +281,8 @@ class Way:
         fitting = inside if self.fit == "none" else up_to_multiple(inside, self.multiple)
         if self.fit == "resize":
             pixels, inside = resized(pixels, fitting), fitting
+        if self.least is not None:
+            fitting = max(fitting[0], self.least[0]), max(fitting[1], self.least[1])
         picture = Picture(pixels, normalise, fitting)
         maps: Maps
         if self.mode == "slide":
