@@ -10,10 +10,13 @@ def test_the_catalogue_names_every_published_checkpoint():
     in1k = {f"van_b{n}.in1k" for n in range(5)}
     in22k = {f"van_b{n}.in22k" for n in (4, 5, 6)}
     backbones = {f"{name}_backbone" for name in in1k | in22k}
-    assert set(CATALOGUE) == in1k | in22k | backbones | {"digits"}
+    upernet = {f"van_b{n}.ade20k_upernet" for n in (2, 3, 4)}
+    upernet |= {f"van_b{n}.in22k_ade20k_upernet" for n in (4, 5, 6)}
+    assert set(CATALOGUE) == in1k | in22k | backbones | upernet | {"digits"}
     for name, w in CATALOGUE.items():
         assert w.name == name
-        if not w.sources:
+        assert (w.task == "segmentation") == (name in upernet)
+        if not w.sources or name in upernet:
             continue
         assert w.configuration in CONFIGURATIONS
         first = w.sources[0]
@@ -43,6 +46,26 @@ def test_sizes_follow_from_the_parameters():
     assert CATALOGUE["van_b0.in1k"].expected_bytes == 4 * 4_105_800
     assert CATALOGUE["van_b0.in1k"].max_bytes == 16 * 4_105_800 + 2**24
     assert CATALOGUE["digits"].parameters is None
+
+
+def test_segmenters_are_of_their_task():
+    record = CATALOGUE["van_b2.ade20k_upernet"]
+    assert (record.miou, record.num_classes, record.decoder.channels) == (50.1, 150, 512)
+    # What its architecture has behind van_b0 too, but for the stages' own channels.
+    assert 56_000_000 < record.parameters < 58_000_000  # published: 57 M
+    (source,) = record.sources
+    assert source.url.startswith("https://cloud.tsinghua.edu.cn/f/")
+    assert source.url.endswith("/?dl=1")
+    assert (source.file, source.sha256) == ("van_b2_ade20k_upernet.pth", "")
+    name = "van_b4.in22k_ade20k_upernet"
+    assert find(name, task="segmentation") is CATALOGUE[name]
+    assert find("in22k_ade20k_upernet", "van_b4", task=None) is CATALOGUE[name]
+    with pytest.raises(ValueError, match=r"is for segmentation .VANSegmenter, `van segment`"):
+        find(name)
+    with pytest.raises(ValueError, match=r"is for classification .VAN, Classifier.*, not for seg"):
+        find("van_b0", task="segmentation")
+    with pytest.raises(ValueError, match=r"For van_b5: van_b5.in22k_ade20k_upernet. All names"):
+        find("ade20k", "van_b5", task="segmentation")
 
 
 @pytest.mark.parametrize(

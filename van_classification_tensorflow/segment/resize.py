@@ -7,11 +7,12 @@ graph runs.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import keras
 from keras import layers, ops
 
-from ..model.layers import register
+from ..model.layers import register, tf
 
 INTERPOLATIONS = ("bilinear", "nearest")
 
@@ -24,34 +25,34 @@ def resize_bilinear(maps, size: Sequence):
         size: (height, width), whole numbers or scalar tensors.
 
     Returns:
-        (B, height, width, C), in the type of `maps`; computed in float32 at least, on TensorFlow in
-        float32 always.
+        (B, height, width, C), in the type of `maps`; computed in float32 at least.
     """
-    if _is_size_of(maps, size):
+    if _has(maps, size):
         return maps
-    made = ops.cast(maps, keras.backend.result_type(maps.dtype, "float32"))
-    if keras.backend.backend() == "tensorflow":
-        import tensorflow as tf
-
-        # As Keras does, which looks whether a size is above 0: of one that is known only when the
-        # graph runs that cannot be asked.
-        made = tf.image.resize(made, tf.stack(size), "bilinear", antialias=False)
+    dtype = keras.backend.result_type(maps.dtype, "float32")
+    if dtype == "float64":  # which TensorFlow's kernel knows as little as its BatchNorm does
+        down, across = map(_interpolation, size, ops.shape(maps)[1:3])
+        return ops.einsum("jw,biwc->bijc", across, ops.einsum("ih,bhwc->biwc", down, maps))
+    x = ops.cast(maps, dtype)
+    if tf is not None:  # Keras's own takes no sizes that are known only when the graph runs
+        made = tf.image.resize(x, size, "bilinear", antialias=False)
     else:
-        made = ops.image.resize(
-            made,
-            tuple(size),
-            interpolation="bilinear",
-            antialias=False,
-            data_format="channels_last",
-        )
+        options: Any = {"antialias": False, "data_format": "channels_last"}
+        made = ops.image.resize(x, tuple(size), "bilinear", **options)
     return ops.cast(made, maps.dtype)
 
 
-def _is_size_of(maps, size: Sequence) -> bool:
-    """Whether nothing is to be done, as far as that is known before the graph runs."""
-    # A tensor cannot be compared there.
-    known = all(isinstance(side, int) for side in size)
-    return known and tuple(size) == tuple(maps.shape[1:3])
+def _has(maps, size: Sequence) -> bool:
+    """Whether the maps are known to be of that size."""
+    return all(isinstance(n, int) and n == m for n, m in zip(size, maps.shape[1:3], strict=True))
+
+
+def _interpolation(out, into):
+    """(out, into), float64: what each of `into` positions adds to each of `out`."""
+    place = (ops.cast(ops.arange(out), "float64") + 0.5) * (into / out) - 0.5
+    place = ops.clip(place, 0.0, ops.cast(into, "float64") - 1.0)  # at the edges they repeat
+    distance = ops.abs(place[:, None] - ops.cast(ops.arange(into), "float64")[None])
+    return ops.maximum(1.0 - distance, 0.0)
 
 
 def resize_nearest(maps, size: Sequence):
@@ -64,7 +65,7 @@ def resize_nearest(maps, size: Sequence):
     Returns:
         (B, height, width, C).
     """
-    if _is_size_of(maps, size):
+    if _has(maps, size):
         return maps
     for axis, (out, into) in enumerate(zip(size, ops.shape(maps)[1:3], strict=True), start=1):
         maps = ops.take(maps, ops.arange(out, dtype="int32") * into // out, axis=axis)

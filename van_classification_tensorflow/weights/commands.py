@@ -45,13 +45,13 @@ def run_list(request: ListRequest) -> None:
 
     from ..support.console import results, say
     from .cache import cache_dir, cached_path
-    from .catalogue import CATALOGUE
+    from .catalogue import CLASSIFICATION, SEGMENTATION, of_task
 
     table = Table("Name", title="Published weights", min_width=64)
     table.columns[0].no_wrap = True
     for column in ("Classes", "MB", "Top-1", "Top-5", "SHA-256", "Here"):
         table.add_column(column, justify="right", no_wrap=True)
-    for record in CATALOGUE.values():
+    for record in of_task(CLASSIFICATION):
         size = record.expected_bytes
         here = "cached" if cached_path(record) else ""
         table.add_row(
@@ -63,13 +63,28 @@ def run_list(request: ListRequest) -> None:
             record.sources[0].sha256[:8] if record.sources else "",
             here if record.sources else "bundled",
         )
+    segmenters = Table("Name", title="Published segmenters, ADE20K", min_width=64)
+    segmenters.columns[0].no_wrap = True
+    for column in ("Decoder", "Classes", "MB", "mIoU", "Here"):
+        segmenters.add_column(column, justify="right", no_wrap=True)
+    for record in of_task(SEGMENTATION):
+        segmenters.add_row(
+            record.name,
+            record.decoder.kind if record.decoder else "",
+            f"{record.num_classes:,}",
+            f"{(record.expected_bytes or 0) / 1e6:.0f}",
+            f"{record.miou:.1f}" if record.miou else "",
+            "cached" if cached_path(record) else "",
+        )
     console = results()
     console.print(table)
+    console.print(segmenters)
     console.print(
         "in1k: ImageNet-1k. in22k: ImageNet-22k; preprocessing and order of the classes "
         "unverified. backbone: of a segmentation model, without a head; names of the tensors "
         "unverified.\nMB: the weights in float32. Top-1, top-5: percent on ImageNet-1k at "
-        "224, as published, not measured here.\nSHA-256: the published first digits.\nLicence: "
+        "224, as published, not measured here. mIoU: percent at several scales, as published; no "
+        "SHA-256 is.\nSHA-256: the published first digits.\nLicence: "
         "Apache-2.0; the authors add: for commercial use, please contact the authors. "
         "digits: MIT.",
         highlight=False,

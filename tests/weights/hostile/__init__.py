@@ -29,7 +29,7 @@ from tests.weights.hostile.payload import Payload
 
 # {family: (its payloads, of the folder that some point to; how many there are at least)}.
 FAMILIES = {
-    "code": (pickles.code, 2500),
+    "code": (pickles.code, 2700),
     "opcodes": (lambda folder: pickles.opcodes(), 400),
     "bombs": (lambda folder: bombs.bombs(), 85),
     "tensors": (lambda folder: torch_tensors.tensors(), 65),

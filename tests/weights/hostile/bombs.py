@@ -176,7 +176,7 @@ def keys() -> Iterator[Payload]:
         "a size that is no tuple", "Size that is no tuple", name("torch", "Size") + b"N\x85R"
     )
     yield _small("two values left", "leaves 4 values|empty stack|key without", b"NN")
-    yield Payload("a pickle of 17 MB", "data.pkl' has 17,", in_zip(saved() + bytes(17 << 20)))
+    yield Payload("a pickle of 65 MB", "data.pkl' has 68,", in_zip(saved() + bytes(65 << 20)))
 
 
 def many_tensors() -> Iterator[Payload]:

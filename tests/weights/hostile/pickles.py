@@ -15,6 +15,7 @@ from tests.weights.hostile.writers import (
     name,
     number,
     saved,
+    sizes,
     storage,
     tensor,
     text,
@@ -63,7 +64,11 @@ CALLS = [
     ("torch.jit", "load", "path"),
     ("torch.hub", "load", "path"),
     ("numpy", "load", "path"),
-    ("numpy.core.multiarray", "_reconstruct", "word"),
+    ("numpy.core.multiarray", "fromstring", "word"),
+    ("numpy", "fromfile", "path"),
+    ("mmengine.logging.history_buffer", "np", "none"),
+    ("mmengine.logging.history_buffer", "HistoryBuffer.__init__.__globals__", "none"),
+    ("mmengine.logging.history_buffer.HistoryBuffer", "current", "none"),
     ("joblib", "load", "path"),
     ("keras.models", "load_model", "path"),
     ("runpy", "run_path", "path"),
@@ -154,6 +159,42 @@ def routes(module: str, attribute: str, arguments: bytes) -> dict[str, tuple[str
     }
 
 
+def of_mmengine() -> Iterator[tuple[str, str, bytes]]:
+    """(what, what the refusal says, instructions) of words that mmengine's files are allowed."""
+    history = name("mmengine.logging.history_buffer", "HistoryBuffer")
+    attribute, array = name("__builtin__", "getattr"), name("numpy", "ndarray")
+    other = "an attribute of something else than mmengine's HistoryBuffer"
+    for what, owner in {
+        "a function's": name("torch._utils", "_rebuild_tensor_v2"),
+        "a type's": name("torch", "Size"),
+        "a dictionary's": b"}",
+        "a tensor's": tensor(),
+        "a text's": text("os"),
+        "getattr's": attribute,
+        "an array's": array,
+        "a buffer's": history + b")\x81",
+    }.items():
+        yield f"{what} attribute", other, attribute + many(owner, text("__globals__")) + b"R"
+    yield "no attribute", other, attribute + many(history) + b"R"
+    yield "a default", other, attribute + many(history, text("a"), attribute) + b"R"
+    yield "an attribute that is no text", other, attribute + many(history, b"K\x01") + b"R"
+    method = attribute + many(history, text("__init__")) + b"R"
+    yield "a method called", "a call of something", method + b")R"
+    yield "a buffer called", "a call of something", history + b")\x81)R"
+    wrong = "an array made of something else than numpy's ndarray"
+    for module in ("numpy.core.multiarray", "numpy._core.multiarray"):
+        make = name(module, "_reconstruct")
+        yield f"{module} of a buffer", wrong, make + many(history, sizes(0), b"C\x01b") + b"R"
+        yield f"{module} of a word", wrong, make + many(text("os"), sizes(0), b"C\x01b") + b"R"
+        yield f"{module} of a size", wrong, make + many(array, sizes(9), b"C\x01b") + b"R"
+        yield f"{module} of nothing", wrong, make + b")R"
+    yield "a buffer of arguments", "a HistoryBuffer of mmengine with", history + sizes(1) + b"\x81"
+    yield "an array called", "a call of something", array + b")R"
+    yield "an array's class", "attributes set on a Word", array + b"}b"
+    yield "a buffer's class", "attributes set on a function", history + b"}b"
+    yield "a buffer as a key", "as a key", b"}" + history + b"Ns"
+
+
 def code(folder: Path) -> Iterator[Payload]:
     mark = folder / "executed"
     for module, attribute, kind in CALLS:
@@ -174,6 +215,9 @@ def code(folder: Path) -> Iterator[Payload]:
         yield Payload(
             f"code in the {where}", "the Python object 'os.system", in_older(saved(), **run)
         )
+    for what, says, found in of_mmengine():
+        yield Payload(f"mmengine: {what}", says, in_zip(saved(found)))
+        yield Payload(f"mmengine: {what}, older", says, in_older(saved(found)))
     escape = name("os", "\x1b[2J\x07system")
     yield Payload("escapes in a name", r"os\.\\x1b\[2J\\x07system", in_zip(saved(escape)))
     yield Payload("a text called", "a call of something", in_zip(saved(text("os.system") + b")R")))

@@ -262,29 +262,35 @@ def _inert(name: str) -> Callable[[tuple], Inert]:
     return lambda arguments: Inert(name)
 
 
-@dataclass(frozen=True, slots=True)
-class _Class:
-    """A class of others as a word: what may only be handed to the functions below."""
-
-    name: str
-
-    def __call__(self, arguments: tuple) -> Inert:
-        return Inert(self.name)
+# mmengine keeps what a training logged as arrays in buffers, and names the functions of their
+# class that sum them up. Nothing of these is kept.
 
 
-# mmengine keeps what a training logged as arrays, and the functions that sum them up.
-_HISTORY = _Class("HistoryBuffer")
-_ARRAY = _Class("ndarray")
+def _history(arguments: tuple) -> Inert:
+    """mmengine.logging.history_buffer.HistoryBuffer, made without arguments."""
+    if arguments:
+        raise ValueError("a HistoryBuffer of mmengine with arguments; expected none")
+    return Inert("HistoryBuffer")
 
 
 def _of_history(arguments: tuple) -> Inert:
-    """getattr(HistoryBuffer, name): a function of that class, of which nothing is kept."""
-    if len(arguments) != 2 or arguments[0] is not _HISTORY or type(arguments[1]) is not str:
+    """getattr(HistoryBuffer, name), and of nothing else."""
+    if len(arguments) != 2 or arguments[0] is not _history or type(arguments[1]) is not str:
         raise ValueError(
             "an attribute of something else than mmengine's HistoryBuffer is asked for; nothing "
             "was run"
         )
-    return Inert("HistoryBuffer")
+    return Inert("a function of HistoryBuffer")
+
+
+@dataclass(frozen=True, slots=True)
+class _Word:
+    """A class of others, which is only ever handed to a function here."""
+
+    name: str
+
+
+_ARRAY = _Word("ndarray")
 
 
 def _array(arguments: tuple) -> Inert:
@@ -312,7 +318,7 @@ _NAMES: dict[str, Any] = {
             "lightning.fabric.utilities.data",
         )
     },
-    "mmengine.logging.history_buffer HistoryBuffer": _HISTORY,
+    "mmengine.logging.history_buffer HistoryBuffer": _history,
     "__builtin__ getattr": _of_history,
     "numpy ndarray": _ARRAY,
     "numpy.core.multiarray _reconstruct": _array,
