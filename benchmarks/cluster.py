@@ -61,6 +61,7 @@ def kills(count: int, seed: int) -> dict:
             (victim,) = workers_of(folder)[first]
             in_a_save = kind.endswith("save") and saves(folder)
             before, at = max(command.steps()), time.monotonic()
+            group = set(workers_of(folder)[True])
             if kind == "node":
                 parent = int(Path(f"/proc/{victim}/stat").read_text().split()[3])
                 raylets = [one.all_processes["raylet"][0].process.pid for one in nodes.nodes]
@@ -71,7 +72,11 @@ def kills(count: int, seed: int) -> dict:
                 command = Command(folder, nodes.address, "2")
             else:
                 os.kill(victim, signal.SIGKILL)
-            command.reach(before + 1, 300)
+            # Of a new group: the old one may still have ended a step.
+            while not (new := workers_of(folder)[True]) or group & set(new):
+                time.sleep(0.05)
+                assert time.monotonic() - at < 300, "no new group"
+            command.reach(max(command.steps()) + 1, 300)
             took = time.monotonic() - at
             if kind == "node":
                 nodes.add()

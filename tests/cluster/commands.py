@@ -32,7 +32,7 @@ class Command:
             text=True,
         )
 
-    def reach(self, step: int, seconds: float = 180) -> None:
+    def reach(self, step: int, seconds: float = 400) -> None:
         """Waits for a snapshot of this step or a later one."""
         until = time.monotonic() + seconds
         while max(self.steps(), default=0) < step:
@@ -43,7 +43,7 @@ class Command:
     def steps(self) -> list[int]:
         return Snapshots(self.folder / "snapshots").steps()
 
-    def end(self, seconds: float = 240) -> str:
+    def end(self, seconds: float = 500) -> str:
         """What it has said, at its end."""
         try:
             said = self.process.communicate(timeout=seconds)[0]

@@ -1,5 +1,7 @@
 """Who gets which block, and what is made of the death of a process: without Ray, step by step."""
 
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import numpy as np
@@ -195,3 +197,26 @@ def test_the_others_go_in_the_batches_that_they_would_have_been_in():
     assert worker.work(list("abcdefgh"), ()) == list("ABCDEFGH")
     assert worker.work(list("abcdefgh"), (1, 4)) == ["A", None, "C", "D", None, "F", "G", "H"]
     assert seen == [list("abcdefgh"), ["a", "c"], ["d", "f"], ["g", "h"]]
+
+
+def test_a_process_in_which_nothing_happens_ends_itself():
+    program = """
+import time
+from types import SimpleNamespace as Made
+from van_classification_tensorflow.cluster.actor import Worker
+
+worker = Worker(Made(features=False, count=3, shape=lambda _, result: result))
+worker.patience = 0.5
+def stream(images, **_):
+    for pause in (0.3, 0.3, 99):  # each result gives it new patience
+        yield time.sleep(pause)
+worker.classifier = Made(pictures_at_once=3, stream=stream)
+worker.work("abc", ())
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 1
+    assert "Timeout (0:00:00.5" in done.stderr
+    assert "in stream" in done.stderr
+    assert "NameError" not in done.stderr

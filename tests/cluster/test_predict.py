@@ -9,12 +9,13 @@ import sys
 import threading
 import time
 
+import pyarrow.dataset
 import pytest
 from rich.console import Console
 
 from tests.cluster.fatal import DiesOfPoison
 from tests.cluster.pictures import write_digits
-from van_classification_tensorflow.cluster import classify
+from van_classification_tensorflow.cluster import classify, parquet_folder
 from van_classification_tensorflow.cluster.pool import Pool
 from van_classification_tensorflow.cluster.predict import run as run_on_cluster
 from van_classification_tensorflow.inference.predict import run
@@ -130,3 +131,52 @@ def test_a_node_does_not_see_the_pictures(nodes, pictures, tmp_path, monkeypatch
         with pytest.raises(ValueError, match=says + ".*on storage that all nodes mount"):
             run_on_cluster(asked(folder, output, where), None, Console(quiet=True))
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+def test_a_folder_that_the_processes_write(nodes, pictures, tmp_path, monkeypatch):
+    folder, alone = pictures
+    poison = folder / "4" / "00000-poison.png"
+    poison.write_bytes((folder / "0" / "00000.png").read_bytes())
+    output, journal = tmp_path / "x.parquet", tmp_path / "x.parquet.partial"
+    where = ClusterOptions(cluster=nodes.address)
+
+    def predict(**options):
+        said = Console(file=io.StringIO(), width=200)
+        request = asked(folder, output, where, rows_per_file=250, **options)
+        return run_on_cluster(request, None, said, DiesOfPoison), said.file.getvalue()
+
+    def killed(*_):
+        raise OSError("killed before the last step")
+
+    try:
+        with monkeypatch.context() as patch:
+            patch.setattr(parquet_folder, "put_in_place", killed)
+            with pytest.raises(OSError, match="before the last step"):
+                predict()
+        assert not output.exists()
+        assert len(list(journal.glob("part-*"))) == 8  # of 256 rows, which are whole batches
+        for number in (3, 7):
+            (journal / f"part-{number:08}.parquet").unlink()
+        (journal / ".tmp-0123-part-00000009.parquet").write_bytes(b"of a process that was killed")
+        failed, said = predict(resume=True)
+        assert failed == 2
+        assert "1,536 of 2,001 were there; going on" in said
+        assert "256 rows a file, not 250" in said
+        assert predict(resume=True)[0] == 2  # finished, and says so
+    finally:
+        for one in [poison, *folder.glob("4/*.died")]:
+            one.unlink()
+    assert not journal.exists()
+    assert {one.name for one in output.iterdir()} == {f"part-{n:08}.parquet" for n in range(8)}
+    rows = pyarrow.dataset.dataset(output).to_table().to_pylist()
+    mine = [row for row in rows if "poison" in row["path"]]
+    assert [row["error"] for row in mine] == [
+        f"{poison}: the process that read it died, twice alone"
+    ]
+    assert [row for row in rows if row not in mine] == [json.loads(line) for line in lines(alone)]
+    with pytest.raises(FileExistsError, match="already there; to replace it: --overwrite"):
+        predict()
+    (output / "notes.txt").touch()
+    with pytest.raises(FileExistsError, match=r"holds what no .* wrote \(notes.txt\)"):
+        predict(overwrite=True)

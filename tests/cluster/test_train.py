@@ -5,6 +5,7 @@ Three nodes on this machine; the workers are processes of the nodes.
 
 import json
 import os
+import resource
 import signal
 from pathlib import Path
 
@@ -55,7 +56,8 @@ def alone(tmp_path_factory):
 @tensorflow_only
 @pytest.mark.slow
 def test_a_killed_worker_and_a_killed_command_lose_nothing(nodes, alone, tmp_path, thorough):
-    """The first worker, which is all others' coordinator; then, `--thorough`, the command itself.
+    """The first worker, which is all others' coordinator; then, `--thorough`, it has a full disk,
+    and the command itself is killed.
 
     What comes out is what this process makes of it, and that to the bit what nothing stopped:
     `benchmarks/cluster.py`, as such a run takes as long again.
@@ -67,8 +69,20 @@ def test_a_killed_worker_and_a_killed_command_lose_nothing(nodes, alone, tmp_pat
     os.kill(first, signal.SIGKILL)
     if thorough:
         command.reach(max(command.steps()) + 2)
+        (first,) = workers_of(folder)[True]
+        # Every file of that process; a full disk is met at the same places.
+        resource.prlimit(first, resource.RLIMIT_FSIZE, (4096, 4096))
+        full, there = command.process.communicate(timeout=120)[0], command.steps()
+        assert command.process.returncode == 1
+        assert full.splitlines()[-1].startswith("van: error: saving step ")
+        assert "snapshots failed (File too large): " in full.splitlines()[-1]
+        assert f"the snapshot of step {max(there)} is intact" in full.splitlines()[-1]
+        assert "Traceback" not in full
+        assert not list((folder / "snapshots").glob(".tmp-*"))
+        command = Command(folder, nodes.address, "2")
+        command.reach(max(there) + 2)
         command.process.kill()
-        begun = command.process.communicate()[0]
+        begun = full
         said = Command(folder, nodes.address, "2").end()
     else:
         begun = said = command.end()
@@ -158,3 +172,34 @@ def test_the_environment_of_workers(monkeypatch):
     found = _environment()
     assert found["KERAS_BACKEND"] == "jax"
     assert not {"TF_CONFIG", "SOMETHING", "VAN_TOKEN"} & set(found)
+
+
+def test_what_killed_commands_left_goes_with_the_end_of_the_run(tmp_path):
+    from van_classification_tensorflow.cluster.train import _marked
+
+    run, storage = tmp_path / "run", tmp_path / "storage"
+    for folder in (run, storage / ".cluster-old", storage / ".cluster-of-another-run"):
+        folder.mkdir(parents=True)
+    (run / "config.yaml").touch()
+    (run / ".cluster-old").touch()
+
+    def left():
+        return {path.name for folder in (run, storage) for path in folder.iterdir()}
+
+    def work(mark):
+        (storage / mark[0]).mkdir()
+        assert (run / mark[0]).read_text() == mark[1]
+
+    before = left()
+
+    def stopped():
+        with _marked(run, storage) as mark:
+            work(mark)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        stopped()
+    assert left() == before
+    with _marked(run, storage) as mark:
+        work(mark)
+    assert left() == {"config.yaml", ".cluster-of-another-run"}

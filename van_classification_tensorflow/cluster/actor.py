@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import os
 import socket
 from collections.abc import Callable, Sequence
@@ -9,12 +10,11 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from ..images.parallel import reason
 from ..inference.classifier import Classifier
 from ..inference.flow import Result
 from ..inference.parts import content_of
 from ..support.cores import use_at_most
-from ..support.text import one_line, printable
+from ..support.text import one_line, printable, reason
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,14 @@ class Worker:
 
     Args:
         task: What it needs to know.
+
+    Attributes:
+        patience: Seconds without a result after which it ends itself, with its traceback on the
+            standard error: a disk that does not answer, or a decoder that never comes back, is
+            then met as any other death is.
     """
+
+    patience = 900.0
 
     def __init__(self, task: Task):
         self.task = task  # nothing that could fail: Ray gives an error here no words
@@ -81,11 +88,18 @@ class Worker:
             left_out: Positions of those that are not looked at: None in the answer. The others go
                 in the batches in which they go where those cannot be read.
         """
+        try:
+            return self._work(items, left_out)
+        finally:
+            faulthandler.cancel_dump_traceback_later()
+
+    def _work(self, items: Sequence[Any], left_out: Sequence[int]) -> list[Any]:
         size = self.classifier.pictures_at_once if left_out else max(len(items), 1)
         answer: list[Any] = [None] * len(items)
         for start in range(0, len(items), size):
             every = range(start, min(start + size, len(items)))
             places = [place for place in every if place not in left_out]
+            self._have_patience()
             found = self.classifier.stream(
                 [items[place] for place in places],
                 features=self.task.features,
@@ -93,7 +107,12 @@ class Worker:
             )
             for place, result in zip(places, found, strict=True):
                 answer[place] = self.task.shape(self.classifier, result)
+                self._have_patience()
         return answer
+
+    def _have_patience(self) -> None:
+        """From now on; by a clock that also runs while something holds Python's lock."""
+        faulthandler.dump_traceback_later(self.patience, exit=True)
 
 
 def some_files(paths: Sequence[Any], count: int = 8) -> dict[str, int]:
@@ -123,6 +142,11 @@ def unseen(folder: str, files: dict[str, int]) -> str | None:
                 f"has another file as {printable(path)}, of {there:,} bytes, not {size:,}: {shared}"
             )
     return None
+
+
+def is_gone(error: str | None) -> bool:
+    """Whether it says that a picture is not there."""
+    return bool(error) and str(error).endswith("No such file or directory")
 
 
 def error_of(source: Any, name: str) -> Result:

@@ -20,12 +20,11 @@ from ..support.cluster import ClusterOptions
 from ..support.console import say
 from ..support.text import printable
 from ..weights.pretrained import files_of_weights
-from .actor import Task, Worker, actor_maker, error_of, some_files, unseen
+from .actor import Task, Worker, actor_maker, error_of, is_gone, some_files, unseen
 from .connect import connected, cpus, on_every_node
 from .pool import Pool
 
 _BLOCK = 128  # pictures that are sent at once, about: few enough to be lost with a process
-_GONE = "No such file or directory"
 
 
 class Workers:
@@ -129,6 +128,10 @@ class Workers:
                 "waiting for more nodes",
             )
         self.classifier, self.shape, self.count = classifier, shape, count
+        self.size = classifier.pictures_at_once  # of a block
+        # Whole batches; and some blocks for each process, however few pictures there are.
+        share = count // (4 * most * self.size)
+        self.size *= max(min(share, _BLOCK // self.size), 1)
         make = actor_maker(ray, self.worker, task, gpus=1 if gpus else 0)
         started = time.monotonic()
         self.pool = Pool(ray, make, least, most)
@@ -149,21 +152,21 @@ class Workers:
             images: As of `Classifier.stream`, from the beginning of a batch on.
             name: What errors call a picture.
         """
-        size = self.classifier.pictures_at_once
-        # Whole batches; and some blocks for each process, however few pictures there are.
-        share = self.count // (4 * self.pool.most * size)
-        size *= max(min(share, _BLOCK // size), 1)
-        rest = iter(images)
-        for items, results in self.pool.run(iter(lambda: list(islice(rest, size)), [])):
+        for items, results in self.blocks(images):
             for item, result in zip(items, results, strict=True):
                 if result is None:
                     result = self.shape(self.classifier, error_of(item, name(item)))
                 yield item, result
 
+    def blocks(self, items: Iterable[Any]) -> Iterator[tuple[list[Any], list[Any]]]:
+        """(some of the items, what the workers gave for them), in order."""
+        rest = iter(items)
+        return self.pool.run(iter(lambda: list(islice(rest, self.size)), []))
+
 
 def check_seen(path: Any, error: str | None) -> None:
     """Raises `ValueError` where a picture that is here was not there when a node looked for it."""
-    if error and error.endswith(_GONE) and isinstance(path, str) and os.path.exists(path):
+    if is_gone(error) and isinstance(path, str) and os.path.exists(path):
         raise ValueError(
             f"{printable(path)} is here, and a node of the cluster does not see it: pictures must "
             "be on storage that all nodes mount; then go on with --resume"

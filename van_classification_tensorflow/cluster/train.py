@@ -32,6 +32,7 @@ from .worker import Work, sharing, train_here
 
 _TRIES = 3  # in a row without a new snapshot
 _PAUSE = 2.0  # seconds before another
+_MARK = ".cluster-"  # what names of hidden files begin with
 _ERRORS = {"ModuleNotFoundError": ModuleNotFoundError, "OSError": OSError}
 _KEPT = ("KERAS_", "TF_", "XLA_", "JAX_", "VAN_", "OMP_", "NCCL_")
 
@@ -103,21 +104,28 @@ def _check_workers(job: Job, least: int, most: int, gpus: int) -> None:
 def _marked(folder: Path, storage: Path) -> Iterator[tuple[str, str]]:
     """A hidden file in the folder of the run, by which workers know that it is the same one.
 
-    Its name is this command's own, and that of what Ray keeps in `storage`; both go at the end.
+    Its name is this command's own, and that of what Ray keeps in `storage`; both go at the end, and
+    once the run is done so do those of commands that were killed.
     """
     was_there = folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
     text = secrets.token_hex(16)
-    name = f".cluster-{text[:8]}"
+    name = f"{_MARK}{text[:8]}"
     write_atomically(folder / name, lambda path: path.write_text(text, encoding="utf-8"))
+    mine = f"{_MARK}*"  # and those of others, who cannot be at work in a run that is done
     try:
         yield name, text
+    except BaseException:
+        mine = name
+        raise
     finally:
-        shutil.rmtree(storage / name, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            for left in folder.glob(mine):
+                shutil.rmtree(storage / left.name, ignore_errors=True)
+                left.unlink()
         with contextlib.suppress(OSError):
             (folder / ".ray").rmdir()  # unless another command's is in it
         with contextlib.suppress(OSError):
-            (folder / name).unlink()
             if not was_there and not (folder / "config.yaml").exists():
                 (folder / ".lock").unlink(missing_ok=True)
                 folder.rmdir()  # nothing has come of it

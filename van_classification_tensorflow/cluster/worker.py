@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..support.text import printable
+from ..support.text import printable, reason
 from ..train.recipe import Recipe
 
 _POLL = 1.0  # seconds
@@ -74,7 +74,7 @@ def train_here(work: Work) -> None:
         _train(work, recipe, rank, addresses)
     except (ValueError, OSError, ModuleNotFoundError) as error:
         # What a user can mend: another try would end likewise.
-        work.news.tell.remote("error", (rank, type(error).__name__, str(error)))
+        work.news.tell.remote("error", (rank, type(error).__name__, reason(error)))
         time.sleep(_POLL)  # before the process is taken down
         raise
 

@@ -22,13 +22,13 @@ from rich.text import Text
 from .. import __version__
 from ..images.decode import ImageError
 from ..images.find import name_of
-from ..images.parallel import decoded, reason
+from ..images.parallel import decoded
 from ..inference.classifier import Classifier
 from ..inference.predict import inputs_of
 from ..support.console import messages, pictures_bar, results, say, say_failures
 from ..support.cores import cores
 from ..support.recorded_folder import Names
-from ..support.text import printable
+from ..support.text import printable, reason
 from .drawing import Drawing
 from .folder import FOLDER, INDEX
 from .kinds import GATE, METHODS

@@ -53,11 +53,3 @@ def decoded(
             yield outcome(*waiting.popleft())
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
-
-
-def reason(error: Exception) -> str:
-    """An error in the words of a result: one line."""
-    if isinstance(error, OSError) and error.strerror:
-        name = f"{printable(error.filename)}: " if error.filename else ""
-        return f"{name}{error.strerror}"
-    return str(error)

@@ -15,7 +15,7 @@ from ..datasets.calibration import calibration_of
 from ..engines.choice import Chosen
 from ..engines.of_weights import GraphEngine
 from ..images.decode import MAX_PIXELS, is_one, open_image
-from ..images.parallel import decoded, reason
+from ..images.parallel import decoded
 from ..spec.card import Card
 from ..spec.labels import Label, texts_of
 from ..spec.preprocessing import Preprocessing
@@ -27,6 +27,7 @@ from ..spec.scores import (
 )
 from ..support.checks import at_least
 from ..support.cores import cores
+from ..support.text import reason
 from .engines import Engines
 from .flow import Result, flowing, in_batches, raising
 from .opening import Wanted, open_any
@@ -67,7 +68,8 @@ class Classifier:
 
     Args:
         weights: `"van_b0"` ... for the ImageNet-1k weights, another name of `van weights list`,
-            or the path of a weight file of any known format, or of an exported file
+            the path of a weight file of any known format, a folder of a model hub
+            (`hf://USER/NAME[@REVISION]`), or an exported file
             (`van export`): *.onnx, *.xml, *.tflite or a SavedModel's folder. What this package
             writes carries its labels and its preprocessing. Or a Keras model in memory: a `VAN`, a
             fused or quantised one, or any model with a VAN in it that ends with scores or features.

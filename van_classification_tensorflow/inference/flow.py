@@ -12,7 +12,7 @@ import numpy as np
 
 from ..engines.of_weights import GraphEngine
 from ..engines.protocol import Engine
-from ..images.parallel import reason
+from ..support.text import reason
 
 Pairs = Iterable[tuple[Any, np.ndarray | Exception]]
 """(source, its views as the model takes them, or why there are none)."""

@@ -49,6 +49,9 @@ _MOST_IN_TABLE = 200  # pictures
 class Doer(AbstractContextManager[Any], Protocol):
     """Who classifies the pictures of a run: this process (`Here`), or others."""
 
+    def journal(self, output: Path) -> Journal:
+        """What keeps the records until the output is made of them."""
+
     def begin(
         self, classifier: Classifier, chosen: Chosen, inputs: list[str | bytes]
     ) -> dict[str, Any]:
@@ -64,6 +67,9 @@ class Here(nullcontext[None]):
     def __init__(self, request: PredictRequest):
         super().__init__()
         self.request = request
+
+    def journal(self, output: Path) -> Journal:
+        return journal_of(self.request, output)
 
     def begin(
         self, classifier: Classifier, chosen: Chosen, inputs: list[str | bytes]
@@ -103,7 +109,7 @@ def run(
         return _run(request, _inputs(request, stdin, console), None, console, doer)
     journal = None
     try:
-        with _journal(request, request.output) as journal:
+        with doer.journal(request.output) as journal:
             inputs = _inputs(request, stdin, console)
             if isinstance(journal, PartJournal) and journal.finished:
                 return _say_part_finished(request, journal, inputs, console)
@@ -128,7 +134,8 @@ def _inputs(request: PredictRequest, stdin: TextIO, console: Console) -> list[st
     return inputs
 
 
-def _journal(request: PredictRequest, output: Path) -> Journal:
+def journal_of(request: PredictRequest, output: Path) -> Journal:
+    """The journal of a run whose output is one file, or a shard's part of it."""
     if request.shard is None:
         return Journal(output, request.resume, request.overwrite)
     return PartJournal(output, Shard.parse(request.shard), request.resume, request.overwrite)

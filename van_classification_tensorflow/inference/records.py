@@ -106,6 +106,12 @@ def _read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def _read_parquet(path: Path) -> Iterator[dict[str, Any]]:
+    """Of a file, or of a folder of them."""
+    for one in sorted(path.glob("*.parquet")) if path.is_dir() else [path]:
+        yield from _read_parquet_file(one)
+
+
+def _read_parquet_file(path: Path) -> Iterator[dict[str, Any]]:
     from pyarrow import parquet
 
     file = parquet.ParquetFile(path)
@@ -147,7 +153,12 @@ WRITERS = {
 
 
 def write_output(
-    output: Path, records: Callable[[], Iterable[dict[str, Any]]], top: int, features: bool
+    output: Path,
+    records: Callable[[], Iterable[dict[str, Any]]],
+    top: int,
+    features: bool,
+    *,
+    shared: bool = False,
 ) -> None:
     """Makes or replaces an output, whole or not at all, and what stands beside it.
 
@@ -156,6 +167,7 @@ def write_output(
         records: Gives the records from the first on, each time that it is called.
         top: How many classes a record names at most.
         features: Whether they hold features instead.
+        shared: As of `support.files.write_atomically`.
     """
 
     def write(new: Path) -> None:
@@ -169,7 +181,7 @@ def write_output(
             writer.writerow(["path", "error"])
             writer.writerows((record["path"], record["error"]) for record in records())
 
-    write_atomically(output, write)
+    write_atomically(output, write, shared=shared)
 
 
 def _chunks(records: Iterable[Any], size: int) -> Iterator[list[Any]]:

@@ -45,7 +45,8 @@ class ClassifierOptions:
 
     weights: Any = option(
         "a name of `van weights list`, van_b0 ... for its ImageNet-1k weights, a weight file, "
-        "or an exported file: *.onnx, *.xml, *.tflite, a SavedModel's folder (default: {default})",
+        "hf://USER/NAME of a model hub, or an exported file: *.onnx, *.xml, *.tflite, a "
+        "SavedModel's folder (default: {default})",
         "van_b0",
     )
     labels: Any = None
@@ -149,6 +150,8 @@ class PredictRequest:
         overwrite: Replace `output`, and forget an unfinished run of it.
         shard: "I/N": predict the share I, from 0 to N - 1, of the inputs, and write a part beside
             `output`, which is made of all N parts by `van merge`.
+        rows_per_file: With `where`: `output` is a folder of Parquet files of so many rows, at least
+            1, which the processes of the cluster write; for what one machine should not write.
         where: Which processes do it; by default this one.
 
     Raises:
@@ -182,6 +185,12 @@ class PredictRequest:
         None,
         metavar="I/N",
     )
+    rows_per_file: int | None = option(
+        "with --cluster: make of --output *.parquet a folder of files with so many rows each, "
+        "which the processes of the cluster write themselves",
+        None,
+        metavar="N",
+    )
     where: ClusterOptions = part(ClusterOptions)
 
     def __post_init__(self) -> None:
@@ -197,6 +206,14 @@ class PredictRequest:
                 "`top` is a number of classes, which `features` do without; leave it out"
             )
         at_least("top", self.classes, 1)
+        if self.rows_per_file is not None:
+            at_least("rows_per_file", self.rows_per_file, 1)
+            if not (self.where.cluster and self.output and self.output.suffix == ".parquet"):
+                raise ValueError(
+                    "`rows_per_file` makes a folder on a cluster: it needs `cluster` and an "
+                    "`output` that ends in .parquet. Received: "
+                    f"cluster={self.where.cluster!r}, output={self.output and str(self.output)!r}"
+                )
         if self.output is None:
             if self.features:
                 raise ValueError(

@@ -21,7 +21,6 @@ from .. import __version__
 from ..images.decode import ImageError
 from ..images.find import name_of
 from ..images.masks import mask_image
-from ..images.parallel import reason
 from ..inference.predict import inputs_of
 from ..support.console import (
     common_folder,
@@ -34,7 +33,7 @@ from ..support.console import (
     to_json,
 )
 from ..support.recorded_folder import Names
-from ..support.text import printable
+from ..support.text import printable, reason
 from .request import FOLDER, INDEX, SegmentRequest
 from .segmenter import Segmentation, Segmenter
 from .truth import SCORES, Agreement, masks_of

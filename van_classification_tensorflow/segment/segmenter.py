@@ -11,11 +11,11 @@ import numpy as np
 from PIL import Image
 
 from ..images.decode import MAX_PIXELS, is_one, open_image
-from ..images.parallel import decoded, reason
+from ..images.parallel import decoded
 from ..spec.labels import Label
 from ..spec.preprocessing import Preprocessing
 from ..support.cores import cores
-from ..support.text import printable
+from ..support.text import printable, reason
 from .drawing import Entry, overlay_of, with_legend
 from .metrics import areas_of
 from .opening import Wanted, open_any

@@ -55,3 +55,11 @@ def one_line(error: BaseException) -> str:
     """An error of others in one line of sensible length."""
     text = printable(" ".join(str(error).split()) or type(error).__name__)
     return text if len(text) <= 300 else f"{text[:300]}..."
+
+
+def reason(error: BaseException) -> str:
+    """An error in its own words; the system's without their number, the file first."""
+    if isinstance(error, OSError) and error.strerror:
+        name = f"{printable(error.filename)}: " if error.filename else ""
+        return f"{name}{error.strerror}"
+    return str(error)
