@@ -15,6 +15,7 @@ from van_classification_tensorflow.segment import export as exporting
 from van_classification_tensorflow.segment.graph import graph_of
 from van_classification_tensorflow.segment.load import load_segmenter, tensors_of
 from van_classification_tensorflow.spec.segment_card import SegmentCard
+from van_classification_tensorflow.weights.catalogue import OF_SEGMENTERS
 
 from . import micro
 
@@ -32,6 +33,7 @@ def run(capsys, *arguments):
     return code, said.out, said.err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "sizes",
     [
@@ -67,6 +69,7 @@ def test_graph_of_upernet():
     assert_same(micro.model(), (75, 131))
 
 
+@pytest.mark.slow
 def test_bases_drawn_anew_have_no_graph():
     model = VANSegmenter(
         **micro.SIZES, decoder="light_ham", channels=32, ham_channels=64, ham_seed=None
@@ -78,10 +81,14 @@ def test_bases_drawn_anew_have_no_graph():
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory):
     """(the ONNX file, what the command said)"""
-    path = tmp_path_factory.mktemp("exported") / "u.onnx"
+    path, model = tmp_path_factory.mktemp("exported") / "u.onnx", micro.model()
     with pytest.MonkeyPatch.context() as patch:
         said = []
         patch.setattr(exporting, "print_report", said.extend)
+        patch.setattr(exporting, "segmentation_of", lambda weights: model)
+        patch.setattr(model, "preprocessing", OF_SEGMENTERS)
+        patch.setattr(model, "labels", [f"class_{i}" for i in range(7)])
+        patch.setattr(model, "palette", [(37 * i % 256, 91 * i % 256, 17 * i) for i in range(7)])
         options = ["--weights", str(WEIGHTS), "--output", str(path), "--image-size", "64"]
         cli.main(["export", *options])
     return path, said
@@ -89,7 +96,7 @@ def exported(tmp_path_factory):
 
 def test_onnx(exported):
     path, said = exported
-    assert said[0] == "model     seg_upernet_micro_mmseg0.pth, a segmentation of 7 classes"
+    assert said[0] == f"model     {micro.model().name}, a segmentation of 7 classes"
     assert "largest difference" in said[3]
     assert "the same for 100.00% of the positions" in said[3]
     metadata = onnx.load(path).metadata_props[0].value
@@ -126,6 +133,7 @@ def test_segmenter_takes_it(exported):
 
 
 def test_what_does_not_agree_is_not_left(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(exporting, "segmentation_of", lambda weights: micro.model())
     output = tmp_path / "x.onnx"
     given = ("export", "--weights", WEIGHTS, "--output", output, "--image-size", "64")
     code, _, err = run(capsys, *given, "--tolerance", "0")
@@ -199,6 +207,7 @@ def test_saved_model_of_any_size(tmp_path, capsys):
         *("--image-size", "any", "--batch-size", "any"),
     )
     assert code == 0, err
+    assert "seg_upernet_micro_mmseg0.pth, a segmentation of 7 classes" in out
     assert "images, float32, any size" in out
     picture = Image.fromarray(micro.golden()["predict_image_bgr"])
     by_keras = Segmenter(WEIGHTS, size=96, scales=(0.5, 1), flip=True)(picture)

@@ -84,6 +84,7 @@ def test_a_saved_model(segmenter):
     assert found.overlay(legend=False).size == (90, 60)
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_mmsegmentation():
     path = GOLDEN / "seg_upernet_micro_mmseg0.pth"
     segmenter = Segmenter(path, size="own", fit="none")
@@ -250,6 +251,7 @@ def test_a_keras_file_is_read_as_data(change, says, saved, tmp_path):
         Segmenter(changed(saved, tmp_path / "x.keras", change))
 
 
+@pytest.mark.slow
 def test_a_keras_file_of_other_tensors(saved, tmp_path):
     other = micro.VANSegmenter(**micro.SIZES, decoder="semantic_fpn", num_classes=7, channels=16)
     other.save(tmp_path / "other.keras")
@@ -264,6 +266,7 @@ def test_a_keras_file_of_other_tensors(saved, tmp_path):
             Segmenter(path)
 
 
+@pytest.mark.slow
 def test_a_model_in_training_is_taken_as_data(saved, segmenter, tmp_path):
     """Compiled, frozen, of another policy and data format: the file is of the same weights."""
     path = changed(saved, tmp_path / "x.keras", setting(data_format="channels_first"))
