@@ -45,6 +45,7 @@ NEED_KERAS = {
     "inference.in_memory",
     "cluster.figures",
     "segment.decoders",
+    "segment.graph",
     "segment.hamburger",
     "segment.layers",
     "segment.load",

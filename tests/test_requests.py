@@ -17,6 +17,7 @@ COMMANDS = {
     "predict": ("x.png", "inference.classifier:Classifier"),
     "merge": ("x.csv", None),
     "explain": ("x.png --output x", "explanation.explain:explain"),
+    "segment": ("x.png --weights x.pth --output x", "segment.segmenter:Segmenter"),
     "evaluate": ("--data digits", "evaluate.evaluate:evaluate"),
     "benchmark": ("", "benchmark.measure:benchmark"),
     "serve": ("", None),

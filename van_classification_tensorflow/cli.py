@@ -85,6 +85,12 @@ COMMANDS: dict[str, Command | dict[str, Command]] = {
         "explanation.command:run",
         finding="a picture could not be read",
     ),
+    "segment": Command(
+        "Say of each pixel what it is of: masks, overlays, areas; mIoU beside right masks.",
+        "segment.request:SegmentRequest",
+        "segment.command:run",
+        finding="a picture could not be read",
+    ),
     "evaluate": Command(
         "Measure accuracy on labelled pictures; beside the published and the original's.",
         "evaluate.request:EvaluateRequest",
@@ -113,7 +119,7 @@ COMMANDS: dict[str, Command | dict[str, Command]] = {
     "export": Command(
         "Write a model for ONNX Runtime, OpenVINO, LiteRT or TensorFlow, and compare it there.",
         "export.request:ExportRequest",
-        "export.export:run",
+        "segment.export:run",
     ),
     "push": Command(
         "Send weights to a model hub: a folder for Keras, KerasHub and this package, with a card.",

@@ -10,12 +10,11 @@ from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from PIL import Image
 
 from ..datasets.calibration import calibration_of
 from ..engines.choice import Chosen
 from ..engines.of_weights import GraphEngine
-from ..images.decode import MAX_PIXELS, open_image
+from ..images.decode import MAX_PIXELS, is_one, open_image
 from ..images.parallel import decoded
 from ..spec.card import Card
 from ..spec.labels import Label, texts_of
@@ -237,7 +236,7 @@ class Classifier:
             OSError: A file cannot be opened.
         """
         self.check_top(top)
-        one = _is_one(images)
+        one = is_one(images)
         results = [
             self.ranked(result.output, top)
             for result in self.stream([images] if one else images, reraise=True)
@@ -247,7 +246,7 @@ class Classifier:
 
     def features(self, images: Any) -> np.ndarray:
         """Pooled features, (C,) of one picture or (N, C) of several, float32."""
-        one = _is_one(images)
+        one = is_one(images)
         found = [
             result.output
             for result in self.stream([images] if one else images, features=True, reraise=True)
@@ -375,10 +374,3 @@ class Classifier:
 
     def _prepared(self, source: Any) -> np.ndarray:
         return self.prepare(source)[0]
-
-
-def _is_one(images: Any) -> bool:
-    """One picture, not several; a stack (N, H, W) of grey ones is several."""
-    if isinstance(images, np.ndarray):
-        return images.ndim < 3 or (images.ndim == 3 and images.shape[2] in (1, 3, 4))
-    return isinstance(images, (str, os.PathLike, bytes, bytearray, memoryview, Image.Image))
