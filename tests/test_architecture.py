@@ -15,6 +15,7 @@ FLOORS = [
     "weights",
     "datasets",
     "model",
+    "keras_hub",
     "engines",
     "inference",
     "export",
@@ -22,6 +23,8 @@ FLOORS = [
     "benchmark",
     "explanation",
     "train",
+    "hub",
+    "doctor",
     "serve",
     "cluster",
     "cli",
@@ -30,6 +33,7 @@ FLOORS = [
 # The only ones that import Keras when they are imported: modules, or whole packages.
 NEED_KERAS = {
     "model",
+    "keras_hub",
     "engines.keras_graph",
     "engines.keras_layers",
     "engines.keras_products",
@@ -50,7 +54,7 @@ NEED_KERAS = {
     "train.train",
     "train.workers",
 }
-HEAVY = {"keras", "tensorflow", "jax", "torch", "matplotlib"}
+HEAVY = {"keras", "keras_hub", "tensorflow", "jax", "torch", "matplotlib"}
 
 
 def _modules() -> dict[str, Path]:

@@ -22,6 +22,9 @@ COMMANDS = {
     "serve": ("", None),
     "convert": ("a.pth b.pth", "export.convert:convert"),
     "export": ("--output x.onnx", "export.export:export"),
+    "push": ("hf://me/x --weights digits --output x", None),
+    "pull": ("hf://me/x", None),
+    "doctor": ("", None),
 }
 # The folder of a run on the command line; in Python, whether the run goes on.
 OTHERWISE = {("train", "resume")}

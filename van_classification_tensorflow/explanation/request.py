@@ -54,8 +54,8 @@ class ExplainRequest:
     )
     output: Path = option("folder to make: a picture and an array of each map, and a record of all")
     weights: Any = option(
-        "a name of `van weights list`, van_b0 ... for its ImageNet-1k weights, or a weight file "
-        "(default: {default})",
+        "a name of `van weights list`, van_b0 ... for its ImageNet-1k weights, a weight file, or "
+        "hf://USER/NAME (default: {default})",
         "van_b0",
     )
     classes: tuple[str, ...] = option(

@@ -69,7 +69,8 @@ class Classifier:
 
     Args:
         weights: `"van_b0"` ... for the ImageNet-1k weights, another name of `van weights list`,
-            or the path of a weight file of any known format, or of an exported file
+            the path of a weight file of any known format, a folder of a model hub
+            (`hf://USER/NAME[@REVISION]`), or an exported file
             (`van export`): *.onnx, *.xml, *.tflite or a SavedModel's folder. What this package
             writes carries its labels and its preprocessing. Or a Keras model in memory: a `VAN`, a
             fused or quantised one, or any model with a VAN in it that ends with scores or features.
