@@ -340,7 +340,7 @@ class Classifier:
 
     @property
     def classes(self) -> tuple[Label, ...]:
-        """What a picture may be of: `labels`, of which a single output has two (`scores`)."""
+        """What a picture may be of, by `labels`; a single output has two (`scores`)."""
         return classes_of(self.labels)
 
     def check_top(self, top: int) -> None:

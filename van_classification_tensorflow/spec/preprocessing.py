@@ -156,7 +156,7 @@ class Preprocessing:
 
     @property
     def channels(self) -> int:
-        """Channels of the model's input: 1 (grey) or 3 (RGB)."""
+        """Channels of the model's input, 1 (grey) or 3 (RGB)."""
         return len(self.mean)
 
     def crop(self, image: Image.Image) -> np.ndarray:

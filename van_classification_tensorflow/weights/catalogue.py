@@ -112,7 +112,7 @@ class Weights(Card):
 
     @property
     def max_bytes(self) -> int:
-        """Largest file accepted: training checkpoints hold the weights about three times."""
+        """Largest file accepted; training checkpoints hold the weights about three times."""
         return 4 * (self.expected_bytes or 0) + (16 << 20)
 
 
