@@ -64,7 +64,7 @@ def test_segmentation(keras_hub, hub, tmp_path, thorough):
     after = mean_iou(segmenter)
     print(f"segmentation: mean IoU {before:.2f} -> {after:.2f}")
     assert before < 0.35
-    assert after > (0.85 if thorough else 0.5)
+    assert after > (0.8 if thorough else 0.45)
 
     segmenter.save_to_preset(tmp_path)
     again = keras_hub.models.ImageSegmenter.from_preset(str(tmp_path))
@@ -140,8 +140,8 @@ def test_detection(keras_hub, hub, tmp_path, thorough):
     print(f"detection: mean IoU, found {before} -> {after}")
     assert log["loss"][-1] < 0.2 * log["loss"][0]
     assert before[0] < 0.05
-    assert after[0] > (0.5 if thorough else 0.15)
-    assert after[1] > (0.6 if thorough else 0)
+    assert after[0] > (0.5 if thorough else 0.1)
+    assert after[1] > (0.5 if thorough else 0)
 
     detector.save_to_preset(tmp_path)
     again = keras_hub.models.ObjectDetector.from_preset(str(tmp_path))
