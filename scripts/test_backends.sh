@@ -51,7 +51,7 @@ judges() {
   python -m pytest -q tests/evaluate/test_evaluate.py -k original
 }
 keras_hub() {
-  exact torch -m slow tests/model/test_keras_hub.py
+  exact torch -m slow tests/keras_hub
 }
 
 # Starts each of its arguments, waits for all, shows what they said, and fails if one did.

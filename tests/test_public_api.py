@@ -185,3 +185,17 @@ def test_every_registered_name_has_a_stand_in():
     assert type(layer) is known[f"{own}LayerScale"]
     assert layer.init_value == 0.5
     assert float(stand_ins[f"{own}gelu"](keras.ops.array(0.0))) == 0
+
+
+def test_kerashub_that_is_not_installed_is_named():
+    code = """
+import sys
+sys.modules["keras_hub"] = None
+import van_classification_tensorflow
+try:
+    import van_classification_tensorflow.keras_hub
+except ModuleNotFoundError as error:
+    assert "pip install 'van-classification-tensorflow[keras-hub]'" in str(error), error
+    print("fine", [m for m in ("keras", "tensorflow") if m in sys.modules] or "light")
+"""
+    assert _python(code) == ["fine", "light"]

@@ -1,5 +1,7 @@
 """`VANBackbone`: KerasHub's own test of a backbone, the numbers of the authors, what is kept."""
 
+import subprocess
+import sys
 import warnings
 
 import keras
@@ -11,7 +13,6 @@ from tests.parity import GOLDEN, load_seeded, seeded_images
 from van_classification_tensorflow import VAN, load_checkpoint
 from van_classification_tensorflow.registration import CLASSES
 
-pytest.importorskip("keras_hub")
 pytestmark = pytest.mark.slow
 BACKEND = keras.backend.backend()
 SMALL = {"embed_dims": [8, 12], "mlp_ratios": [2, 2], "depths": [1, 1]}
@@ -192,3 +193,41 @@ def test_every_class_is_registered_by_its_stand_ins_name(hub):
         assert kind is getattr(hub, name)
         found.setdefault(kind.__module__.split(".", 1)[1], set()).add(name)
     assert found == {m: set(names) for m, names in CLASSES.items() if m.startswith("keras_hub.")}
+
+
+_LOAD = """
+import sys
+{imports}
+loaded = {load}
+from van_classification_tensorflow.keras_hub import VANImageClassifier
+assert type(loaded) is VANImageClassifier, type(loaded)
+print("fine")
+"""
+
+
+@pytest.mark.parametrize(
+    ("imports", "load"),
+    [
+        (
+            "import van_classification_tensorflow\nimport keras_hub",
+            "keras_hub.models.ImageClassifier.from_preset('van_digits')",
+        ),
+        (
+            "import van_classification_tensorflow, keras\nassert 'keras_hub' not in sys.modules",
+            "keras.saving.load_model(sys.argv[1])",
+        ),
+    ],
+)
+def test_importing_the_package_is_enough(hub, tmp_path, imports, load):
+    path = tmp_path / "classifier.keras"
+    if "argv" in load:
+        hub.VANImageClassifier(hub.VANBackbone(**SMALL), num_classes=2).save(path)
+    done = subprocess.run(
+        [sys.executable, "-c", _LOAD.format(imports=imports, load=load), str(path)],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split()[-1] == "fine"

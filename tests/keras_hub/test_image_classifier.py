@@ -19,7 +19,6 @@ from van_classification_tensorflow.weights import pretrained
 from van_classification_tensorflow.weights.catalogue import CATALOGUE
 from van_classification_tensorflow.weights.formats.torch import write_torch
 
-keras_hub = pytest.importorskip("keras_hub")
 pytestmark = pytest.mark.slow
 BACKEND = keras.backend.backend()
 
@@ -51,7 +50,7 @@ def test_kerashubs_own_test(hub, harness):
 
 
 @pytest.mark.parametrize("file", ["micro_official.pth.tar", "micro.safetensors", "micro_hf"])
-def test_the_authors_logits_and_of_the_folder_the_same(hub, tmp_path, file):
+def test_the_authors_logits_and_of_the_folder_the_same(keras_hub, hub, tmp_path, file):
     classifier = hub.VANImageClassifier.from_weights(GOLDEN / file)
     with np.load(GOLDEN / "micro.npz") as golden:
         images, expected = golden["x"], golden["eval_logits"]
@@ -104,7 +103,7 @@ def test_from_weights_refuses_and_fits(hub, tmp_path):
 
 
 @pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16", "float16"])
-def test_scores_stay_in_float32(hub, tmp_path, policy):
+def test_scores_stay_in_float32(keras_hub, hub, tmp_path, policy):
     classifier = hub.VANImageClassifier(**small(hub, dtype=policy))
     assert classifier.backbone.compute_dtype == policy.removeprefix("mixed_")
     images = np.zeros((1, 32, 32, 3), "float32")
@@ -120,7 +119,7 @@ def test_scores_stay_in_float32(hub, tmp_path, policy):
 
 
 @pytest.mark.skipif(BACKEND == "torch", reason="Keras's int8 product there")
-def test_int8_with_its_head(hub, tmp_path):
+def test_int8_with_its_head(keras_hub, hub, tmp_path):
     classifier = hub.VANImageClassifier.from_weights(GOLDEN / "micro_official.pth.tar")
     with np.load(GOLDEN / "micro.npz") as golden:
         images, expected = golden["x"], golden["eval_logits"]
@@ -140,7 +139,7 @@ def test_int8_with_its_head(hub, tmp_path):
         np.testing.assert_array_equal(logits(again, images), found)
 
 
-def test_every_published_checkpoint_is_a_preset(hub):
+def test_every_published_checkpoint_is_a_preset(keras_hub, hub):
     presets = hub.VANBackbone.presets
     assert presets == hub.VANImageClassifier.presets == hub.VANImageConverter.presets
     assert len(presets) == len(CATALOGUE)
@@ -159,7 +158,7 @@ def test_every_published_checkpoint_is_a_preset(hub):
         presets["van_digits"]["kaggle"]
 
 
-def test_the_digits_are_read(hub):
+def test_the_digits_are_read(keras_hub, hub):
     classifier = keras_hub.models.ImageClassifier.from_preset("van_digits")
     assert type(classifier) is hub.VANImageClassifier
     _, digits = load_digits()
@@ -214,7 +213,7 @@ def published(tmp_path, monkeypatch):
     return asked
 
 
-def test_a_published_preset_by_name(hub, published):
+def test_a_published_preset_by_name(keras_hub, hub, published):
     random = keras_hub.models.ImageClassifier.from_preset("van_b0_imagenet", load_weights=False)
     assert random.output_dense.units == 1000
     converter = keras_hub.layers.ImageConverter.from_preset("van_b4_imagenet22k")

@@ -8,7 +8,6 @@ from keras import ops
 from tests.model.test_preprocessing_layer import by_pillow, difference, pictures
 from van_classification_tensorflow.spec.preprocessing import INTERPOLATIONS, Preprocessing
 
-pytest.importorskip("keras_hub")
 pytestmark = pytest.mark.slow
 RECORD = Preprocessing(48, 0.8, "bicubic", (0.4, 0.5, 0.6), (0.2, 0.3, 0.4))
 
