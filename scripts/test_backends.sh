@@ -24,6 +24,8 @@ model() {
   exact $1 tests/model/test_parity.py
   exact $1 tests/model/test_fused.py tests/export/test_export.py \
     -k "every_stage or saved_and or head_of or (every_precision and onnx-float32)"
+  exact $1 tests/segment/test_resize.py tests/segment/test_losses.py tests/segment/test_parity.py \
+    -k "every_size or means or factorisation or (every_map and ham)"
   exact $1 -m "" tests/train/test_optim.py
   quick $1 tests/inference/test_accelerate.py -k "same_numbers or messages or structures or weights"
   quick $1 tests/engines/test_keras_graph.py -k "fused or lora or behind"
@@ -49,7 +51,7 @@ judges() {
   python -m pytest -q tests/evaluate/test_evaluate.py -k original
 }
 keras_hub() {
-  exact torch -m slow tests/model/test_keras_hub.py
+  exact torch -m slow tests/keras_hub
 }
 
 # Starts each of its arguments, waits for all, shows what they said, and fails if one did.

@@ -21,6 +21,8 @@ def pytest_addoption(parser):
 # The files that take longest, of all tests or of the slow ones, and so begin first: one that is
 # begun last keeps a single core busy. (xdist itself begins with those of the most tests.)
 LONG = [
+    "docs/test_blocks",
+    "docs/test_site",
     "support/test_quiet",
     "train/test_train",
     "train/test_kill",

@@ -15,6 +15,7 @@ FLOORS = [
     "weights",
     "datasets",
     "model",
+    "keras_hub",
     "engines",
     "inference",
     "export",
@@ -23,6 +24,8 @@ FLOORS = [
     "explanation",
     "segment",
     "train",
+    "hub",
+    "doctor",
     "serve",
     "cluster",
     "cli",
@@ -31,6 +34,7 @@ FLOORS = [
 # The only ones that import Keras when they are imported: modules, or whole packages.
 NEED_KERAS = {
     "model",
+    "keras_hub",
     "engines.keras_graph",
     "engines.keras_layers",
     "engines.keras_products",
@@ -41,6 +45,7 @@ NEED_KERAS = {
     "inference.in_memory",
     "cluster.figures",
     "segment.decoders",
+    "segment.graph",
     "segment.hamburger",
     "segment.layers",
     "segment.load",
@@ -61,7 +66,7 @@ NEED_KERAS = {
     "train.train",
     "train.workers",
 }
-HEAVY = {"keras", "tensorflow", "jax", "torch", "matplotlib"}
+HEAVY = {"keras", "keras_hub", "tensorflow", "jax", "torch", "matplotlib"}
 
 
 def _modules() -> dict[str, Path]:

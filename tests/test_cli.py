@@ -22,7 +22,7 @@ def test_help_answers_without_anything_heavy():
     assert "demo" in van("--help").stdout
     code = """
 import atexit, sys
-heavy = {"keras", "tensorflow", "jax", "torch", "numpy", "PIL", "matplotlib", "fastapi"}
+heavy = {"keras", "tensorflow", "jax", "torch", "numpy", "PIL", "matplotlib", "fastapi", "shtab"}
 atexit.register(lambda: print("imported:", sorted(heavy & set(sys.modules))))
 from van_classification_tensorflow.cli import main
 main(["--help"])

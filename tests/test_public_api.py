@@ -17,6 +17,7 @@ NAMES = {
     "Classifier",
     "Preprocessing",
     "PreprocessingLayer",
+    "Segmenter",
     "VAN",
     "VANB0",
     "VANB1",
@@ -25,6 +26,7 @@ NAMES = {
     "VANB4",
     "VANB5",
     "VANB6",
+    "VANSegmenter",
     "__version__",
     "accelerate",
     "decode_predictions",
@@ -156,19 +158,26 @@ def test_importing_the_package_is_enough_to_load_a_file(tmp_path, imports):
 
 
 def test_every_registered_name_has_a_stand_in():
+    """Those of KerasHub, which need it: `tests/keras_hub/`."""
     import keras
 
-    from van_classification_tensorflow.model import fused, preprocessing_layer  # noqa: F401
     from van_classification_tensorflow.registration import CLASSES, registered
-    from van_classification_tensorflow.train import optim  # noqa: F401
 
     own = "van_classification_tensorflow>"
-    stand_ins = registered()
-    known = {n: one for n, one in keras.saving.get_custom_objects().items() if n.startswith(own)}
+    classes = {module: names for module, names in CLASSES.items() if "keras_hub" not in module}
+    for module in classes:
+        import_module(f"{package.__name__}.{module}")
+    of_hub = {f"{own}{name}" for m, names in CLASSES.items() if m not in classes for name in names}
+    stand_ins = {name: one for name, one in registered().items() if name not in of_hub}
+    known = {
+        name: one
+        for name, one in keras.saving.get_custom_objects().items()
+        if name.startswith(own) and name not in of_hub
+    }
     assert known.keys() == stand_ins.keys()
     for name, one in known.items():
         assert one.__module__ != "van_classification_tensorflow.registration", name
-    for module, names in CLASSES.items():  # where the stand-ins look for them
+    for module, names in classes.items():  # where the stand-ins look for them
         assert {known[f"{own}{name}"].__module__ for name in names} == {
             f"{package.__name__}.{module}"
         }
@@ -176,3 +185,17 @@ def test_every_registered_name_has_a_stand_in():
     assert type(layer) is known[f"{own}LayerScale"]
     assert layer.init_value == 0.5
     assert float(stand_ins[f"{own}gelu"](keras.ops.array(0.0))) == 0
+
+
+def test_kerashub_that_is_not_installed_is_named():
+    code = """
+import sys
+sys.modules["keras_hub"] = None
+import van_classification_tensorflow
+try:
+    import van_classification_tensorflow.keras_hub
+except ModuleNotFoundError as error:
+    assert "pip install 'van-classification-tensorflow[keras-hub]'" in str(error), error
+    print("fine", [m for m in ("keras", "tensorflow") if m in sys.modules] or "light")
+"""
+    assert _python(code) == ["fine", "light"]

@@ -17,11 +17,15 @@ COMMANDS = {
     "predict": ("x.png", "inference.classifier:Classifier"),
     "merge": ("x.csv", None),
     "explain": ("x.png --output x", "explanation.explain:explain"),
+    "segment": ("x.png --weights x.pth --output x", "segment.segmenter:Segmenter"),
     "evaluate": ("--data digits", "evaluate.evaluate:evaluate"),
     "benchmark": ("", "benchmark.measure:benchmark"),
     "serve": ("", None),
     "convert": ("a.pth b.pth", "export.convert:convert"),
     "export": ("--output x.onnx", "export.export:export"),
+    "push": ("hf://me/x --weights digits --output x", None),
+    "pull": ("hf://me/x", None),
+    "doctor": ("", None),
 }
 # The folder of a run on the command line; in Python, whether the run goes on.
 OTHERWISE = {("train", "resume")}

@@ -17,6 +17,7 @@ _HOME = {
     "Classifier": "inference.classifier",
     "Preprocessing": "spec.preprocessing",
     "PreprocessingLayer": "model.preprocessing_layer",
+    "Segmenter": "segment.segmenter",
     "VAN": "model.van",
     "VANB0": "model.applications",
     "VANB1": "model.applications",
@@ -58,6 +59,7 @@ if TYPE_CHECKING:  # `as`: for others to import from here
     from .model.preprocessing_layer import PreprocessingLayer as PreprocessingLayer
     from .model.van import VAN as VAN
     from .segment.model import VANSegmenter as VANSegmenter
+    from .segment.segmenter import Segmenter as Segmenter
     from .spec.preprocessing import Preprocessing as Preprocessing
 
 

@@ -85,6 +85,12 @@ COMMANDS: dict[str, Command | dict[str, Command]] = {
         "explanation.command:run",
         finding="a picture could not be read",
     ),
+    "segment": Command(
+        "Say of each pixel what it is of: masks, overlays, areas; mIoU beside right masks.",
+        "segment.request:SegmentRequest",
+        "segment.command:run",
+        finding="a picture could not be read",
+    ),
     "evaluate": Command(
         "Measure accuracy on labelled pictures; beside the published and the original's.",
         "evaluate.request:EvaluateRequest",
@@ -113,7 +119,23 @@ COMMANDS: dict[str, Command | dict[str, Command]] = {
     "export": Command(
         "Write a model for ONNX Runtime, OpenVINO, LiteRT or TensorFlow, and compare it there.",
         "export.request:ExportRequest",
-        "export.export:run",
+        "segment.export:run",
+    ),
+    "push": Command(
+        "Send weights to a model hub: a folder for Keras, KerasHub and this package, with a card.",
+        "hub.request:PushRequest",
+        "hub.push:run",
+    ),
+    "pull": Command(
+        "Fetch a folder of a model hub, verify it, and print where it is.",
+        "hub.request:PullRequest",
+        "hub.pull:run",
+    ),
+    "doctor": Command(
+        "Say what is installed here and what of it runs: for a report of a bug.",
+        "doctor.request:DoctorRequest",
+        "doctor.report:run",
+        finding="no engine runs",
     ),
     "weights": {
         "list": Command(
@@ -141,6 +163,38 @@ COMMANDS: dict[str, Command | dict[str, Command]] = {
     },
 }
 _GROUPS = {"weights": "Published weights: list, download, verify, path."}
+_SHELLS = ("bash", "zsh", "fish")
+# Options whose values a shell completes as files, beside those of type Path.
+_FILES = (
+    *("weights", "data", "inputs", "source", "target", "path", "pretrained", "calibration"),
+    *("recipe", "resume", "class_map", "real_labels", "validation", "labels"),
+)
+
+
+class _Completion(Action):
+    """`--print-completion SHELL`: only then is a parser made that knows every option."""
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option: Any = None) -> None:
+        from .support.completion import completion_script
+
+        whole = _parser()
+        _add_commands(whole, COMMANDS, None)
+        print(completion_script(whole, str(values), _FILES))
+        parser.exit()
+
+
+def _parser() -> _Parser:
+    parser = _Parser(
+        prog="van", description="Visual Attention Network (arXiv 2202.09741) for Keras 3."
+    )
+    parser.add_argument("--version", action="version", version=f"van {__version__}")
+    parser.add_argument(
+        "--print-completion",
+        action=_Completion,
+        choices=_SHELLS,
+        help="what lets a shell complete commands and options, to be kept in a file of its own",
+    )
+    return parser
 
 
 class _Parser(ArgumentParser):
@@ -188,9 +242,9 @@ def _meant(words: Iterable[str], known: Iterable[str]) -> str:
 
 
 def _add_commands(
-    parser: ArgumentParser, commands: Mapping[str, Any], arguments: Sequence[str]
+    parser: ArgumentParser, commands: Mapping[str, Any], arguments: Sequence[str] | None
 ) -> None:
-    """All names and what they are for; the options only of what `arguments` may mean."""
+    """All names and what they are for; the options of what `arguments` may mean, None: of all."""
     chosen = parser.add_subparsers(metavar="COMMAND", required=True)
     for name, command in commands.items():
         is_group = isinstance(command, dict)
@@ -204,7 +258,7 @@ def _add_commands(
             epilog=f"Exit code: 0 done; 1 an error{finding}; 2 a wrong option; {stopped}; 141 the "
             "reader of the output has gone.",
         )
-        if name not in arguments:
+        if arguments is not None and name not in arguments:
             continue
         if is_group:
             _add_commands(sub, command, arguments)
@@ -242,10 +296,7 @@ def main(arguments: list[str] | None = None) -> None:
     """Entry point of the console command: exit 0, or one clear line and exit 1 or 2."""
     quiet_start()
     _print_anything()
-    parser = _Parser(
-        prog="van", description="Visual Attention Network (arXiv 2202.09741) for Keras 3."
-    )
-    parser.add_argument("--version", action="version", version=f"van {__version__}")
+    parser = _parser()
     arguments = sys.argv[1:] if arguments is None else arguments
     _add_commands(parser, COMMANDS, arguments)
     options = vars(parser.parse_args(arguments))

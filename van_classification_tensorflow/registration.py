@@ -2,7 +2,8 @@
 
 Keras finds a class by the name that it was registered with, which happens when its module is
 imported; that takes Keras itself. So a stand-in is registered, which imports the class when a file
-asks for it: at once where Keras is there already, else as soon as it is.
+asks for it: at once where Keras is there already, else as soon as it is. KerasHub looks for the
+classes themselves, among all that is registered: they are imported once it is there.
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ import contextlib
 import importlib.util
 import sys
 import threading
+import warnings
+from collections.abc import Callable
 from importlib import import_module
 from typing import Any
 
@@ -35,6 +38,9 @@ CLASSES = {
     "segment.model": ("VANSegmenter",),
     "train.optim": ("AdamW",),
     "model.preprocessing_layer": ("PreprocessingLayer",),
+    "keras_hub.backbone": ("VANBackbone",),
+    "keras_hub.image_converter": ("VANImageConverter",),
+    "keras_hub.image_classifier": ("VANImageClassifier", "VANImageClassifierPreprocessor"),
 }
 
 
@@ -59,27 +65,42 @@ def registered() -> dict[str, Any]:
 
 
 def register() -> None:
-    """Registers the stand-ins, now or when Keras is imported."""
-    if "keras" not in sys.modules:
-        sys.meta_path.insert(0, _WhenKerasComes())
-    elif sys.modules["keras"] is not None:  # which is how a module is kept from being imported
-        _tell(sys.modules["keras"])
+    """Registers the stand-ins, and the classes of KerasHub, now or when these are imported."""
+    for name, tell in (("keras", _tell_keras), ("keras_hub", _tell_keras_hub)):
+        if name not in sys.modules:
+            sys.meta_path.insert(0, _WhenItComes(name, tell))
+        elif sys.modules[name] is not None:  # which is how a module is kept from being imported
+            tell(sys.modules[name])
 
 
-def _tell(keras: Any) -> None:
+def _tell_keras(keras: Any) -> None:
     known = keras.saving.get_custom_objects()
     for name, stand_in in registered().items():
         known.setdefault(name, stand_in)
 
 
-class _WhenKerasComes:
-    """Finds nothing itself; sees Keras being imported, and looked for before that."""
+def _tell_keras_hub(keras_hub: Any) -> None:
+    try:
+        import_module(".keras_hub", _PACKAGE)
+    except Exception as error:  # of another release: whoever imports it may not need a VAN
+        warnings.warn(f"KerasHub does not know VAN: {error}", stacklevel=2)
 
-    def __init__(self) -> None:
+
+class _WhenItComes:
+    """Finds nothing itself; sees a module being imported, and looked for before that.
+
+    Args:
+        awaited: Its name.
+        tell: Called with the module when it is there.
+    """
+
+    def __init__(self, awaited: str, tell: Callable[[Any], None]) -> None:
+        self.awaited = awaited
+        self.tell = tell
         self.others = threading.local()  # `asked` while the others are
 
     def find_spec(self, name: str, path: Any = None, target: Any = None) -> Any:
-        if name != "keras" or getattr(self.others, "asked", False):
+        if name != self.awaited or getattr(self.others, "asked", False):
             return None
         self.others.asked = True
         try:
@@ -93,7 +114,7 @@ class _WhenKerasComes:
         def and_tell(module: Any) -> None:
             execute(module)
             if module.__name__ == name:  # one loader may be of several modules
-                _tell(module)
+                self.tell(module)
                 with contextlib.suppress(ValueError):  # done already
                     sys.meta_path.remove(self)
 

@@ -191,9 +191,14 @@ def test_what_killed_commands_left_goes_with_the_end_of_the_run(tmp_path):
         assert (run / mark[0]).read_text() == mark[1]
 
     before = left()
-    with pytest.raises(KeyboardInterrupt), _marked(run, storage) as mark:
-        work(mark)
-        raise KeyboardInterrupt
+
+    def stopped():
+        with _marked(run, storage) as mark:
+            work(mark)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        stopped()
     assert left() == before
     with _marked(run, storage) as mark:
         work(mark)

@@ -125,6 +125,25 @@ COMMANDS: dict[str, dict[str, Instead]] = {
         "van serve --weights /shared/van_b0.safetensors --cluster head:6379 "
         "--cluster-workers 2:16": Instead(RAY, checked=AS_IT_STANDS),
     },
+    "hubs": {
+        "HF_TOKEN=... van push hf://USER/NAME --weights runs/flowers --licence cc-by-4.0 "
+        "--metrics measured/results.json": Instead(
+            "the stand-in of a hub has one user who may write, whose token is in the environment; "
+            + SMALL,
+            "van evaluate --data digits --weights my_van.keras --output measured\n"
+            "van push hf://me/digits --weights my_van.keras --licence cc-by-4.0 "
+            "--metrics measured/results.json",
+        ),
+        "van push hf://USER/NAME --weights runs/flowers --output look": Instead(
+            SMALL, "van push hf://USER/NAME --weights my_van.keras --output look"
+        ),
+    },
+    "doctor": {
+        "van doctor": Instead(
+            "starts every engine in a process of its own, as tests/doctor does",
+            checked=AS_IT_STANDS,
+        ),
+    },
     "cluster": {
         "ray start --head --port 6379": Instead(RAY),
         "ray start --address HEAD:6379": Instead(RAY),
@@ -155,6 +174,13 @@ COMMANDS: dict[str, dict[str, Instead]] = {
 }
 
 PYTHON: dict[str, list[Change]] = {
+    "hubs": [
+        Change(
+            'VAN("van_b0", pretrained="hf://USER/NAME", num_classes=10)',
+            'VAN(pretrained="hf://USER/NAME", num_classes=7)',
+            "the folder of the stand-in holds a small model of 10 classes",
+        ),
+    ],
     "README": [
         Change(
             'VAN("van_b0", include_top=False, drop_path_rate=0.1)',

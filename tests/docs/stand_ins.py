@@ -15,7 +15,8 @@ from PIL import Image
 
 from tests import tiny_artefacts
 from tests.parity import GOLDEN, SMALL, seeded_tensor
-from van_classification_tensorflow import VAN
+from tests.stand_in_hub import Hub
+from van_classification_tensorflow import VAN, cli
 from van_classification_tensorflow.benchmark.measure import write_safetensors
 from van_classification_tensorflow.spec.architecture import Architecture
 from van_classification_tensorflow.spec.config import CONFIGURATIONS, VANConfig
@@ -24,6 +25,7 @@ from van_classification_tensorflow.weights.formats.torch import write_torch
 
 # Names that a page takes for granted, as of a model that its reader has.
 GIVEN = {
+    "hubs": "import keras, keras_hub, van_classification_tensorflow",
     "predict": "from van_classification_tensorflow import VAN; model = VAN(pretrained='digits')",
     "weights": "from tests.parity import MICRO; from van_classification_tensorflow import VAN; "
     "model = VAN(**MICRO)",
@@ -54,6 +56,8 @@ def fill(folder: Path) -> None:
             (folder / place / label).mkdir(parents=True)
             for number in range(8 if place == "flowers" else 2):
                 _picture(rng, 60 + 60 * shade).save(folder / place / label / f"{number}.jpg")
+    for name in (".local/share/bash-completion/completions", ".zfunc", ".config/fish/completions"):
+        (folder / name).mkdir(parents=True)
     digits = VAN(pretrained="digits")  # trained, so that int8 can be compared
     for name in ("my_van.keras", "my_model.keras"):
         digits.save(folder / name)
@@ -87,3 +91,14 @@ def _tensors(embed_dims, mlp_ratios, depths, num_classes) -> dict[str, np.ndarra
     config = VANConfig(embed_dims, mlp_ratios, depths)
     sizes = Architecture(config.embed_dims, config.hidden_dims, config.depths, 3, num_classes)
     return {name: seeded_tensor(name, one.shape) for name, one in sizes.tensors().items()}
+
+
+def fill_hub(hub: Hub, folder: Path) -> None:
+    """The folder USER/NAME of a hub, with a revision v1, as `van push` makes it."""
+    made = folder / "pushed"
+    command = ["push", "hf://USER/NAME", "--weights", str(folder / "my_finetuned.pth")]
+    cli.main([*command, "--output", str(made)])
+    files = {path.name: path.read_bytes() for path in made.iterdir()}
+    for branch in ("v1", "main"):
+        hub.put("USER/NAME", files, branch)
+    shutil.rmtree(made)

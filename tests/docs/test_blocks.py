@@ -24,6 +24,7 @@ from urllib.request import urlopen
 
 import pytest
 
+from tests.stand_in_hub import Hub
 from van_classification_tensorflow import cli
 from van_classification_tensorflow.support.options import from_options
 
@@ -113,6 +114,28 @@ def filled(tmp_path_factory):
     return folder, cache
 
 
+@pytest.fixture
+def hub(filled, tmp_path, monkeypatch):
+    """A hub on this machine, which alone is asked, also by the hub's own client."""
+    pytest.importorskip("keras_hub", reason="needs the extra `keras-hub`")
+    from huggingface_hub import constants
+
+    for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("VAN_OFFLINE", "0")
+    with Hub() as hub:
+        monkeypatch.setenv("HF_ENDPOINT", hub.address)
+        monkeypatch.setenv("HF_TOKEN", hub.token)
+        # It reads them when it is imported; Xet is a protocol that the stand-in does not speak.
+        template = hub.address + "/{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr(constants, "ENDPOINT", hub.address)
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "client"))
+        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True, raising=False)
+        stand_ins.fill_hub(hub, filled[0])
+        yield hub
+
+
 class Reader:
     """Does what a page says, in a folder."""
 
@@ -171,6 +194,7 @@ class Reader:
         path = f"{self.folder / 'bin'}{os.pathsep}{os.environ['PATH']}"
         environment = os.environ | {
             "PATH": path,
+            "HOME": str(self.folder),
             "CURL_HOME": str(self.folder),
             "PYTHONPATH": str(ROOT),
         }
@@ -238,7 +262,7 @@ def _check_requirements(command: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("page", PAGES)
-def test_page(page, filled, tmp_path, monkeypatch):
+def test_page(page, filled, tmp_path, monkeypatch, request):
     folder, cache = filled
     here = tmp_path / "reader"
     shutil.copytree(folder, here)
@@ -247,6 +271,8 @@ def test_page(page, filled, tmp_path, monkeypatch):
     monkeypatch.chdir(here)
     monkeypatch.setenv("VAN_CACHE", str(cache))
     monkeypatch.setenv("VAN_OFFLINE", "1")
+    if page == "hubs":
+        request.getfixturevalue("hub")
     reader = Reader(page, here)
     try:
         for block in blocks(PAGES[page]):

@@ -16,6 +16,7 @@ from tests.parity import load_seeded
 from van_classification_tensorflow import VAN, PreprocessingLayer
 from van_classification_tensorflow.model import fused as fusion
 from van_classification_tensorflow.model.layers import PACKAGE, FanOutNormal, gelu
+from van_classification_tensorflow.registration import CLASSES
 from van_classification_tensorflow.train.optim import AdamW
 
 BACKEND = keras.backend.backend()
@@ -39,7 +40,8 @@ def test_nothing_registered_is_left_out():
     registered = keras.saving.get_custom_objects()
     names = {key.split(">")[1] for key in registered if key.startswith(f"{PACKAGE}>")}
     others = {"AdamW", "FanOutNormal", "gelu"}  # tested below
-    assert names == {*TRAINED, *NOT_TRAINED, *others}
+    of_hub = {name for module, names in CLASSES.items() if "keras_hub" in module for name in names}
+    assert names == {*TRAINED, *NOT_TRAINED, *others, *of_hub}  # the last in tests/keras_hub
 
 
 @pytest.fixture

@@ -91,6 +91,7 @@ def test_files_of_this_package(tmp_path, ending):
     assert np.array_equal(van.get_layer("norm1").gamma, model.get_layer("norm1").gamma)
 
 
+@pytest.mark.slow
 def test_sizes_and_heads_that_are_not_the_file_s(tmp_path):
     path = tmp_path / "x.safetensors"
     save_segmenter(micro("upernet"), path)

@@ -29,6 +29,7 @@ from ..support.files import file_bytes
 from ..support.text import printable
 from ..weights.address import address_of
 from ..weights.cache import cached_path
+from ..weights.hub import local
 from .request import ENGINES, BenchmarkRequest
 
 if TYPE_CHECKING:
@@ -275,6 +276,8 @@ def path_of(name: str, random_weights: bool, folder: Path) -> Path:
         return Path(name)
     if random_weights and name in CONFIGURATIONS:
         return _write_random(folder / f"{name}.safetensors", name, 1000)
+    if address.kind == "hub":
+        return Path(local(name))
     record = address.record()
     if random_weights and record.configuration is not None:
         target = folder / f"{name}.safetensors"

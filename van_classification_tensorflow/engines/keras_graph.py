@@ -17,7 +17,7 @@ import numpy as np
 
 from ..model.arguments import check_images
 from ..model.van import VAN
-from .keras_layers import takes_whole_numbers, write_of
+from .keras_layers import Kinds, takes_whole_numbers, write_of
 from .keras_products import Write
 from .keras_values import Untranslatable, Value, Writer
 
@@ -61,13 +61,14 @@ class KerasGraph:
 
     Args:
         model: A functional or `Sequential` model of pictures, a `VAN` among them.
+        more: Layers that are known beside those of `keras_layers`.
 
     Raises:
         Untranslatable: It is another model, or has a layer that is not translated; names it.
     """
 
-    def __init__(self, model: keras.Model):
-        self.name = model.name
+    def __init__(self, model: keras.Model, more: Kinds | None = None):
+        self.name, self._more = model.name, more
         self._steps: list[_Step] = []
         self._count = 1
         inputs = _inputs(model)
@@ -138,13 +139,12 @@ class KerasGraph:
         self._count += 1
         return _Number(self._count - 1)
 
-    @staticmethod
-    def _write(step: Any, node: Any) -> Write:
+    def _write(self, step: Any, node: Any) -> Write:
         whole = [one.dtype for one in node.input_tensors if one.dtype != "float32"]
         try:
             if whole and not takes_whole_numbers(step):
                 raise Untranslatable(f"takes {whole[0]}")
-            return write_of(step)
+            return write_of(step, self._more)
         except Untranslatable as error:
             raise Untranslatable(f"{_named(step)} {error}") from None
 

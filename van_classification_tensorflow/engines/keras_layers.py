@@ -7,7 +7,7 @@ is run by Keras.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -63,8 +63,16 @@ _PARTS_OF_KERAS = (layers.ZeroPadding2D,)
 _SAME = tuple(getattr(layers, name) for name in sorted(ONLY_IN_TRAINING))
 
 
-def write_of(step: Any) -> Write:
+Kinds = Mapping[type, Callable[[Any], Write]]
+"""{class of a layer: what gives, for such a layer, what writes it}"""
+
+
+def write_of(step: Any, more: Kinds | None = None) -> Write:
     """What writes a layer, or one of `keras.ops`, with the weights that it has now.
+
+    Args:
+        step: The layer or operation.
+        more: Of layers that are known to the caller.
 
     Raises:
         Untranslatable: It is none that is known, or computes in another way than it is known to.
@@ -74,7 +82,7 @@ def write_of(step: Any) -> Write:
         known = _OPERATIONS.get(type(step).__name__) if of_keras else None
     else:
         _check(step)
-        known = _LAYERS.get(type(step))
+        known = (more or {}).get(type(step)) or _LAYERS.get(type(step))
     if known is None:
         raise Untranslatable("is of a kind that is not translated")
     return known(step)
@@ -215,7 +223,8 @@ def _layer_scale(layer: LayerScale) -> Write:
 # --- Norms ---
 
 
-def _batch_norm(layer: Any) -> Write:
+def batch_norm(layer: Any) -> Write:
+    """A batch normalisation in inference: a scale and a shift for each channel."""
     mean, variance = array(layer.moving_mean), array(layer.moving_variance)
     gamma, beta = array(layer.gamma), array(layer.beta)
     scale = (1.0 if gamma is None else gamma) / np.sqrt(np.float64(variance) + layer.epsilon)
@@ -450,8 +459,8 @@ _LAYERS: dict[Any, Callable[[Any], Write]] = {
     LayerScale: _layer_scale,
     PointwiseConv: dense,
     DepthwiseConv: depthwise,
-    BatchNorm: _batch_norm,
-    layers.BatchNormalization: _batch_norm,
+    BatchNorm: batch_norm,
+    layers.BatchNormalization: batch_norm,
     layers.LayerNormalization: _layer_norm,
     layers.Normalization: _normalization,
     layers.Rescaling: _rescaling,

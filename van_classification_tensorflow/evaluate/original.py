@@ -22,6 +22,7 @@ from rich.text import Text
 
 from ..export.convert import convert
 from ..weights.catalogue import CATALOGUE
+from ..weights.hub import local
 from ..weights.pretrained import local_file
 
 _ACCURACIES = ("Top-1\noriginal", "Top-1\nported", "Top-5\noriginal", "Top-5\nported")
@@ -124,7 +125,7 @@ class Original:
     def __init__(self, weights: str | os.PathLike, name: str):
         kind = require_original()
         record = CATALOGUE.get(name)
-        self._model = load_original(kind, weights if record is None else local_file(record))
+        self._model = load_original(kind, local(weights) if record is None else local_file(record))
         self.logits: deque[np.ndarray] = deque()
         self.seconds = 0.0
 

@@ -27,10 +27,10 @@ from ..inference.classifier import Classifier
 from ..inference.predict import inputs_of
 from ..support.console import messages, pictures_bar, results, say, say_failures
 from ..support.cores import cores
+from ..support.recorded_folder import Names
 from ..support.text import printable, reason
-from . import folder
 from .drawing import Drawing
-from .folder import INDEX
+from .folder import FOLDER, INDEX
 from .kinds import GATE, METHODS
 from .receptive import effective_receptive_field, lka_kernel
 from .request import ExplainRequest
@@ -76,7 +76,7 @@ def run(
                 job.records.append(record)
                 bar.advance(task)
 
-    folder.write(request.output, request.overwrite, fill)
+    FOLDER.write(request.output, request.overwrite, fill)
     _report(request, job, results())
     errors = [one["error"] for one in job.records if one["error"]]
     if errors:
@@ -91,7 +91,7 @@ class _Job:
     request: ExplainRequest
     classifier: Classifier
     classes: Classes
-    names: folder.Names = field(default_factory=folder.Names)
+    names: Names = field(default_factory=Names)
     records: list[dict[str, Any]] = field(default_factory=list)
     _some: list[np.ndarray] = field(default_factory=list)  # prepared pictures
 

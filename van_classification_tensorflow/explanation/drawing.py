@@ -15,7 +15,7 @@ from ..images.decode import open_image
 from ..images.find import name_of
 from ..inference.classifier import Classifier
 from ..spec.scores import of_classes, probabilities
-from .folder import Names
+from ..support.recorded_folder import Names
 from .kinds import GATE, METHODS, PIXELS
 from .methods import Explained
 from .overlay import CELL, Caption, overlay, scale_of, sheet, whole_pixels, with_caption

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
 from ..images.decode import open_image
 from ..spec.preprocessing import Preprocessing
 from ..support.checks import is_number
+from ..support.lettering import INK, LINE, PAPER, QUIET, font_of_size, wrapped
 from ..support.text import printable
 from .methods import enlarged
 
@@ -29,8 +28,6 @@ CELL = 240  # pixels of a picture in a sheet
 _ACROSS = 8  # of them in a line
 _STRIP = 1 << 20  # pixels at a time
 _LEAST = 256  # pixels; smaller pictures are enlarged by a whole number
-_OTHER_FONTS = ("DejaVuSans.ttf", "NotoSans-Regular.ttf", "Arial Unicode.ttf", "arial.ttf")
-_INK, _QUIET, _PAPER, _LINE = (26, 27, 30), (95, 99, 104), (255, 255, 255), (205, 208, 212)
 
 
 def colours(values: np.ndarray) -> np.ndarray:
@@ -151,7 +148,7 @@ def with_caption(picture: Image.Image, caption: Caption) -> Image.Image:
     picture = _readable(picture)
     unit = max(13, round(picture.width / 32))
     strip = _strip(caption, picture.width, unit)
-    made = Image.new("RGB", (picture.width, picture.height + strip.height), _PAPER)
+    made = Image.new("RGB", (picture.width, picture.height + strip.height), PAPER)
     made.paste(picture, (0, 0))
     made.paste(strip, (0, picture.height))
     return made
@@ -171,17 +168,17 @@ def _readable(picture: Image.Image) -> Image.Image:
 def _strip(caption: Caption, width: int, unit: int) -> Image.Image:
     margin = unit
     room = max(width - 2 * margin, 1)
-    big, small = round(unit * 1.25), _font(unit)
+    big, small = round(unit * 1.25), font_of_size(unit)
     said = caption.title
     if caption.probability is not None:
         said = f"{said}  {100 * caption.probability:.1f} %"
     # (text, font, colour, height)
-    lines = [(*line, _INK, round(big * 1.5)) for line in _wrapped(said, big, room)]
+    lines = [(*line, INK, round(big * 1.5)) for line in wrapped(said, big, room)]
     for one in caption.lines:
-        lines += [(*line, _QUIET, round(unit * 1.4)) for line in _wrapped(one, unit, room)]
+        lines += [(*line, QUIET, round(unit * 1.4)) for line in wrapped(one, unit, room)]
     height = margin + sum(line[-1] for line in lines) + round(unit * 0.35)
     bar = round(unit * 2.6) if caption.colours else round(unit * 0.3)
-    made = Image.new("RGB", (width, height + bar), _PAPER)
+    made = Image.new("RGB", (width, height + bar), PAPER)
     draw = ImageDraw.Draw(made)
     y = round(margin * 0.7)
     for text, font, colour, step in lines:
@@ -193,8 +190,8 @@ def _strip(caption: Caption, width: int, unit: int) -> Image.Image:
         made.paste(Image.fromarray(shade), (margin, y))
         y += max(unit // 2, 4) + round(unit * 0.25)
         low, high = (printable(one) for one in caption.colours)
-        draw.text((margin, y), low, _QUIET, small)
-        draw.text((margin + room - small.getlength(high), y), high, _QUIET, small)
+        draw.text((margin, y), low, QUIET, small)
+        draw.text((margin + room - small.getlength(high), y), high, QUIET, small)
     return made
 
 
@@ -212,85 +209,32 @@ def sheet(rows: Sequence[tuple[str, Sequence[tuple[str, Image.Image | None]]]]) 
     ]
     cell, margin, unit = CELL, 16, 14
     columns = max(len(cells) for _, cells in rows)
-    words = [[_wrapped(text, unit, cell)[:3] for text, _ in cells] for _, cells in rows]
+    words = [[wrapped(text, unit, cell)[:3] for text, _ in cells] for _, cells in rows]
     thumbs = [[_thumb(one, cell) for _, one in cells] for _, cells in rows]
     line = round(unit * 1.4)
     heights = [
         line + 6 + max(one.height for one in row) + max(map(len, texts)) * line + margin
         for row, texts in zip(thumbs, words, strict=True)
     ]
-    made = Image.new("RGB", (columns * (cell + margin) + margin, sum(heights) + 2 * margin), _PAPER)
+    made = Image.new("RGB", (columns * (cell + margin) + margin, sum(heights) + 2 * margin), PAPER)
     draw, y = ImageDraw.Draw(made), margin
     for (name, _), row, texts, height in zip(rows, thumbs, words, heights, strict=True):
-        heading, head = _wrapped(name, unit + 1, made.width)[0]
-        draw.text((margin, y), heading, _INK, head)
-        draw.line((margin, y + line, made.width - margin, y + line), _LINE)
+        heading, head = wrapped(name, unit + 1, made.width)[0]
+        draw.text((margin, y), heading, INK, head)
+        draw.line((margin, y + line, made.width - margin, y + line), LINE)
         for i, (thumb, text) in enumerate(zip(row, texts, strict=True)):
             x, top = margin + i * (cell + margin), y + line + 6
             made.paste(thumb, (x, top))
             for n, (one, font) in enumerate(text):
-                draw.text((x, top + thumb.height + 3 + n * line), one, _QUIET, font)
+                draw.text((x, top + thumb.height + 3 + n * line), one, QUIET, font)
         y += height
     return made
 
 
 def _thumb(picture: Image.Image | None, side: int) -> Image.Image:
     if picture is None:
-        return Image.new("RGB", (side, 1), _PAPER)
+        return Image.new("RGB", (side, 1), PAPER)
     scale = side / max(picture.size)
     size = tuple(max(1, round(n * scale)) for n in picture.size)
     way = Image.Resampling.LANCZOS if scale < 1 else Image.Resampling.NEAREST
     return picture.resize((size[0], size[1]), way)
-
-
-@lru_cache(maxsize=32)
-def _font(size: int, other: bool = False) -> Any:
-    """Pillow's own font, which has the Latin letters without accents; or another with more."""
-    if other:
-        for name in _OTHER_FONTS:
-            with suppress(OSError):
-                return ImageFont.truetype(name, size)
-    return ImageFont.load_default(size)
-
-
-@lru_cache(maxsize=4096)
-def _has(character: str, other: bool) -> bool:
-    """Whether the font has it: what it lacks looks like what no font has."""
-    font = _font(16, other)
-    return bytes(font.getmask(character)) != bytes(font.getmask("\U0010fffd"))
-
-
-def _font_of(text: str, size: int) -> Any:
-    """One that has all of the text, if there is one."""
-    return _font(size, other=not all(_has(one, False) for one in text if one != " "))
-
-
-def _drawable(text: str) -> str:
-    """Names may hold any characters: those that no font here has are shown as escapes."""
-    return "".join(
-        one
-        if one == " " or _has(one, False) or _has(one, True)
-        else one.encode("ascii", "backslashreplace").decode()
-        for one in printable(text)
-    )
-
-
-def _wrapped(text: str, size: int, width: int) -> list[tuple[str, Any]]:
-    """Lines of at most so many pixels, broken at spaces where that can be, and their font."""
-    text = _drawable(text)
-    font, lines, line = _font_of(text, size), [], ""
-    for word in text.split(" "):
-        longer = f"{line} {word}" if line else word
-        if font.getlength(longer) <= width:
-            line = longer
-            continue
-        if line:
-            lines.append(line)
-        while font.getlength(word) > width and len(word) > 1:
-            cut = next(
-                (n for n in range(len(word) - 1, 0, -1) if font.getlength(word[:n]) <= width), 1
-            )
-            lines.append(word[:cut])
-            word = word[cut:]
-        line = word
-    return [(one, font) for one in (*lines, line)]

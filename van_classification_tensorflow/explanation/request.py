@@ -12,7 +12,7 @@ from ..support.checks import at_least, at_least_or_none, is_number
 from ..support.options import option, same_as
 from ..support.text import printable
 from ..weights.address import address_of
-from .folder import check
+from .folder import FOLDER
 from .kinds import METHODS, PIXELS
 
 _BEST = re.compile(r"top(\d{0,6})")
@@ -54,8 +54,8 @@ class ExplainRequest:
     )
     output: Path = option("folder to make: a picture and an array of each map, and a record of all")
     weights: Any = option(
-        "a name of `van weights list`, van_b0 ... for its ImageNet-1k weights, or a weight file "
-        "(default: {default})",
+        "a name of `van weights list`, van_b0 ... for its ImageNet-1k weights, a weight file, or "
+        "hf://USER/NAME (default: {default})",
         "van_b0",
     )
     classes: tuple[str, ...] = option(
@@ -123,7 +123,7 @@ class ExplainRequest:
                 "exported file, whose inside cannot be looked at. Give the weights that it was "
                 "made from"
             )
-        check(self.output, self.overwrite)
+        FOLDER.check(self.output, self.overwrite)
 
 
 def best_of(word: str) -> int | None:

@@ -25,6 +25,7 @@ from ..support.files import (
 from ..weights.address import address_of
 from ..weights.checkpoint import ModelWeights, read_weights
 from ..weights.formats.torch import write_torch
+from ..weights.hub import local
 from ..weights.namings import NAMINGS, spell
 from ..weights.pretrained import Pretrained, of_weights
 from ..weights.sidecars import class_names, to_openmmlab, to_transformers
@@ -76,7 +77,7 @@ def convert(
     """Reads the weights of one VAN and writes them in the format that `target`'s name asks for.
 
     Args:
-        source: A weight file of any known format, or a Hugging Face folder.
+        source: A weight file of any known format, a Hugging Face folder, or the address of one.
         target: `*.safetensors`, `*.pth` (also .pth.tar, .pt, .bin), `*.keras`, `*.weights.h5`,
             or, with `naming="huggingface"`, a folder to make.
         naming: "official" (default), "huggingface" or "mmpretrain". Keras files have
@@ -104,7 +105,7 @@ def convert(
         check_place_for_file(target)
     if address_of(source).kind == "exported":
         raise ValueError(f"{source} is an exported file; give the weights it was made of")
-    weights, notes = _in_float32(read_weights(source, wrapper, allow_nonfinite), source)
+    weights, notes = in_float32(read_weights(local(source), wrapper, allow_nonfinite), source)
     opened = of_weights(os.fspath(source), weights)
     opened.check(["labels", "preprocessing"])
     card = opened.card
@@ -135,7 +136,7 @@ def run(request: ConvertRequest) -> None:
     print_report(convert(**vars(request)).lines())
 
 
-def _in_float32(weights: ModelWeights, source: str | os.PathLike) -> tuple[ModelWeights, list[str]]:
+def in_float32(weights: ModelWeights, source: str | os.PathLike) -> tuple[ModelWeights, list[str]]:
     """The weights in float32, and what is to be said of it."""
     kinds = {a.dtype.name for a in weights.source.tensors.values() if a.dtype.kind not in "iu"}
     notes = []
@@ -246,6 +247,22 @@ def write_safetensors(path: Path, tensors: dict[str, np.ndarray], metadata: dict
     mode = path.stat().st_mode
     save_file(plain, path, metadata={"format": "pt", "van": json.dumps(metadata)})
     path.chmod(mode)
+    _in_order(path)
+
+
+def _in_order(path: Path) -> None:
+    """Puts the metadata of a safetensors file in order, which the library leaves to chance.
+
+    So the same weights are the same bytes, and to push them again changes nothing.
+    """
+    with path.open("r+b") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(length))
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+        if len(text) <= length:
+            file.seek(8)
+            file.write(text.ljust(length))
 
 
 def _write_torch(path: Path, tensors: dict, opened: Pretrained, bare: bool) -> None:

@@ -26,7 +26,7 @@ class ExportRequest:
 
     # Or a Keras model, which nothing here may import.
     model: Any = option(
-        "a name of `van weights list` or a weight file (default: {default})",
+        "a name of `van weights list`, a weight file or hf://USER/NAME (default: {default})",
         "van_b0",
         flag="--weights",
     )
@@ -142,8 +142,8 @@ class ConvertRequest:
     """The arguments of `convert`, which checks them, and the options of `van convert`."""
 
     source: str = option(
-        ".pth, .pth.tar, .bin, .safetensors, .h5, .weights.h5, .keras, or a Hugging Face "
-        "folder; nothing in it is executed",
+        ".pth, .pth.tar, .bin, .safetensors, .h5, .weights.h5, .keras, a Hugging Face folder, or "
+        "hf://USER/NAME; nothing in it is executed",
         flag="source",
     )
     target: str = option(

@@ -96,6 +96,16 @@ def open_image(source: Any, max_pixels: int = MAX_PIXELS) -> Image.Image:
     )
 
 
+def is_one(images: Any) -> bool:
+    """Whether it is one picture, as `open_image` takes them, and not several.
+
+    A stack (N, H, W) of grey ones is several.
+    """
+    if isinstance(images, np.ndarray):
+        return images.ndim < 3 or (images.ndim == 3 and images.shape[2] in (1, 3, 4))
+    return isinstance(images, (str, os.PathLike, bytes, bytearray, memoryview, Image.Image))
+
+
 def _regular_file(path: str | os.PathLike) -> BinaryIO:
     try:
         return open_regular(path)

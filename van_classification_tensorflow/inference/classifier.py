@@ -10,12 +10,11 @@ from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from PIL import Image
 
 from ..datasets.calibration import calibration_of
 from ..engines.choice import Chosen
 from ..engines.of_weights import GraphEngine
-from ..images.decode import MAX_PIXELS, open_image
+from ..images.decode import MAX_PIXELS, is_one, open_image
 from ..images.parallel import decoded
 from ..spec.card import Card
 from ..spec.labels import Label, texts_of
@@ -69,7 +68,8 @@ class Classifier:
 
     Args:
         weights: `"van_b0"` ... for the ImageNet-1k weights, another name of `van weights list`,
-            or the path of a weight file of any known format, or of an exported file
+            the path of a weight file of any known format, a folder of a model hub
+            (`hf://USER/NAME[@REVISION]`), or an exported file
             (`van export`): *.onnx, *.xml, *.tflite or a SavedModel's folder. What this package
             writes carries its labels and its preprocessing. Or a Keras model in memory: a `VAN`, a
             fused or quantised one, or any model with a VAN in it that ends with scores or features.
@@ -236,7 +236,7 @@ class Classifier:
             OSError: A file cannot be opened.
         """
         self.check_top(top)
-        one = _is_one(images)
+        one = is_one(images)
         results = [
             self.ranked(result.output, top)
             for result in self.stream([images] if one else images, reraise=True)
@@ -246,7 +246,7 @@ class Classifier:
 
     def features(self, images: Any) -> np.ndarray:
         """Pooled features, (C,) of one picture or (N, C) of several, float32."""
-        one = _is_one(images)
+        one = is_one(images)
         found = [
             result.output
             for result in self.stream([images] if one else images, features=True, reraise=True)
@@ -374,10 +374,3 @@ class Classifier:
 
     def _prepared(self, source: Any) -> np.ndarray:
         return self.prepare(source)[0]
-
-
-def _is_one(images: Any) -> bool:
-    """One picture, not several; a stack (N, H, W) of grey ones is several."""
-    if isinstance(images, np.ndarray):
-        return images.ndim < 3 or (images.ndim == 3 and images.shape[2] in (1, 3, 4))
-    return isinstance(images, (str, os.PathLike, bytes, bytearray, memoryview, Image.Image))

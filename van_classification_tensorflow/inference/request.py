@@ -45,7 +45,8 @@ class ClassifierOptions:
 
     weights: Any = option(
         "a name of `van weights list`, van_b0 ... for its ImageNet-1k weights, a weight file, "
-        "or an exported file: *.onnx, *.xml, *.tflite, a SavedModel's folder (default: {default})",
+        "hf://USER/NAME of a model hub, or an exported file: *.onnx, *.xml, *.tflite, a "
+        "SavedModel's folder (default: {default})",
         "van_b0",
     )
     labels: Any = None

@@ -13,7 +13,7 @@ from ..spec.config import CONFIGURATIONS, POOLINGS
 from ..spec.labels import imagenet_classes
 from ..support.checks import at_least, check_choice, check_flag, is_whole
 from ..weights.pretrained import Pretrained, open_pretrained
-from .arguments import check_images
+from .arguments import check_image_shape, check_images
 from .layers import foreign_tensorflow
 from .load import load_checkpoint
 from .network import Network
@@ -145,22 +145,7 @@ def _shape(input_shape, input_tensor, channels_first: bool) -> tuple:
     """One image's shape, from whichever argument gives it."""
     default = (3, None, None) if channels_first else (None, None, 3)
     if input_shape is not None:
-        shape = tuple(input_shape) if isinstance(input_shape, Sequence) else ()
-        if len(shape) != 3 or not all(d is None or (is_whole(d) and int(d) > 0) for d in shape):
-            order = "(C, H, W)" if channels_first else "(H, W, C)"
-            raise ValueError(
-                f"`input_shape` must be {order}, positive integers (H and W may be None). "
-                f"Received: input_shape={input_shape!r}"
-            )
-        if (shape[1] is None) != (shape[2 if channels_first else 0] is None):
-            raise ValueError(
-                "`input_shape` must give both H and W, or None for both. "
-                f"Received: input_shape={input_shape!r}"
-            )
-        if shape[0 if channels_first else 2] is None:
-            raise ValueError(
-                f"`input_shape` must name the number of channels. Received: {input_shape!r}"
-            )
+        shape = check_image_shape("input_shape", input_shape, channels_first)
     if input_tensor is None:
         return default if input_shape is None else shape
     if not keras.utils.is_keras_tensor(input_tensor) or len(input_tensor.shape) != 4:

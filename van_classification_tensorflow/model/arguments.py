@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence, Set
 import keras
 
 from ..spec.config import min_image_size
-from ..support.checks import at_least, is_number
+from ..support.checks import at_least, is_number, is_whole
 
 
 def check_images(shape, argument: str, in_chans: int, data_format: str, num_stages: int) -> None:
@@ -29,6 +29,31 @@ def check_images(shape, argument: str, in_chans: int, data_format: str, num_stag
             f"data_format={data_format!r}. Received shape: {shape}"
         )
     check_size(argument, size, num_stages, shape)
+
+
+def check_image_shape(argument: str, received, channels_first: bool) -> tuple[int | None, ...]:
+    """The shape of one image without the batch, or an error that names `argument`.
+
+    Args:
+        argument: What the caller calls it.
+        received: (H, W, C) or (C, H, W); H and W both given, or both None.
+        channels_first: Which of them.
+    """
+    shape = tuple(received) if isinstance(received, Sequence) else ()
+    if len(shape) != 3 or not all(d is None or (is_whole(d) and int(d) > 0) for d in shape):
+        order = "(C, H, W)" if channels_first else "(H, W, C)"
+        raise ValueError(
+            f"`{argument}` must be {order}, positive integers (H and W may be None). "
+            f"Received: {argument}={received!r}"
+        )
+    if (shape[1] is None) != (shape[2 if channels_first else 0] is None):
+        raise ValueError(
+            f"`{argument}` must give both H and W, or None for both. "
+            f"Received: {argument}={received!r}"
+        )
+    if shape[0 if channels_first else 2] is None:
+        raise ValueError(f"`{argument}` must name the number of channels. Received: {received!r}")
+    return tuple(None if side is None else int(side) for side in shape)
 
 
 def check_input_shape(

@@ -16,6 +16,7 @@ import numpy as np
 
 from ..spec.architecture import Architecture, TensorSpec, architecture_of, check
 from ..weights.checkpoint import read_checkpoint
+from ..weights.hub import local
 from ..weights.namings import translate
 from ..weights.sidecars import check_sizes
 from .layers import BatchNorm
@@ -136,8 +137,9 @@ def load_checkpoint(
     Args:
         model: A built VAN; with `include_top=False`, the head of the source is left out.
         source: Path of a weight file (`.pth`, `.pth.tar`, `.bin`, `.safetensors`, `.h5`,
-            `.weights.h5`, `.keras`, or a Hugging Face folder), or {tensor name: array} in the
-            shapes of the code base whose names they are.
+            `.weights.h5`, `.keras`, or a Hugging Face folder), the address of a folder of a hub
+            (hf://USER/NAME[@REVISION]), or {tensor name: array} in the shapes of the code base
+            whose names they are.
         wrapper: Entry of a PyTorch file to read, such as "model_ema".
         adapt: Where the source has another number of classes, keep the head that `model`
             has; where it has other input channels, fit the first convolution to them.
@@ -165,7 +167,7 @@ def load_checkpoint(
             f"Changed: {', '.join(changed)}"
         )
     if isinstance(source, (str, os.PathLike)):
-        found = read_checkpoint(source, wrapper)
+        found = read_checkpoint(local(source), wrapper)
         tensors, origin, config = found.tensors, str(source), found.metadata.get("config.json")
     elif isinstance(source, Mapping):
         tensors, origin, config = dict(source), "`source`", None

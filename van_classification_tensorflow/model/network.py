@@ -53,7 +53,9 @@ class Network:
 
     def layers(self) -> Iterator[layers.Layer]:
         """Makes the layers in order: each takes the output of the one before (paper, Table 2)."""
-        policy = keras.dtype_policies.get(self.dtype or keras.config.dtype_policy())
+        # Not `or`: an empty DTypePolicyMap is false, and has a default.
+        policy = keras.config.dtype_policy() if self.dtype is None else self.dtype
+        policy = keras.dtype_policies.get(policy)
         every: dict[str, Any] = {"dtype": policy, "trainable": self.trainable}
 
         if self.channels_first:

@@ -53,7 +53,7 @@ class PreprocessingLayer(keras.layers.Layer):
         shape = self.compute_output_shape(tuple(inputs.shape))
         self._check(inputs.shape, inputs.dtype)
         x = tensorflow.numpy_function(
-            lambda pictures: self._preprocessed(np, pictures),
+            lambda pictures: preprocessed(np, pictures, self.preprocessing),
             [inputs],
             tensorflow.float32,
             stateful=False,
@@ -62,25 +62,7 @@ class PreprocessingLayer(keras.layers.Layer):
 
     def call(self, inputs):
         self._check(inputs.shape, inputs.dtype)
-        return ops.cast(self._preprocessed(ops, inputs), self.compute_dtype)
-
-    def _preprocessed(self, xp, inputs):
-        """Resized, cropped and normalised pictures, float32. `xp` is NumPy or `keras.ops`."""
-        side = self.preprocessing.input_size
-        x = xp.transpose(self._in_channels(xp, inputs), (0, 3, 1, 2))  # sums over the last axis
-        known, now = inputs.shape[1:3], xp.shape(inputs)[1:3]
-        height, width = (a if a is not None else b for a, b in zip(known, now, strict=True))
-        rows, columns = self._weights(height, width), self._weights(width, height)
-        x = _weighted(xp, x, columns, side)  # (B, C, H, side)
-        x = _weighted(xp, xp.transpose(x, (0, 1, 3, 2)), rows, side)  # (B, C, side, side)
-        x = xp.transpose(x, (0, 3, 2, 1)) / 255.0
-        mean, std = (
-            np.asarray(values, "float32")
-            for values in (self.preprocessing.mean, self.preprocessing.std)
-        )
-        if xp is ops:
-            mean, std = ops.convert_to_tensor(mean), ops.convert_to_tensor(std)
-        return (x - mean) / std
+        return ops.cast(preprocessed(ops, inputs, self.preprocessing), self.compute_dtype)
 
     def compute_output_shape(self, input_shape):
         self._check(input_shape)
@@ -104,32 +86,68 @@ class PreprocessingLayer(keras.layers.Layer):
                 f"Received: {keras.backend.standardize_dtype(dtype)}"
             )
 
-    def _in_channels(self, xp, x):
-        have, want = x.shape[3], self.preprocessing.channels
-        if have == want:
-            return x
-        if want == 3:
-            return xp.repeat(x, 3, axis=3)
-        x = _cast(x, "int32")
-        grey = sum(x[..., i : i + 1] * weight for i, weight in enumerate(_GREY))
-        return xp.right_shift(grey + (1 << 15), 16)
 
-    def _weights(self, size, other):
-        """Pillow's weights for one axis, of the cropped lines only: (side, size), whole numbers.
+def preprocessed(xp, pictures, preprocessing: Preprocessing):
+    """Resized, cropped and normalised pictures, as `Preprocessing` makes them.
 
-        Sizes that are known make them with NumPy, once; others with Keras, in the graph.
-        """
-        if isinstance(size, int) and isinstance(other, int):
-            return _weights(np, size, self._resized(np, size, other), self.preprocessing)
-        size, other = (ops.cast(one, "float64") for one in (size, other))
-        return _weights(ops, size, self._resized(ops, size, other), self.preprocessing)
+    Args:
+        xp: The module that computes: NumPy or `keras.ops`.
+        pictures: (B, H, W, C), 0 to 255, uint8; an array or a tensor of Keras's backend.
+        preprocessing: The record.
 
-    def _resized(self, xp, size, other):
-        """Length of an axis once the picture is resized; of the longer one rounded down."""
-        short = float(self.preprocessing.resize_to)
-        square = self.preprocessing.resize == "both sides"
-        longer = short if square else xp.floor(short * size / other)
-        return xp.where(size <= other, short, longer)
+    Returns:
+        (B, input_size, input_size, C of the record), float32.
+    """
+    side = preprocessing.input_size
+    x = _in_channels(xp, pictures, preprocessing.channels)
+    x = xp.transpose(x, (0, 3, 1, 2))  # sums over the last axis
+    known, now = pictures.shape[1:3], xp.shape(pictures)[1:3]
+    height, width = (a if a is not None else b for a, b in zip(known, now, strict=True))
+    rows = _axis_weights(height, width, preprocessing)
+    columns = _axis_weights(width, height, preprocessing)
+    x = _weighted(xp, x, columns, side)  # (B, C, H, side)
+    x = _weighted(xp, xp.transpose(x, (0, 1, 3, 2)), rows, side)  # (B, C, side, side)
+    return normalised(xp, xp.transpose(x, (0, 3, 2, 1)), preprocessing)
+
+
+def normalised(xp, pixels, preprocessing: Preprocessing):
+    """(B, H, W, C) float32 pixels, 0 to 255: scaled to [0, 1], less mean, over std."""
+    mean, std = (
+        np.asarray(values, "float32") for values in (preprocessing.mean, preprocessing.std)
+    )
+    if xp is ops:
+        mean, std = ops.convert_to_tensor(mean), ops.convert_to_tensor(std)
+    return (pixels / 255.0 - mean) / std
+
+
+def _in_channels(xp, x, want: int):
+    have = x.shape[3]
+    if have == want:
+        return x
+    if want == 3:
+        return xp.repeat(x, 3, axis=3)
+    x = _cast(x, "int32")
+    grey = sum(x[..., i : i + 1] * weight for i, weight in enumerate(_GREY))
+    return xp.right_shift(grey + (1 << 15), 16)
+
+
+def _axis_weights(size, other, preprocessing: Preprocessing):
+    """Pillow's weights for one axis, of the cropped lines only: (side, size), whole numbers.
+
+    Sizes that are known make them with NumPy, once; others with Keras, in the graph.
+    """
+    if isinstance(size, int) and isinstance(other, int):
+        return _weights(np, size, _resized(np, size, other, preprocessing), preprocessing)
+    size, other = (ops.cast(one, "float64") for one in (size, other))
+    return _weights(ops, size, _resized(ops, size, other, preprocessing), preprocessing)
+
+
+def _resized(xp, size, other, preprocessing: Preprocessing):
+    """Length of an axis once the picture is resized; of the longer one rounded down."""
+    short = float(preprocessing.resize_to)
+    square = preprocessing.resize == "both sides"
+    longer = short if square else xp.floor(short * size / other)
+    return xp.where(size <= other, short, longer)
 
 
 def _weights(xp, size, resized, preprocessing: Preprocessing):

@@ -18,6 +18,7 @@ from ..spec.labels import labels_of, texts_of
 from ..spec.preprocessing import Preprocessing
 from ..support.checks import at_least_or_none, check_choice, check_flag
 from ..support.text import printable
+from ..weights.hub_name import is_hub_name
 from ..weights.pretrained import Pretrained, open_pretrained
 from . import shifted
 from .arguments import (
@@ -85,10 +86,11 @@ class VAN(keras.Model):
         dtype: Keras dtype policy; the global one by default.
         trainable: Whether the weights are trained.
         pretrained: True for the published ImageNet-1k weights of `configuration`; "in22k" or
-            another name of `van weights list`; or the path of a weight file of any known
-            format. Downloaded once, verified on every load. Another `num_classes` starts with
-            a fresh head, another `in_chans` with a fitted first convolution; both are said in
-            a warning. Without a configuration and lists, the model takes the weights' sizes.
+            another name of `van weights list`; the path of a weight file of any known format;
+            or a folder of a hub, "hf://USER/NAME[@REVISION]", also as the only argument.
+            Downloaded once, verified on every load. Another `num_classes` starts with a fresh
+            head, another `in_chans` with a fitted first convolution; both are said in a warning.
+            Without a configuration and lists, the model takes the weights' sizes.
         parts: What was set on single layers (frozen, dtype policy, quantised, LoRA, regularisers),
             as `get_config` gives it: {name of a layer: {entry of its configuration: value}}.
 
@@ -129,6 +131,8 @@ class VAN(keras.Model):
         parts: Mapping[str, Mapping[str, Any]] | None = None,
     ):
         # Long, as each argument is checked on one line and kept on another.
+        if is_hub_name(configuration) and pretrained in (False, None):
+            configuration, pretrained = None, str(configuration)  # VAN("hf://USER/NAME")
         # What can be told at once is told before anything is downloaded.
         in_chans = at_least_or_none("in_chans", in_chans, 1)
         num_classes = at_least_or_none("num_classes", num_classes, 1)

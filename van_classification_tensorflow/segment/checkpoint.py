@@ -177,6 +177,11 @@ def open_segmenter(
             f"`{argument}`: {printable(pretrained)} is an exported file; give the weights it was "
             "made of"
         )
+    if address.kind == "hub":
+        raise ValueError(
+            f"`{argument}`: {printable(pretrained)} is a folder of a hub, of which only "
+            "classifiers are read; download the file of a segmenter and give its path"
+        )
     if address.kind == "weights":
         return read_segmenter(pretrained)
     record = address.record(configuration, argument, SEGMENTATION)

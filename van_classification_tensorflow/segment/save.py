@@ -41,7 +41,7 @@ def save_segmenter(model: keras.Model, path: str | os.PathLike) -> None:
     if path.name.endswith(".safetensors"):
         write_atomically(path, lambda new: write_safetensors(new, tensors, said))
         return
-    counters = {
+    counters: dict[str, np.ndarray] = {
         name.replace("running_var", "num_batches_tracked"): np.zeros((), np.int64)
         for name in tensors
         if name.endswith(".running_var")

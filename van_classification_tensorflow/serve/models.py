@@ -27,6 +27,7 @@ from ..support.cores import cores
 from ..support.text import one_line, printable
 from ..weights.address import address_of
 from ..weights.catalogue import Weights
+from ..weights.hub_name import is_hub_name
 from ..weights.pretrained import state_of_weights
 from .batching import Batcher, Call, Tell
 
@@ -302,6 +303,8 @@ def _no_number() -> PictureError:
 
 def _source(weights: str, card: Any) -> str | None:
     """Where weights come from: an address, or the name of their file, not its folder."""
+    if is_hub_name(weights):
+        return weights
     if address_of(weights).is_path:
         return printable(Path(weights).name)
     if isinstance(card, Weights) and card.sources:

@@ -17,6 +17,7 @@ from ..support.files import open_regular
 from ..support.options import option, part
 from ..support.text import printable, shown
 from ..weights.address import address_of
+from ..weights.hub_name import HubName, is_hub_name
 
 TOKEN_VARIABLE = "VAN_TOKEN"  # noqa: S105 - the name of the variable
 MAX_TOKEN = 1_000  # characters
@@ -188,7 +189,9 @@ def is_local(host: str) -> bool:
 def _name_of(weights: str) -> str:
     """What an address calls a model: its name in the catalogue, or that of its file."""
     text = weights
-    if address_of(weights).is_path:
+    if is_hub_name(weights):
+        text = HubName.of(weights).name
+    elif address_of(weights).is_path:
         path = Path(weights)
         text = path.name if path.is_dir() else path.name.split(".")[0] or path.name
     name = re.sub(r"[^A-Za-z0-9._-]+", "-", printable(text)).strip(".-_")

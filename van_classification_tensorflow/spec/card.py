@@ -183,6 +183,8 @@ class About(Card):
             raise ValueError(f"its metadata is no JSON: {error}") from error
         if not isinstance(record, dict):
             raise ValueError("its metadata is no JSON object")
+        if record.get("task") == "segmentation":
+            raise ValueError("it is a segmentation: `Segmenter` and `van segment` take it")
         chosen = {
             key: _one_of(record, key, allowed)
             for key, allowed in (("precision", PRECISIONS), ("input", INPUTS), ("output", OUTPUTS))

@@ -1,4 +1,4 @@
-"""What a word for weights is: a name of the catalogue, a file of weights, or an exported file.
+"""What a word for weights is: a name of the catalogue, a file, an exported file, or of a hub.
 
 The one place that tells. Imports neither Keras nor a backend.
 """
@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from .catalogue import CATALOGUE, CLASSIFICATION, KNOWN_NAMES, Weights, find
+from .hub_name import is_hub_name
 
 _EXPORTED = {".onnx": "onnx", ".xml": "openvino", ".tflite": "litert"}
 # Endings of weight files: a text that ends so is a path, there or not.
@@ -23,13 +24,14 @@ class Address:
     Args:
         kind: "name": to be looked up in the catalogue, which may not have it. "weights": a file
             or folder of weights, there or not. "exported": an exported file, there or not.
+            "hub": the address of a folder of a hub, hf://USER/NAME, well-formed or not.
             "other": no word, such as True or a model in memory.
         given: The word, or what else was given.
         format: Of an exported file: "onnx", "openvino", "litert" or "saved_model" (a folder with
             a `saved_model.pb`).
     """
 
-    kind: Literal["name", "weights", "exported", "other"]
+    kind: Literal["name", "weights", "exported", "hub", "other"]
     given: Any
     format: str | None = None
 
@@ -82,6 +84,8 @@ def address_of(weights: Any) -> Address:
     text = isinstance(weights, str)
     if not text and not isinstance(weights, os.PathLike):
         return Address("other", weights)
+    if is_hub_name(weights):
+        return Address("hub", weights)
     if text and weights in KNOWN_NAMES:
         return Address("name", weights)
     path = _path(weights)

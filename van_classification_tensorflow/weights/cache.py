@@ -77,7 +77,7 @@ def verify(weights: Weights) -> Status:
         return Status("missing", None, f"{weights.name} is not in the cache")
     if not weights.sources:
         return Status("ok", path, "bundled")
-    digest, expected = _sha256(path), _expected(_source_of(weights, path), path)
+    digest, expected = sha256_of(path), _expected(_source_of(weights, path), path)
     if problem := _mismatch(digest, expected):
         return Status("damaged", path, problem)
     return Status("ok" if expected else "unverified", path, f"SHA-256 {digest}")
@@ -114,7 +114,7 @@ def fetch(
     if not force and (path := _from_cache(weights, check)):
         return path
     folder, urls = cache_dir() / weights.name, _urls(weights)
-    if _offline():
+    if is_offline():
         raise DownloadError(
             f"VAN_OFFLINE is set and {weights.name} "
             f"{'cannot be downloaded again' if force else 'is not in the cache'}: get "
@@ -128,7 +128,7 @@ def fetch(
     limits = limits or Limits()
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with _locked(folder / ".lock", console, limits.lock):
+        with locked(folder / ".lock", console, limits.lock):
             # Another process may have fetched it meanwhile.
             if not force and (path := _from_cache(weights, check)):
                 return path
@@ -217,7 +217,7 @@ class _Fetch:
         """SHA-256 of `part`, complete, on the disk, and the one that is expected."""
         expected = _expected(source, path, pinned=not self.force)
         for last in (False, True):
-            with _bar(self.console, self.weights.name) as progress:
+            with bar(self.console, self.weights.name) as progress:
                 resumed = transfer(
                     url,
                     part,
@@ -227,7 +227,7 @@ class _Fetch:
                 )
             with part.open("rb") as file:
                 os.fsync(file.fileno())
-            digest = _sha256(part)
+            digest = sha256_of(part)
             problem = _mismatch(digest, expected)
             if not problem:
                 return digest
@@ -250,7 +250,7 @@ def _from_cache(weights: Weights, check: Check | None) -> Path | None:
     if path is None:
         return None
     expected = _expected(_source_of(weights, path), path)
-    digest = _sha256(path)
+    digest = sha256_of(path)
     if problem := _mismatch(digest, expected):
         raise DownloadError(f"{path} is damaged: {problem}; {_way_out(weights, path)}")
     if not _pin(path).exists():  # put there by hand
@@ -296,7 +296,8 @@ def _way_out(weights: Weights, path: Path) -> str:
     )
 
 
-def _sha256(path: Path) -> str:
+def sha256_of(path: Path) -> str:
+    """SHA-256 of a file, in hexadecimal digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -328,7 +329,12 @@ def _urls(weights: Weights) -> list[str]:
     return [f"{mirror}/{source.file}" for source in weights.sources]
 
 
-def _offline() -> bool:
+def is_offline() -> bool:
+    """Whether `VAN_OFFLINE` forbids the network.
+
+    Raises:
+        ValueError: It is neither 1 nor 0.
+    """
     value = os.environ.get("VAN_OFFLINE", "")
     if value not in ("", "0", "1"):
         raise ValueError(f"`VAN_OFFLINE` must be 1 or 0. Received: {value!r}")
@@ -342,7 +348,7 @@ def _say(console: Console, text: str) -> None:
 
 
 @contextmanager
-def _locked(path: Path, console: Console, seconds: float) -> Iterator[None]:
+def locked(path: Path, console: Console, seconds: float) -> Iterator[None]:
     """One process at a time; the system frees the lock of one that dies."""
     from filelock import FileLock, Timeout
 
@@ -364,7 +370,7 @@ def _locked(path: Path, console: Console, seconds: float) -> Iterator[None]:
 
 
 @contextmanager
-def _bar(console: Console, name: str) -> Iterator[Progress]:
+def bar(console: Console, name: str) -> Iterator[Progress]:
     """A bar with bytes, speed and time left; nothing where there is no terminal."""
     from rich import progress as rich
 

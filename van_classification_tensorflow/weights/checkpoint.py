@@ -35,7 +35,7 @@ from .namings import translate, without_prefix
 # Where training scripts keep the weights, in the order of preference.
 WRAPPERS = ("state_dict", "model", "model_state_dict", "model_ema", "state_dict_ema")
 
-# What a folder is read for, the first that is there: transformers', and a run of `van train`.
+# What a folder is read for, the first that is there: transformers', a run of `van train`, Keras's.
 _INDEX = ".index.json"
 _OF_TRANSFORMERS = (
     "model.safetensors",
@@ -43,7 +43,9 @@ _OF_TRANSFORMERS = (
     "pytorch_model.bin",
     f"pytorch_model.bin{_INDEX}",
 )
-_OF_A_FOLDER = (*_OF_TRANSFORMERS, "best.keras", "last.keras")
+# What Keras writes where a model is no single file, `config.json` beside it.
+_KERAS_WEIGHTS = "model.weights.h5"
+_OF_A_FOLDER = (*_OF_TRANSFORMERS, "best.keras", "last.keras", _KERAS_WEIGHTS)
 _MAX_SHARDS = 200
 
 # A B6 has 2,842 tensors, with BatchNorm's counters 3,300; names of at most 100 letters.
@@ -66,7 +68,7 @@ class Checkpoint:
     Args:
         tensors: {name: array}, in the file's own names, dtypes and layout.
         layout: Format of the file: "torch", "torch, before 1.6", "safetensors", "keras h5"
-            (Keras 2), "keras weights", "keras".
+            (Keras 2), "keras weights", "keras", "keras folder".
         wrapper: Entry of the file that held the tensors; "" if they stood at the top.
         ignored: {entry: why it was left out}.
         metadata: What the file says of itself, as it says it: safetensors' metadata ("van": this
@@ -134,8 +136,8 @@ def weight_file(path: str | os.PathLike) -> Path:
 
 
 def files_beside(file: Path) -> list[Path]:
-    """The files of transformers that say what is in `file`, as far as they are there."""
-    if file.name not in _OF_TRANSFORMERS:
+    """The files that say what is in `file`, transformers' or Keras's, as far as they are there."""
+    if file.name not in (*_OF_TRANSFORMERS, _KERAS_WEIGHTS):
         return []
     names = ("config.json", "preprocessor_config.json")
     return [file.with_name(name) for name in names if file.with_name(name).is_file()]
@@ -146,7 +148,8 @@ def read_checkpoint(path: str | os.PathLike, wrapper: str | None = None) -> Chec
 
     Args:
         path: A file; or a folder: of transformers (`model.safetensors` or `pytorch_model.bin`,
-            also in several files with an index), or of a run of `van train` (`best.keras`).
+            also in several files with an index), of a run of `van train` (`best.keras`), or of
+            Keras (`config.json` and `model.weights.h5`).
         wrapper: Entry that holds the weights, such as "model_ema"; by default the first one
             there is of `WRAPPERS`. With a dot at its end, what stands before the names of one
             of several models in the same entry: "teacher.".
@@ -160,9 +163,12 @@ def read_checkpoint(path: str | os.PathLike, wrapper: str | None = None) -> Chec
     prefix = wrapper if wrapper is not None and wrapper.endswith(".") else None
     wrapper = None if prefix else wrapper
     with _refused(path):
-        found = (
-            _read_shards(file, wrapper) if file.name.endswith(_INDEX) else _read_file(file, wrapper)
-        )
+        if file.name.endswith(_INDEX):
+            found = _read_shards(file, wrapper)
+        elif file.name == _KERAS_WEIGHTS and Path(path).is_dir():
+            found = _no_wrapper(wrapper, _keras_folder(file))
+        else:
+            found = _read_file(file, wrapper)
         metadata = found.metadata | _read_beside(file)
         for name in found.tensors:
             if len(name) > _MAX_PREFIXED:
@@ -209,6 +215,8 @@ def _read_json(path: Path) -> Any:
 
 def _read_beside(file: Path) -> dict[str, Any]:
     """{name: content} of transformers' files beside `file`, where they are of a VAN."""
+    if file.name not in _OF_TRANSFORMERS:
+        return {}
     found = {one.name: _read_json(one) for one in files_beside(file)}
     if "config.json" not in found:
         return found
@@ -272,6 +280,17 @@ class ModelWeights:
     ignored: dict[str, str]
 
 
+def read_keras_folder(path: str | os.PathLike) -> Checkpoint:
+    """What Keras would read of a folder: `config.json` and `model.weights.h5`.
+
+    Raises:
+        CheckpointError: They are not of a VAN, perhaps with a classifier head; nothing is made.
+        OSError: One cannot be opened.
+    """
+    with _refused(path):
+        return _keras_folder(Path(path) / _KERAS_WEIGHTS)
+
+
 def read_weights(
     path: str | os.PathLike, wrapper: str | None = None, allow_nonfinite: bool = False
 ) -> ModelWeights:
@@ -305,7 +324,7 @@ def _read(file: BinaryIO, path: Path, wrapper: str | None) -> Checkpoint:
     file.seek(0)
     if start.startswith(b"PK"):
         archive = StoredZip(file)
-        if "model.weights.h5" in archive.members:
+        if _KERAS_WEIGHTS in archive.members:
             return _no_wrapper(wrapper, _read_keras(archive))
         return _read_torch(file, wrapper)
     if start.startswith(b"\x80\x02"):
@@ -477,11 +496,22 @@ _HARMLESS_MODULES = ("keras.initializers", "keras.regularizers", "keras.constrai
 def _read_keras(archive: StoredZip) -> Checkpoint:
     """`.keras`: its configuration is read as data; no class in it is ever made."""
     config = _json(archive.read("config.json", limit=_MAX_JSON), "config.json")
+    return _described(config, io.BytesIO(archive.read(_KERAS_WEIGHTS)), "keras")
+
+
+def _keras_folder(file: Path) -> Checkpoint:
+    """The same where it is a folder, as Keras and KerasHub share it on a hub."""
+    config = _read_json(file.with_name("config.json"))
+    with _opened(file) as weights:
+        return _described(config, weights, "keras folder")
+
+
+def _described(config: Any, hdf5: BinaryIO, layout: str) -> Checkpoint:
     if not isinstance(config, dict) or not isinstance(config.get("config"), dict):
         raise ValueError("its config.json describes no model")
     _check_classes(config["config"])
     described = describe(config)
-    weights = _read_hdf5(io.BytesIO(archive.read("model.weights.h5")))
+    weights = _read_hdf5(hdf5)
     tensors = weights.tensors
     if described.head is not None:
         moved = f"{described.head}/"
@@ -495,7 +525,7 @@ def _read_keras(archive: StoredZip) -> Checkpoint:
     if described.decoder is not None:
         tensors = _decoder_as_tensors(described.decoder, tensors)
     metadata = {"config": described.about, "notes": described.notes}
-    return Checkpoint(tensors, "keras", "", weights.ignored, metadata)
+    return Checkpoint(tensors, layout, "", weights.ignored, metadata)
 
 
 def _decoder_as_tensors(

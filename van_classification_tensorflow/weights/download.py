@@ -35,6 +35,20 @@ class TransferError(DownloadError):
     """An address did not give the file; another one may."""
 
 
+class StatusError(TransferError):
+    """A server said no.
+
+    Args:
+        text: The message.
+        status: Of HTTP.
+        reason: What a model hub says of it in one word, such as "GatedRepo"; "" where nothing.
+    """
+
+    def __init__(self, text: str, status: int, reason: str = ""):
+        super().__init__(text)
+        self.status, self.reason = status, reason
+
+
 class NoSpaceError(DownloadError):
     """The disk cannot hold the file."""
 
@@ -75,9 +89,25 @@ class Limits:
 
 
 def transfer(
-    url: str, part: Path, *, max_bytes: int, limits: Limits, progress: Progress = lambda *_: None
+    url: str,
+    part: Path,
+    *,
+    max_bytes: int,
+    limits: Limits,
+    progress: Progress = lambda *_: None,
+    token: str = "",
+    pages: bool = False,
 ) -> bool:
     """Fetch `url` into `part`, going on where an earlier attempt at the same address stopped.
+
+    Args:
+        url: http or https.
+        part: Where the bytes go.
+        max_bytes: More are refused.
+        limits: How patient to be.
+        progress: Called with bytes so far, and bytes in all where known.
+        token: Sent to the server of `url`, and to no other that it redirects to.
+        pages: Whether a web page may be the file, whose hash is known.
 
     Returns:
         Whether `part` was put together from several answers.
@@ -97,7 +127,7 @@ def transfer(
         session.get_redirect_target = lambda _: None
         for attempt in range(1, limits.attempts + 1):
             try:
-                return _attempt(session, url, part, max_bytes, limits, progress)
+                return _attempt(session, url, part, max_bytes, limits, progress, token, pages)
             except _PassingError as error:
                 reason = str(error)
                 if isinstance(error, _StaleError):
@@ -124,7 +154,14 @@ def shown(url: str) -> str:
 
 
 def _attempt(
-    session: Any, url: str, part: Path, max_bytes: int, limits: Limits, progress: Progress
+    session: Any,
+    url: str,
+    part: Path,
+    max_bytes: int,
+    limits: Limits,
+    progress: Progress,
+    token: str,
+    pages: bool,
 ) -> bool:
     """One request; True where its bytes follow those of an earlier one."""
     validator, total = _recall(part, url)
@@ -134,7 +171,7 @@ def _attempt(
     headers = {"Accept-Encoding": "identity", "User-Agent": "van-classification-tensorflow"}
     if start:
         headers |= {"Range": f"bytes={start}-", "If-Range": validator}
-    response = _answer(session, url, headers, limits)
+    response = _answer(session, url, headers, limits, token)
     with response:
         if response.status_code == 206 and start:
             if _range(response) != (start, total) or _validator(response) not in ("", validator):
@@ -150,7 +187,7 @@ def _attempt(
         while len(head) < _SNIFF and (piece := next(pieces, b"")):
             head += piece
         page = response.headers.get("Content-Type", "").startswith("text/html")
-        if not start and (page or head.lstrip().lower().startswith(_HTML)):
+        if not pages and not start and (page or head.lstrip().lower().startswith(_HTML)):
             raise TransferError(f"{shown(url)} answered with a web page instead of the file")
 
         if not start:
@@ -177,11 +214,20 @@ def _attempt(
     return start > 0
 
 
-def _answer(session: Any, url: str, headers: dict[str, str], limits: Limits) -> Any:
+def _answer(
+    session: Any, url: str, headers: dict[str, str], limits: Limits, token: str = ""
+) -> Any:
     """The first answer that is no redirect: 200, or 206 where a range was asked for."""
+
+    def with_token(request: Any) -> Any:
+        request.headers["Authorization"] = f"Bearer {token}"
+        return request
+
     here = url
     for _ in range(limits.redirects + 1):
         get = partial(session.get, here, headers=headers, stream=True, allow_redirects=False)
+        if token and _origin(here) == _origin(url):
+            get = partial(get, auth=with_token)
         with _network():
             response = _within(limits.answer, partial(get, timeout=(limits.connect, limits.read)))
         status = response.status_code
@@ -199,8 +245,18 @@ def _answer(session: Any, url: str, headers: dict[str, str], limits: Limits) -> 
         elif status >= 500 or status in (408, 429):
             raise _PassingError(f"status {status}")
         else:
-            raise TransferError(f"{shown(url)} answered with status {status}")
+            raise StatusError(
+                f"{shown(url)} answered with status {status}",
+                status,
+                response.headers.get("X-Error-Code", ""),
+            )
     raise TransferError(f"{shown(url)} redirects more than {limits.redirects} times")
+
+
+def _origin(url: str) -> tuple[str, str]:
+    """The server of an address: its scheme, and host with port."""
+    parts = urlsplit(url)
+    return parts.scheme, parts.netloc.rpartition("@")[2].lower()
 
 
 def _redirected(here: str, location: str) -> str:

@@ -1,4 +1,4 @@
-"""What `pretrained=` names: a published checkpoint, fetched and verified, or a file of one's own.
+"""What `pretrained=` names: a published checkpoint, a folder of a hub, or a file of one's own.
 
 Imports neither Keras nor a backend.
 """
@@ -20,6 +20,8 @@ from .address import address_of
 from .cache import fetch
 from .catalogue import Weights
 from .checkpoint import CheckpointError, ModelWeights, files_beside, read_weights, weight_file
+from .hub import fetch_folder
+from .hub_name import HubName
 from .sidecars import OPENMMLAB
 
 
@@ -85,8 +87,9 @@ def open_pretrained(
 
     Args:
         pretrained: True (or "imagenet") for the ImageNet-1k weights of `configuration`; a tag
-            such as "in22k", a name of the catalogue (`van weights list`), or a path. False or
-            None: nothing. A `Pretrained` is given back.
+            such as "in22k", a name of the catalogue (`van weights list`), a path, or a folder of
+            a hub, hf://USER/NAME[@REVISION]. False or None: nothing. A `Pretrained` is given
+            back.
         configuration: The member of the family asked for, if any.
         argument: What the caller calls `pretrained`, for messages.
 
@@ -109,16 +112,21 @@ def open_pretrained(
         # Of a run's folder the file, so that it is said which; of transformers' the folder.
         file = weights.source.path
         return of_weights(str(file) if file.suffix == ".keras" else address.path, weights)
+    if address.kind == "hub":
+        folder = fetch_folder(HubName.of(pretrained, argument))
+        return of_weights(folder.title, read_weights(folder.path))
     record = address.record(configuration, argument)
     return Pretrained(read_weights(local_file(record)), record)
 
 
 def open_local(pretrained: Any, configuration: str | None = None) -> Pretrained | None:
-    """As `open_pretrained`, but only for files: of the catalogue the name is checked, no more."""
+    """As `open_pretrained`, but only for files: of all else the name is checked, no more."""
     address = address_of(pretrained)
     if address.is_path:
         return open_pretrained(pretrained, configuration)
-    if pretrained is not None:
+    if address.kind == "hub":
+        HubName.of(pretrained, "pretrained")
+    elif pretrained is not None:
         address.record(configuration, "pretrained")
     return None
 
@@ -222,7 +230,7 @@ def state_of_weights(path: str) -> list[int]:
 
 
 def files_of_weights(path: str) -> list[Path]:
-    """The files that weights, or an exported file, consist of; none of a name of the catalogue."""
+    """The files that weights, or an exported file, consist of; none of what is not a path."""
     address, files = address_of(path), [Path(path)]
     if not address.is_path:
         return []

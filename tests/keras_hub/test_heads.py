@@ -1,10 +1,8 @@
-"""KerasHub's own tests of a backbone and of layers, and its heads on a VAN (the extra `keras-hub`).
+"""KerasHub's own tests of `VAN` and of its layers, and its heads on a `VAN` itself.
 
 `scripts/test_backends.sh` runs it again on PyTorch, where channels-first heads run on a CPU. It is
 not run on JAX: there the backbone's test spends minutes in compiling.
 """
-
-import warnings
 
 import keras
 import numpy as np
@@ -32,24 +30,6 @@ FORMATS = [
         ),
     ),
 ]
-
-
-@pytest.fixture
-def hub():
-    pytest.importorskip("keras_hub")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        import keras_hub
-    return keras_hub
-
-
-@pytest.fixture
-def harness(hub):
-    from keras_hub.src.tests.test_case import TestCase
-
-    case = TestCase()
-    yield case
-    case.doCleanups()
 
 
 def _image_shape(data_format: str) -> tuple:
@@ -91,9 +71,9 @@ def test_layer(harness, name):
 
 
 @pytest.mark.parametrize("data_format", FORMATS)
-def test_segmentation(hub, data_format):
+def test_segmentation(keras_hub, data_format):
     keras.config.set_image_data_format(data_format)
-    backbone = hub.models.DeepLabV3Backbone(
+    backbone = keras_hub.models.DeepLabV3Backbone(
         image_encoder=VAN(**PYRAMID),
         spatial_pyramid_pooling_key="P5",
         low_level_feature_key="P2",
@@ -101,7 +81,7 @@ def test_segmentation(hub, data_format):
         dilation_rates=[1, 2, 3],
         image_shape=_image_shape(data_format),
     )
-    model = hub.models.DeepLabV3ImageSegmenter(
+    model = keras_hub.models.DeepLabV3ImageSegmenter(
         backbone=backbone, num_classes=2, activation="softmax", preprocessor=None
     )
     # Not the sparse loss: see the test below.
@@ -118,9 +98,9 @@ def test_segmentation(hub, data_format):
 
 
 @pytest.mark.parametrize("data_format", FORMATS)
-def test_detection(hub, data_format):
+def test_detection(keras_hub, data_format):
     keras.config.set_image_data_format(data_format)
-    backbone = hub.models.RetinaNetBackbone(
+    backbone = keras_hub.models.RetinaNetBackbone(
         image_encoder=VAN(**PYRAMID),
         min_level=3,
         max_level=5,
@@ -134,9 +114,9 @@ def test_detection(hub, data_format):
 
 
 @pytest.mark.parametrize("data_format", FORMATS)
-def test_classification_of_a_feature_map(hub, data_format):
+def test_classification_of_a_feature_map(keras_hub, data_format):
     keras.config.set_image_data_format(data_format)
-    model = hub.models.ImageClassifier(
+    model = keras_hub.models.ImageClassifier(
         backbone=VAN(**PYRAMID), num_classes=5, pooling="max", preprocessor=None
     )
     assert model.predict(_images(data_format), verbose=0).shape == (2, 5)

@@ -1,0 +1,1 @@
+"""`van push` and `van pull`: one folder on a model hub for Keras, KerasHub and this package."""
