@@ -117,6 +117,17 @@ COMMANDS: dict[str, dict[str, Instead]] = {
             )
         ),
     },
+    "segment": {
+        "van segment aerial.tif --weights water.keras --output water --mode slide --size own "
+        "--crop 512 --stride 341": Instead(
+            "a checkpoint stands in for the file of Keras, and windows that a small picture has",
+            "van segment aerial.tif --weights upernet_van_b2.pth --output water --mode slide "
+            "--size own --crop 32 --stride 21",
+        ),
+        "van export --weights upernet_van_b2.pth --output upernet --image-size any": Instead(
+            "half a minute; tests/segment/test_export.py does it", checked=AS_IT_STANDS
+        ),
+    },
     "serve": {
         "docker build -t van-serve .": Instead(NO_DOCKER),
         'docker run --read-only --cap-drop ALL -p 127.0.0.1:8000:8000 -e VAN_TOKEN -v "$PWD/models:'
@@ -180,6 +191,29 @@ PYTHON: dict[str, list[Change]] = {
             'VAN(pretrained="hf://USER/NAME", num_classes=7)',
             "the folder of the stand-in holds a small model of 10 classes",
         ),
+    ],
+    "keras-hub": [
+        Change(
+            'ImageClassifier.from_preset("van_b0_imagenet", num_classes=5)',
+            'ImageClassifier.from_preset("van_digits", num_classes=5)',
+            SMALL,
+        ),
+        Change(
+            "tuned.fit(pictures, labels)", "tuned.fit(pictures[..., :1], labels)", "digits are grey"
+        ),
+        Change(
+            'VANBackbone.from_preset("van_b0_imagenet"),\n        spatial',
+            "VANBackbone([8, 8, 12, 12], [2] * 4, [1] * 4),\n        spatial",
+            SMALL,
+        ),
+        Change("batch_size=8, epochs=6", "batch_size=8, epochs=1", SMALL),
+        Change(
+            'VANBackbone.from_preset("van_b0_imagenet"),\n        min_level',
+            "VANBackbone([8, 8, 12, 12], [2] * 4, [1] * 4),\n        min_level",
+            SMALL,
+        ),
+        Change("image_shape=(512, 512, 3)", "image_shape=(64, 64, 3)", SMALL),
+        Change("batch_size=8, epochs=8", "batch_size=8, epochs=1", SMALL),
     ],
     "README": [
         Change(

@@ -26,6 +26,11 @@ from van_classification_tensorflow.weights.formats.torch import write_torch
 # Names that a page takes for granted, as of a model that its reader has.
 GIVEN = {
     "hubs": "import keras, keras_hub, van_classification_tensorflow",
+    "keras-hub": "import numpy as np; rng = np.random.default_rng(0); "
+    "pictures = rng.integers(0, 256, (8, 64, 64, 3)).astype('float32'); "
+    "labels = np.arange(8) % 2; masks = rng.integers(0, 3, (8, 64, 64)); "
+    "boxes = np.tile(np.float32([[[8, 8, 40, 40]]]), (8, 1, 1)); classes = labels[:, None]",
+    "segment": "paths = ['photos/0.jpg', 'my_1x.h5']",
     "predict": "from van_classification_tensorflow import VAN; model = VAN(pretrained='digits')",
     "weights": "from tests.parity import MICRO; from van_classification_tensorflow import VAN; "
     "model = VAN(**MICRO)",
@@ -37,6 +42,7 @@ MICRO = {
     "van_base_828.pth.tar": "micro_official.pth.tar",
     "my_1x.h5": "micro_seed.h5",
     "my_van_hf": "micro_hf",
+    "upernet_van_b2.pth": "seg_upernet_micro_mmseg0.pth",  # a segmenter of 7 classes
 }
 CACHED = ("van_b0.in1k", "van_b1.in1k")
 
@@ -47,7 +53,7 @@ def fill(folder: Path) -> None:
         copy = shutil.copytree if (GOLDEN / golden).is_dir() else shutil.copyfile
         copy(GOLDEN / golden, folder / name)
     rng = np.random.default_rng(0)
-    for name in ("cat.jpg", "dog.png", "a.jpg", "b.png", "picture.png", *_photos()):
+    for name in ("cat.jpg", "dog.png", "a.jpg", "b.png", "picture.png", "street.jpg", *_photos()):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         _picture(rng).save(folder / name)
     for place in ("flowers", "imagenet/train", "imagenet/val"):
@@ -56,6 +62,12 @@ def fill(folder: Path) -> None:
             (folder / place / label).mkdir(parents=True)
             for number in range(8 if place == "flowers" else 2):
                 _picture(rng, 60 + 60 * shade).save(folder / place / label / f"{number}.jpg")
+    (folder / "ade" / "annotations").mkdir(parents=True)
+    shutil.copytree(folder / "photos", folder / "ade" / "images")
+    for path in (folder / "ade" / "images").iterdir():
+        truth = Image.fromarray(rng.integers(0, 8, (56, 72), np.uint8))
+        truth.save(folder / "ade" / "annotations" / f"{path.stem}.png")
+    _picture(rng).save(folder / "aerial.tif")
     for name in (".local/share/bash-completion/completions", ".zfunc", ".config/fish/completions"):
         (folder / name).mkdir(parents=True)
     digits = VAN(pretrained="digits")  # trained, so that int8 can be compared

@@ -16,7 +16,7 @@ import keras
 from keras_hub.src.utils import preset_utils
 
 from ..spec.config import CONFIGURATIONS
-from ..weights.catalogue import CATALOGUE, Weights
+from ..weights.catalogue import CLASSIFICATION, Weights, of_task
 from .backbone import VANBackbone
 from .image_classifier import VANImageClassifier, VANImageClassifierPreprocessor
 from .image_converter import VANImageConverter
@@ -104,7 +104,7 @@ def _serialized(kind: type, config: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-PRESETS = {preset_name(record): Preset(record) for record in CATALOGUE.values()}
+PRESETS = {preset_name(record): Preset(record) for record in of_task(CLASSIFICATION)}
 
 
 def register() -> None:
