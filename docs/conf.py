@@ -40,6 +40,8 @@ nb_execution_mode = "force"
 nb_execution_raise_on_error = True
 nb_execution_timeout = 300
 nb_merge_streams = True
+# What TensorFlow and the converters say of themselves as they start, with paths of this machine.
+nb_output_stderr = "remove"
 
 # --- The reference, of the docstrings ---
 
