@@ -58,7 +58,10 @@ nitpicky = True
 nitpick_ignore_regex = [
     ("py:.*", r"(keras|tf|tensorflow|np|numpy|PIL|Image|os|rich|collections|typing|pathlib)\b.*"),
     ("py:.*", r"(Path|Any|Callable|Iterable|Iterator|Mapping|Sequence|Literal|ArrayLike)"),
-    ("py:.*", "Pretrained"),  # what `open_pretrained` gives: accepted, but not for others to make
+    (
+        "py:.*",
+        "(Pretrained|SegmenterWeights)",
+    ),  # opened weights: accepted, but not for others to make
 ]
 
 # --- How it looks ---
