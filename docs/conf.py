@@ -40,6 +40,8 @@ nb_execution_mode = "force"
 nb_execution_raise_on_error = True
 nb_execution_timeout = 300
 nb_merge_streams = True
+# What TensorFlow and the converters say of themselves as they start, with paths of this machine.
+nb_output_stderr = "remove"
 
 # --- The reference, of the docstrings ---
 
@@ -56,7 +58,10 @@ nitpicky = True
 nitpick_ignore_regex = [
     ("py:.*", r"(keras|tf|tensorflow|np|numpy|PIL|Image|os|rich|collections|typing|pathlib)\b.*"),
     ("py:.*", r"(Path|Any|Callable|Iterable|Iterator|Mapping|Sequence|Literal|ArrayLike)"),
-    ("py:.*", "Pretrained"),  # what `open_pretrained` gives: accepted, but not for others to make
+    (
+        "py:.*",
+        "(Pretrained|SegmenterWeights)",
+    ),  # opened weights: accepted, but not for others to make
 ]
 
 # --- How it looks ---

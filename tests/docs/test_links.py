@@ -60,7 +60,7 @@ def test_they_are_found():
     found = [link for path in FILES for link in links(path)]
     assert len(found) > 100
     assert any("#" in link and "://" not in link for link in found)
-    assert Path(ROOT / "docs" / "notebooks" / "digits.ipynb") in {
+    assert Path(ROOT / "docs" / "notebooks" / "fine_tune_and_explain.ipynb") in {
         (path.parent / link).resolve() for path in FILES for link in links(path)
     }
 

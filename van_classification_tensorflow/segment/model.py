@@ -276,7 +276,7 @@ class VANSegmenter(keras.Model):
 
     @property
     def preprocessing(self) -> Preprocessing | None:
-        """How pictures become the model's input: mean and standard deviation; saved with it.
+        """How pictures become the model's input, by mean and standard deviation; saved with it.
 
         Raises:
             ValueError: When set, if it is none or makes other channels than the model takes.
@@ -300,7 +300,7 @@ class VANSegmenter(keras.Model):
 
     @property
     def stride(self) -> int:
-        """Pixels of the images to one of the logits, along a side: 4, of Light-Ham 8."""
+        """Pixels of the images to one of the logits along a side, 4, or 8 of Light-Ham."""
         return self.sizes.stride
 
     def __call__(self, inputs, *args, **kwargs):

@@ -89,7 +89,7 @@ class Weights(Card):
 
     @property
     def task(self) -> str:
-        """What the weights do: "classification" or "segmentation"."""
+        """What the weights do, "classification" or "segmentation"."""
         return CLASSIFICATION if self.decoder is None else SEGMENTATION
 
     @property
