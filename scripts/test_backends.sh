@@ -35,8 +35,7 @@ explanations() {
   quick $1 tests/explanation/test_explain.py -k "any_model or one_output or gate"
 }
 layers() {
-  quick $1 -m "" tests/model/test_keras_harness.py \
-    -k "not trains_as or bfloat16"
+  quick $1 tests/model/test_keras_harness.py
 }
 training() {
   quick $1 -m "" tests/train/test_train.py \
@@ -51,7 +50,7 @@ judges() {
   python -m pytest -q tests/evaluate/test_evaluate.py -k original
 }
 keras_hub() {
-  exact torch -m slow tests/keras_hub
+  exact torch -m slow tests/keras_hub/test_backbone.py tests/keras_hub/test_heads.py
 }
 
 # Starts each of its arguments, waits for all, shows what they said, and fails if one did.

@@ -700,7 +700,9 @@ def test_the_folder_of_a_run_is_its_best_model(tmp_path):
     run = tmp_path / "run"
     run.mkdir()
     (run / "metrics.csv").write_text("epoch\n")
-    with pytest.raises(CheckpointError, match=r"a folder without .*best\.keras or last\.keras"):
+    with pytest.raises(
+        CheckpointError, match=r"a folder without .*best\.keras, last\.keras or model"
+    ):
         open_pretrained(run)
     convert(folder(tmp_path / "hf"), run / "last.keras")
     assert open_pretrained(run).card.name == str(run / "last.keras")
