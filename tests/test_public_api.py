@@ -59,6 +59,8 @@ def test_the_documents_import_what_there_is():
     imports = [one for one in nodes if isinstance(one, ast.ImportFrom) and one.module]
     ours = [one for one in imports if str(one.module).startswith(package.__name__)]
     assert len(ours) > 5
+    if find_spec("keras_hub") is None:  # an extra; where it is, its page is run as well
+        ours = [one for one in ours if one.module != f"{package.__name__}.keras_hub"]
     for one in ours:
         module = import_module(str(one.module))
         for alias in one.names:
