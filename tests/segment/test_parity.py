@@ -127,7 +127,8 @@ def test_the_factorisation_and_its_gradient(kind):
 
         def call(self, inputs):
             groups = keras.ops.reshape(self.x, (batch * 2, channels // 2, height * width))
-            made = nmf(keras.ops.transpose(groups, (0, 2, 1)), bases, steps)
+            first = keras.ops.convert_to_tensor(bases)
+            made = nmf(keras.ops.transpose(groups, (0, 2, 1)), first, steps)
             made = keras.ops.transpose(made, (0, 2, 1))
             return keras.ops.reshape(made, x.shape) * inputs
 
