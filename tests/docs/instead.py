@@ -109,6 +109,14 @@ COMMANDS: dict[str, dict[str, Instead]] = {
             "van export --weights my_van.keras --format saved_model --output van_b0_saved "
             "--batch-size any --image-size any",
         ),
+        "van export --weights my_van.keras --output my_van.tflite --precision int8 --data photos/": (
+            Instead(
+                "the model knows digits, and of anything else int8 may name another",
+                "van export --weights my_van.keras --output my_van.tflite --precision int8 "
+                "--data digits",
+                checked=AS_IT_STANDS,
+            )
+        ),
         "van benchmark --weights van_b0 van_b0.onnx van_b0.xml --batch-size 1 8 --output bench": (
             Instead(
                 "takes a minute and judges what is steady, which busy cores are not; "

@@ -99,6 +99,8 @@ def ious(found: np.ndarray, expected: np.ndarray) -> np.ndarray:
 
 
 def test_detection(keras_hub, hub, tmp_path, thorough):
+    if not thorough:
+        pytest.skip("a minute more: --thorough")
     pictures, _, boxes, labels = shapes(512 if thorough else 256)
     unseen, _, expected, kinds = shapes(32, seed=1)
     epochs = 8 if thorough else 4

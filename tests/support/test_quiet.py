@@ -71,20 +71,23 @@ def test_only_the_command_does_so(tmp_path):
 
 
 @pytest.mark.slow
-def test_commands_that_start_tensorflow_say_nothing_of_their_own(tmp_path):
+def test_commands_that_start_tensorflow_say_nothing_of_their_own(tmp_path, thorough):
     clean = {k: v for k, v in os.environ.items() if k != "TF_CPP_MIN_LOG_LEVEL"}
     said = {}
-    for command in (
+    others = (
         "evaluate --data digits --weights digits",
         "export --weights digits --output x.onnx",
         "export --weights digits --output x.xml",
+        "demo --epochs 1",
+        "benchmark --weights digits x.tflite --rounds 2 --seconds 0.1 --max-spread 99",
+    )
+    for command in (
         "export --weights digits --output x.tflite",
         "export --weights digits --output x",
         "evaluate --data digits --weights x.tflite",
         "evaluate --data digits --weights x",
         "train --data digits --output run --epochs 1 --warmup-epochs 0 --processes 1",
-        "demo --epochs 1",
-        "benchmark --weights digits x.tflite --rounds 2 --seconds 0.1 --max-spread 99",
+        *(others if thorough else ()),
     ):
         done = subprocess.run(
             [sys.executable, "-m", "van_classification_tensorflow", *command.split()],
