@@ -109,7 +109,8 @@ COMMANDS: dict[str, dict[str, Instead]] = {
             "van export --weights my_van.keras --format saved_model --output van_b0_saved "
             "--batch-size any --image-size any",
         ),
-        "van export --weights my_van.keras --output my_van.tflite --precision int8 --data photos/": (
+        "van export --weights my_van.keras --output my_van.tflite --precision int8 "
+        "--data photos/": (
             Instead(
                 "the model knows digits, and of anything else int8 may name another",
                 "van export --weights my_van.keras --output my_van.tflite --precision int8 "
