@@ -28,11 +28,13 @@ def _client(monkeypatch, hub, tmp_path):
 
     Large files as LFS: Xet, the other way, is a protocol of its own that no stand-in speaks.
     """
-    from huggingface_hub import constants
+    from huggingface_hub import constants, file_download
 
     template = hub.address + "/{repo_id}/resolve/{revision}/{filename}"
     monkeypatch.setattr(constants, "ENDPOINT", hub.address)
     monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+    # Before release 1 (transformers 4 needs one of these) it was a name of this module as well.
+    monkeypatch.setattr(file_download, "HUGGINGFACE_CO_URL_TEMPLATE", template, raising=False)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True, raising=False)
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_PROGRESS_BARS", True)
