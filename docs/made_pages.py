@@ -16,7 +16,13 @@ from van_classification_tensorflow.cli import COMMANDS, Command
 from van_classification_tensorflow.spec.config import CONFIGURATIONS, VANConfig, min_image_size
 from van_classification_tensorflow.spec.preprocessing import Preprocessing
 from van_classification_tensorflow.support.options import add_options
-from van_classification_tensorflow.weights.catalogue import CATALOGUE, Weights
+from van_classification_tensorflow.weights.catalogue import (
+    CATALOGUE,
+    CLASSIFICATION,
+    SEGMENTATION,
+    Weights,
+    of_task,
+)
 
 PACKAGE = "van_classification_tensorflow"
 
@@ -43,16 +49,26 @@ def model_cards() -> str:
         "float32; the authors' training checkpoints hold about three times as much.",
         _overview(),
         "What the authors say of all of their weights: Apache-2.0, and *for commercial use, please "
-        "contact the authors*. They are classifiers of the photographs of ImageNet: on other "
-        "pictures they answer with one of its classes all the same, and with its biases. There is "
-        "no claim here that they are fit for decisions about people.",
+        "contact the authors*. They know the photographs that they were trained on: on other "
+        "pictures they answer with one of their classes all the same, and with the biases of their "
+        "data. There is no claim here that they are fit for decisions about people.",
     ]
+    classifiers = list(of_task(CLASSIFICATION))
     for configuration, config in CONFIGURATIONS.items():
-        mine = [w for w in CATALOGUE.values() if w.configuration == configuration]
+        mine = [w for w in classifiers if w.configuration == configuration]
         parts += [f"## {configuration}", _sizes(config), *map(_card, mine)]
-    others = [w for w in CATALOGUE.values() if w.configuration is None]
+    others = [w for w in classifiers if w.configuration is None]
     parts += ["## Models of their own", *map(_card, others)]
+    parts += ["## Segmenters", _SEGMENTERS, *map(_card, of_task(SEGMENTATION))]
     return "\n\n".join(parts) + "\n"
+
+
+_SEGMENTERS = (
+    "For `van segment`, `Segmenter` and `VANSegmenter` ([Segment](../segment.md)). mIoU is that of "
+    "ADE20K's validation set with several scales, *as the authors published it, not measured "
+    "here*; `van segment ade/images --weights NAME --output scores --truth ade/annotations "
+    "--reduce-zero-label --scales 0.5 0.75 1 1.25 1.5 1.75 --flip` measures it."
+)
 
 
 def _overview() -> str:
@@ -65,11 +81,12 @@ def _overview() -> str:
             f"{w.expected_bytes / 1e6:.0f}" if w.expected_bytes else "",
             _percent(w.top1),
             _percent(w.top5),
+            f"{w.miou:.1f}" if w.miou is not None else "-",
         ]
         for w in CATALOGUE.values()
     )
-    head = ["name", "trained on", "classes", "parameters", "MB", "top-1", "top-5"]
-    return _table(head, rows, "lllrrrr")
+    head = ["name", "trained on", "classes", "parameters", "MB", "top-1", "top-5", "mIoU"]
+    return _table(head, rows, "lllrrrrr")
 
 
 def _sizes(config: VANConfig) -> str:
@@ -88,9 +105,8 @@ def _card(weights: Weights) -> str:
         ["trained on", weights.dataset],
         ["classes", f"{weights.num_classes:,}" if weights.num_classes else "none: a backbone"],
         ["parameters", f"{weights.parameters:,}" if weights.parameters else "of its file"],
-        ["top-1, top-5", _accuracy(weights)],
-        ["preprocessing", preprocessing_words(weights.preprocessing)],
-        ["names of the classes", weights.labels or "none"],
+        *_of_task(weights),
+        ["names of the classes", _names(weights)],
         ["licence", f"{weights.licence}; {weights.licence_note}"],
     ]
     if weights.notes:
@@ -102,6 +118,32 @@ def _card(weights: Weights) -> str:
         lines.append("Addresses, the preferred one first:")
         lines.append("\n".join(f"- <{one.url}>{_hash(one.sha256)}" for one in weights.sources))
     return "\n\n".join(lines)
+
+
+def _names(weights: Weights) -> str:
+    if weights.decoder is not None:
+        return "of the file, or else ADE20K's"
+    return weights.labels or "none"
+
+
+def _of_task(weights: Weights) -> list[list[str]]:
+    """The rows that classifiers and segmenters do not have alike."""
+    how = weights.preprocessing
+    if weights.decoder is None:
+        return [
+            ["top-1, top-5", _accuracy(weights)],
+            ["preprocessing", preprocessing_words(how)],
+        ]
+    assert how is not None  # noqa: S101 - every segmenter of the catalogue has it
+    return [
+        ["decoder", f"{weights.decoder.kind} of {weights.decoder.channels} channels"],
+        ["mIoU", f"{weights.miou:.1f} %, several scales, as published by the authors"],
+        [
+            "preprocessing",
+            f"RGB, shorter side to {how.input_size} ({how.interpolation}), no crop, mean "
+            f"{_numbers(how.mean)}, std {_numbers(how.std)}",
+        ],
+    ]
 
 
 def preprocessing_words(how: Preprocessing | None) -> str:

@@ -127,6 +127,10 @@ COMMANDS: dict[str, dict[str, Instead]] = {
         ),
     },
     "segment": {
+        "van segment photos/ --weights van_b2.ade20k_upernet --output segmented": Instead(
+            "226 MB; a checkpoint stands in for what is downloaded",
+            "van segment photos/ --weights upernet_van_b2.pth --output segmented",
+        ),
         "van segment aerial.tif --weights water.keras --output water --mode slide --size own "
         "--crop 512 --stride 341": Instead(
             "a checkpoint stands in for the file of Keras, and windows that a small picture has",
@@ -146,11 +150,13 @@ COMMANDS: dict[str, dict[str, Instead]] = {
         "--cluster-workers 2:16": Instead(RAY, checked=AS_IT_STANDS),
     },
     "hubs": {
+        "van evaluate --data flowers-test --weights runs/flowers --output measured": Instead(
+            SMALL, "van evaluate --data digits --weights my_van.keras --output measured"
+        ),
         "HF_TOKEN=... van push hf://USER/NAME --weights runs/flowers --licence cc-by-4.0 "
         "--metrics measured/results.json": Instead(
             "the stand-in of a hub has one user who may write, whose token is in the environment; "
             + SMALL,
-            "van evaluate --data digits --weights my_van.keras --output measured\n"
             "van push hf://me/digits --weights my_van.keras --licence cc-by-4.0 "
             "--metrics measured/results.json",
         ),

@@ -11,7 +11,7 @@ import pytest
 import van_classification_tensorflow as package
 from van_classification_tensorflow import cli
 from van_classification_tensorflow.spec.config import CONFIGURATIONS
-from van_classification_tensorflow.weights.catalogue import CATALOGUE
+from van_classification_tensorflow.weights.catalogue import CATALOGUE, SEGMENTATION
 
 from .blocks import ROOT
 
@@ -41,6 +41,10 @@ def test_a_card_for_each_of_the_catalogue(made):
         assert weights.notes in card
         assert all(f"<{one.url}>" in card for one in weights.sources)
         assert all(f"`{one.sha256}`" in card for one in weights.sources if one.sha256)
+        if weights.task == SEGMENTATION:
+            assert f"| mIoU | {weights.miou:.1f} %" in card
+            assert "| decoder | upernet of 512 channels |" in card
+            assert "centre crop" not in card
         if weights.top1 is not None:
             assert f"{weights.top1:.2f} %, {weights.top5:.2f} %" in card
         if weights.parameters is not None:
@@ -60,6 +64,7 @@ def test_cards_say_what_the_words_mean(made):
 def test_the_table_has_a_row_for_each(made):
     rows = re.findall(r"^\| \[`([\w.]+)`\]\(#([\w-]+)\)", made.model_cards(), re.MULTILINE)
     assert [name for name, _ in rows] == list(CATALOGUE)
+    assert "| 50.1 |" in next(r for r in made.model_cards().splitlines() if "b2.ade20k_u" in r)
     assert all(anchor == name.replace(".", "") for name, anchor in rows)
 
 

@@ -9,7 +9,6 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from hashlib import file_digest
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TextIO
@@ -25,9 +24,10 @@ from ..images.find import name_of
 from ..images.parallel import decoded
 from ..inference.classifier import Classifier
 from ..inference.predict import inputs_of
-from ..support.console import messages, pictures_bar, results, say, say_failures
+from ..support.console import messages, results, say
 from ..support.cores import cores
-from ..support.recorded_folder import Names
+from ..support.files import sha256_of
+from ..support.recorded_folder import Names, say_errors
 from ..support.text import printable, reason
 from .drawing import Drawing
 from .folder import FOLDER, INDEX
@@ -68,20 +68,11 @@ def run(
     say(console, f"{classifier.name}: {classifier.preprocessing}")
     if classifier.notes:
         say(console, classifier.notes)
-
-    def fill(work: Path) -> None:
-        with pictures_bar(console) as bar:
-            task = bar.add_task(classifier.name, total=len(inputs), rate="")
-            for record in job.of_all(inputs, work):
-                job.records.append(record)
-                bar.advance(task)
-
-    FOLDER.write(request.output, request.overwrite, fill)
+    FOLDER.write_records(
+        request.output, request.overwrite, classifier.name, len(inputs), job.of_all(inputs), console
+    )
     _report(request, job, results())
-    errors = [one["error"] for one in job.records if one["error"]]
-    if errors:
-        say_failures(console, f"{len(errors):,} of {len(inputs):,} failed", errors)
-    return len(errors)
+    return say_errors(console, job.records)
 
 
 @dataclass
@@ -168,9 +159,7 @@ class _Job:
         """Which weights these are, and what was in their file."""
         weights = self.classifier.opened_weights
         assert weights is not None  # noqa: S101 - the request refuses what has none
-        with weights.source.path.open("rb") as file:
-            digest = file_digest(file, "sha256").hexdigest()
-        given = os.fspath(self.request.weights)
+        given, digest = os.fspath(self.request.weights), sha256_of(weights.source.path)
         return {"name": self.classifier.name, "given": given, "sha256": digest}
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from hashlib import file_digest, sha256
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from ..images.decode import open_image
 from ..images.find import name_of
 from ..inference.classifier import Classifier
 from ..spec.scores import of_classes, probabilities
+from ..support.files import sha256_of
 from ..support.recorded_folder import Names
 from .kinds import GATE, METHODS, PIXELS
 from .methods import Explained
@@ -200,5 +201,4 @@ def _small(picture: Image.Image) -> Image.Image:
 def _digest(source: Any) -> str:
     if isinstance(source, bytes):
         return sha256(source).hexdigest()
-    with open(source, "rb") as file:
-        return file_digest(file, "sha256").hexdigest()
+    return sha256_of(source)

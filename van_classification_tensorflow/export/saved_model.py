@@ -15,9 +15,21 @@ if TYPE_CHECKING:
 
 
 def write(job: Job, path: Path) -> None:
+    function, model = function_of(job)
+    save(model, function, job.about.to_json(), path)
+
+
+def save(model: keras.Model, function: Any, metadata: str, path: Path) -> None:
+    """Writes a tf.function as the signature, beside what the folder says of itself.
+
+    Args:
+        model: Whose variables `function` uses.
+        function: tf.function with its input signature.
+        metadata: ASCII.
+        path: The folder.
+    """
     import tensorflow as tf
 
-    function, model = function_of(job)
     module = tf.Module()
     module.model, module.function = model, function  # or their variables would be gone
     tf.saved_model.save(
@@ -28,7 +40,7 @@ def write(job: Job, path: Path) -> None:
     )
     extra = path / SAVED_MODEL_METADATA
     extra.parent.mkdir(exist_ok=True)
-    extra.write_text(job.about.to_json(), encoding="ascii")
+    extra.write_text(metadata, encoding="ascii")
 
 
 def function_of(job: Job, max_taps: int | None = None) -> tuple[Any, keras.Model]:

@@ -7,7 +7,23 @@ from collections.abc import Iterable, Mapping, Sequence, Set
 import keras
 
 from ..spec.config import min_image_size
+from ..spec.preprocessing import Preprocessing
 from ..support.checks import at_least, is_number, is_whole
+
+
+def preprocessing_of(preprocessing, in_chans: int) -> Preprocessing | None:
+    """What a model's `preprocessing` is set to.
+
+    Raises:
+        ValueError: It is none, or makes other channels than the model takes.
+    """
+    preprocessing = Preprocessing.of(preprocessing)
+    if preprocessing is not None and preprocessing.channels != in_chans:
+        raise ValueError(
+            f"`preprocessing` must make in_chans={in_chans} channels. "
+            f"Received: {preprocessing.channels} channels"
+        )
+    return preprocessing
 
 
 def check_images(shape, argument: str, in_chans: int, data_format: str, num_stages: int) -> None:

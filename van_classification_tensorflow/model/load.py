@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import keras
@@ -21,7 +21,8 @@ from ..weights.namings import translate
 from ..weights.sidecars import check_sizes
 from .layers import BatchNorm
 
-_LEAVES = {
+# What Keras calls the authors' leaves.
+LEAVES = {
     "weight": ("kernel", "gamma"),
     "bias": ("bias", "beta"),
     "running_mean": ("moving_mean",),
@@ -102,7 +103,7 @@ def variable(by_name: Mapping[str, Any], name: str) -> Any:
     layer = by_name[modules[0]]
     for module in modules[1:]:
         layer = getattr(layer, module)
-    return next(getattr(layer, found) for found in _LEAVES[leaf] if hasattr(layer, found))
+    return next(getattr(layer, found) for found in LEAVES[leaf] if hasattr(layer, found))
 
 
 def to_official(model: keras.Model) -> dict[str, np.ndarray]:
@@ -115,13 +116,32 @@ def to_official(model: keras.Model) -> dict[str, np.ndarray]:
         ValueError: The model is fused or quantised, and has other tensors.
     """
     check_not_quantised(model)
-    specs = architecture(model).tensors()
+    return exported(official_variables(model), architecture(model).tensors())
+
+
+def exported(
+    variables: Mapping[str, Any], specs: Mapping[str, TensorSpec]
+) -> dict[str, np.ndarray]:
+    """{name: variable} -> {name: array} in PyTorch's shapes."""
     tensors = {}
-    for name, found in official_variables(model).items():
+    for name, found in variables.items():
         array = keras.ops.convert_to_numpy(found)
         array = np.ascontiguousarray(specs[name].from_keras(array))
         tensors[name] = array.reshape(specs[name].shape)
     return tensors
+
+
+def assign(
+    variables: Mapping[str, Any],
+    specs: Mapping[str, TensorSpec],
+    arrays: Mapping[str, np.ndarray],
+    changes: Sequence[str] = (),
+) -> None:
+    """Assigns checked arrays in PyTorch's shapes, and warns the caller's caller of `changes`."""
+    for name, found in variables.items():
+        found.assign(specs[name].to_keras(arrays[name]))
+    for change in changes:
+        warnings.warn(change, stacklevel=3)
 
 
 def load_checkpoint(
@@ -190,10 +210,7 @@ def load_checkpoint(
         raise ValueError(
             f"{origin} does not fit model {model.name!r}; nothing was loaded.\n{error}"
         ) from error
-    for name, variable in variables.items():
-        variable.assign(specs[name].to_keras(arrays[name]))
-    for change in changes:
-        warnings.warn(change, stacklevel=2)
+    assign(variables, specs, arrays, changes)
     return model
 
 
@@ -201,7 +218,7 @@ def _adapted(
     tensors: dict[str, Any], specs: dict[str, TensorSpec], model: keras.Model
 ) -> tuple[dict[str, Any], list[str]]:
     """`tensors` with the head and the first convolution fitted to `specs`; and what changed."""
-    tensors_before, tensors, changes = tensors, dict(tensors), []
+    tensors_before, tensors, changes = tensors, dict(tensors), list[str]()
     head, first = "head.weight", "patch_embed1.proj.weight"
     if head in specs and np.shape(tensors.get(head)) != specs[head].shape:
         own = model.get_layer("head")
@@ -212,15 +229,19 @@ def _adapted(
             f"The weights' {there}: model {model.name!r} has {own.units:,} classes of "
             "its own. Its head is freshly initialised and needs training."
         )
-    if np.ndim(tensors.get(first)) == 4 and first in specs:
-        channels, wanted = np.shape(tensors[first])[1], specs[first].shape[1]
-        if channels != wanted:
-            tensors[first] = with_input_channels(np.asarray(tensors[first], np.float32), wanted)
-            how = "summed" if wanted == 1 else "repeated and rescaled"
-            changes.append(
-                f"The first convolution was {how} from {channels} to {wanted} input channels."
-            )
-    return tensors, changes
+    return tensors, changes + fit_input(tensors, specs, first)
+
+
+def fit_input(tensors: dict[str, Any], specs: Mapping[str, TensorSpec], first: str) -> list[str]:
+    """Fits the first convolution, by its name, to the input channels of `specs`; what changed."""
+    if np.ndim(tensors.get(first)) != 4 or first not in specs:
+        return []
+    channels, wanted = np.shape(tensors[first])[1], specs[first].shape[1]
+    if channels == wanted:
+        return []
+    tensors[first] = with_input_channels(np.asarray(tensors[first], np.float32), wanted)
+    how = "summed" if wanted == 1 else "repeated and rescaled"
+    return [f"The first convolution was {how} from {channels} to {wanted} input channels."]
 
 
 def with_input_channels(kernel: np.ndarray, channels: int) -> np.ndarray:

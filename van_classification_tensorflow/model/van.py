@@ -29,6 +29,7 @@ from .arguments import (
     check_remat,
     fixed_sides,
     plain_resolution,
+    preprocessing_of,
 )
 from .blocks import Block, OverlapPatchEmbed
 from .layers import register
@@ -241,12 +242,7 @@ class VAN(keras.Model):
 
     @preprocessing.setter
     def preprocessing(self, preprocessing) -> None:
-        preprocessing = Preprocessing.of(preprocessing)
-        if preprocessing is not None and preprocessing.channels != self.in_chans:
-            raise ValueError(
-                f"`preprocessing` must make in_chans={self.in_chans} channels. "
-                f"Received: {preprocessing.channels} channels"
-            )
+        preprocessing = preprocessing_of(preprocessing, self.in_chans)
         self.get_layer("patch_embed1").preprocessing = preprocessing
 
     @property

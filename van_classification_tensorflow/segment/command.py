@@ -7,7 +7,6 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from hashlib import file_digest
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TextIO
@@ -25,14 +24,13 @@ from ..inference.predict import inputs_of
 from ..support.console import (
     common_folder,
     messages,
-    pictures_bar,
     results,
     say,
-    say_failures,
     say_files,
     to_json,
 )
-from ..support.recorded_folder import Names
+from ..support.files import sha256_of
+from ..support.recorded_folder import Names, say_errors
 from ..support.text import printable, reason
 from .request import FOLDER, INDEX, SegmentRequest
 from .segmenter import Segmentation, Segmenter
@@ -75,21 +73,11 @@ def run(
             request.segmenter.max_pixels,
         )
     job = _Job(request, segmenter, agreement)
-
-    def fill(work: Path) -> None:
-        with pictures_bar(console) as bar:
-            task = bar.add_task(segmenter.name, total=len(inputs), rate="")
-            for record in job.of_all(inputs, work):
-                job.records.append(record)
-                bar.advance(task)
-        job.write_index(work)
-
-    FOLDER.write(request.output, request.overwrite, fill)
+    FOLDER.write_records(
+        request.output, request.overwrite, segmenter.name, len(inputs), job.of_all(inputs), console
+    )
     _report(request, job, results())
-    errors = [one["error"] for one in job.records if one["error"]]
-    if errors:
-        say_failures(console, f"{len(errors):,} of {len(inputs):,} failed", errors)
-    return len(errors)
+    return say_errors(console, job.records)
 
 
 @dataclass
@@ -173,8 +161,7 @@ class _Job:
         given = os.fspath(self.request.segmenter.weights)
         record: dict[str, Any] = {"name": self.segmenter.name, "given": os.fsdecode(given)}
         if self.segmenter.file is not None:
-            with open(self.segmenter.file, "rb") as file:
-                record["sha256"] = file_digest(file, "sha256").hexdigest()
+            record["sha256"] = sha256_of(self.segmenter.file)
         return record
 
 

@@ -21,7 +21,8 @@ from ..export.export import run as run_for_classifiers
 from ..export.formats import import_runtime
 from ..export.place import place
 from ..export.request import ExportRequest
-from ..spec.card import METADATA_KEY, SAVED_MODEL_METADATA
+from ..export.saved_model import save
+from ..spec.card import METADATA_KEY
 from ..spec.segment_card import SegmentCard
 from ..support.checks import is_whole
 from ..support.console import messages, print_report, say
@@ -227,24 +228,12 @@ def _write_onnx(
 def _write_saved_model(
     model: keras.Model, card: SegmentCard, size: Any, request: ExportRequest, path: Path
 ) -> None:
-    import tensorflow as tf
-
     from ..engines.flatbuffer import tensorflow_function
 
     batch = None if request.batch_size == "any" else int(request.batch_size)
     shape = (batch, *(size or (None, None)), int(model.inputs[0].shape[-1]))
     function = tensorflow_function(model, shape, "logits")
-    module = tf.Module()
-    module.model, module.function = model, function  # or their variables would be gone
-    tf.saved_model.save(
-        module,
-        os.fspath(path),
-        signatures={"serving_default": function.get_concrete_function()},
-        options=tf.saved_model.SaveOptions(experimental_custom_gradients=False),
-    )
-    extra = path / SAVED_MODEL_METADATA
-    extra.parent.mkdir(exist_ok=True)
-    extra.write_text(card.to_json(), encoding="ascii")
+    save(model, function, card.to_json(), path)
 
 
 _WRITERS = {"onnx": _write_onnx, "saved_model": _write_saved_model}

@@ -7,23 +7,23 @@ The names are those of the authors' checkpoints: `backbone.` before the authors'
 from __future__ import annotations
 
 import os
-import warnings
 from collections.abc import Mapping
 from typing import Any
 
 import keras
 import numpy as np
 
-from ..model.load import architecture, check_not_quantised, official_variables, with_input_channels
+from ..model.load import (
+    LEAVES,
+    architecture,
+    assign,
+    check_not_quantised,
+    exported,
+    fit_input,
+    official_variables,
+)
 from ..spec.architecture import TensorSpec, check
 from .checkpoint import BACKBONE, read_segmenter, split
-
-_LEAVES = {
-    "weight": ("kernel", "gamma"),
-    "bias": ("bias", "beta"),
-    "running_mean": ("moving_mean",),
-    "running_var": ("moving_variance",),
-}
 
 
 def specs_of(model: keras.Model) -> dict[str, TensorSpec]:
@@ -42,7 +42,7 @@ def variables_of(model: keras.Model) -> dict[str, Any]:
             inner = name.removeprefix(f"{conv.tensors}.")
             *module, leaf = inner.split(".")
             owner = getattr(layer, module[0]) if module else layer
-            found[name] = next(getattr(owner, v) for v in _LEAVES[leaf] if hasattr(owner, v))
+            found[name] = next(getattr(owner, v) for v in LEAVES[leaf] if hasattr(owner, v))
     return found
 
 
@@ -55,13 +55,7 @@ def tensors_of(model: keras.Model) -> dict[str, np.ndarray]:
         ValueError: The model is quantised, and has other tensors.
     """
     check_not_quantised(model)
-    specs = specs_of(model)
-    tensors = {}
-    for name, variable in variables_of(model).items():
-        array = keras.ops.convert_to_numpy(variable)
-        array = np.ascontiguousarray(specs[name].from_keras(array))
-        tensors[name] = array.reshape(specs[name].shape)
-    return tensors
+    return exported(variables_of(model), specs_of(model))
 
 
 def load_segmenter(
@@ -113,10 +107,7 @@ def load_segmenter(
         raise ValueError(
             f"{origin} does not fit model {model.name!r}; nothing was loaded.\n{error}"
         ) from error
-    for name, variable in variables_of(model).items():
-        variable.assign(specs[name].to_keras(arrays[name]))
-    for change in changes:
-        warnings.warn(change, stacklevel=2)
+    assign(variables_of(model), specs, arrays, changes)
     return model
 
 
@@ -124,15 +115,14 @@ def load_backbone(model: keras.Model, tensors: Mapping[str, np.ndarray]) -> None
     """Assigns the tensors of a VAN without a head, in the authors' names and complete."""
     specs = architecture(model).tensors()
     arrays = check(tensors, specs, ("head.weight", "head.bias"), allow_nonfinite=True)
-    for name, variable in official_variables(model).items():
-        variable.assign(specs[name].to_keras(arrays[name]))
+    assign(official_variables(model), specs, arrays)
 
 
 def _adapted(
     tensors: dict[str, Any], specs: dict[str, TensorSpec], model: keras.Model
 ) -> tuple[dict[str, Any], list[str]]:
     """`tensors` with heads and first convolution fitted to `specs`; and what changed."""
-    tensors, changes, own = dict(tensors), [], tensors_of(model)
+    tensors, changes, own = dict(tensors), list[str](), tensors_of(model)
     for head, what in (("decode_head", "classes"), ("auxiliary_head", "auxiliary classes")):
         name = f"{head}.conv_seg.weight"
         if name in specs and name in tensors and np.shape(tensors[name]) != specs[name].shape:
@@ -151,13 +141,4 @@ def _adapted(
             f"The weights have no auxiliary head: that of model {model.name!r} is freshly "
             "initialised and needs training."
         )
-    first = f"{BACKBONE}patch_embed1.proj.weight"
-    if np.ndim(tensors.get(first)) == 4:
-        channels, wanted = np.shape(tensors[first])[1], specs[first].shape[1]
-        if channels != wanted:
-            tensors[first] = with_input_channels(np.asarray(tensors[first], np.float32), wanted)
-            how = "summed" if wanted == 1 else "repeated and rescaled"
-            changes.append(
-                f"The first convolution was {how} from {channels} to {wanted} input channels."
-            )
-    return tensors, changes
+    return tensors, changes + fit_input(tensors, specs, f"{BACKBONE}patch_embed1.proj.weight")

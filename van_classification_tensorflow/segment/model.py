@@ -14,7 +14,7 @@ import keras
 from keras import layers
 
 from ..model import shifted
-from ..model.arguments import check_images, check_rate
+from ..model.arguments import check_images, check_rate, preprocessing_of
 from ..model.layers import register
 from ..model.load import to_official
 from ..model.network import Network
@@ -285,13 +285,7 @@ class VANSegmenter(keras.Model):
 
     @preprocessing.setter
     def preprocessing(self, preprocessing) -> None:
-        preprocessing = Preprocessing.of(preprocessing)
-        if preprocessing is not None and preprocessing.channels != self.in_chans:
-            raise ValueError(
-                f"`preprocessing` must make in_chans={self.in_chans} channels. "
-                f"Received: {preprocessing.channels} channels"
-            )
-        self._preprocessing = preprocessing
+        self._preprocessing = preprocessing_of(preprocessing, self.in_chans)
 
     @property
     def sizes(self) -> DecoderSizes:

@@ -7,6 +7,7 @@ import os
 import stat
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from hashlib import file_digest
 from importlib.resources import files
 from importlib.resources.abc import Traversable
 from pathlib import Path
@@ -16,6 +17,12 @@ from typing import BinaryIO
 def asset(name: str) -> Traversable:
     """A file that comes with this package, in its folder `assets`."""
     return files("van_classification_tensorflow") / "assets" / name
+
+
+def sha256_of(path: str | os.PathLike) -> str:
+    """Of a file's content, in hexadecimal digits."""
+    with open(path, "rb") as file:
+        return file_digest(file, "sha256").hexdigest()
 
 
 def open_regular(path: str | os.PathLike, buffering: int = -1) -> BinaryIO:

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from rich.console import Console
+
+from .console import pictures_bar, say_failures
 from .result_folder import check_folder, write_folder
 
 
@@ -30,6 +34,35 @@ class RecordedFolder:
         """Makes the folder, whole or not at all; `fill` is given an empty one."""
         write_folder(output, self._earlier(output), self.maker, overwrite, fill)
 
+    def write_records(
+        self,
+        output: Path,
+        overwrite: bool,
+        name: str,
+        total: int,
+        of_all: Callable[[Path], Iterator[dict[str, Any]]],
+        console: Console,
+    ) -> None:
+        """Makes the folder as `write` does, with a bar of `total` pictures by the model's name.
+
+        Args:
+            output: The folder.
+            overwrite: Whether an earlier one of this kind is replaced.
+            name: Stands before the bar.
+            total: Pictures.
+            of_all: Given the empty folder, yields the record of each picture once its files are
+                there.
+            console: Where the bar is shown.
+        """
+
+        def fill(work: Path) -> None:
+            with pictures_bar(console) as bar:
+                task = bar.add_task(name, total=total, rate="")
+                for _ in of_all(work):
+                    bar.advance(task)
+
+        self.write(output, overwrite, fill)
+
     def _earlier(self, output: Path) -> set[str]:
         """Names of what an earlier run wrote there, by its own record."""
         try:
@@ -37,6 +70,14 @@ class RecordedFolder:
             return {self.index, *map(str, record["files"])}
         except (OSError, ValueError, KeyError, TypeError, RecursionError):
             return {self.index}
+
+
+def say_errors(console: Console, records: Sequence[dict[str, Any]]) -> int:
+    """Says which of the pictures' records have an "error"; how many."""
+    errors = [one["error"] for one in records if one["error"]]
+    if errors:
+        say_failures(console, f"{len(errors):,} of {len(records):,} failed", errors)
+    return len(errors)
 
 
 class Names:

@@ -11,7 +11,6 @@ Imports neither Keras nor a backend. The environment is read when it is needed:
 from __future__ import annotations
 
 import errno
-import hashlib
 import os
 import re
 from collections.abc import Callable, Iterator
@@ -21,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple
 from urllib.parse import urlsplit
 
-from ..support.files import asset, write_atomically
+from ..support.files import asset, sha256_of, write_atomically
 from .catalogue import Source, Weights
 from .download import (
     DownloadError,
@@ -294,12 +293,6 @@ def _way_out(weights: Weights, path: Path) -> str:
     return (
         f"delete {path} and {_pin(path).name}, or run `van weights download {weights.name} --force`"
     )
-
-
-def sha256_of(path: Path) -> str:
-    """SHA-256 of a file, in hexadecimal digits."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _pin(path: Path) -> Path:
