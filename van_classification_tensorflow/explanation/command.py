@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TextIO
@@ -56,6 +57,7 @@ def run(
     """
     console = console or messages()
     inputs = inputs_of(request.paths, stdin or sys.stdin, console)
+    inputs = FOLDER.outside(inputs, request.output)
     classifier = Classifier(
         request.weights,
         test_size=request.test_size,
@@ -69,7 +71,12 @@ def run(
     if classifier.notes:
         say(console, classifier.notes)
     FOLDER.write_records(
-        request.output, request.overwrite, classifier.name, len(inputs), job.of_all(inputs), console
+        request.output,
+        request.overwrite,
+        classifier.name,
+        len(inputs),
+        partial(job.of_all, inputs),
+        console,
     )
     _report(request, job, results())
     return say_errors(console, job.records)
@@ -109,7 +116,9 @@ class _Job:
                     (*pair, stem, None if isinstance(pair[1], Exception) else next(found))
                     for pair, stem in zip(batch, stems, strict=True)
                 ]
-                yield from pool.map(lambda task: _drawn(drawing, *task), tasks)
+                for record in pool.map(lambda task: _drawn(drawing, *task), tasks):
+                    self.records.append(record)
+                    yield record
 
             batch: list[tuple[Any, Any]] = []
             for pair in made:

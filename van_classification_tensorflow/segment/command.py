@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TextIO
@@ -17,7 +18,6 @@ from rich.table import Table
 from rich.text import Text
 
 from .. import __version__
-from ..images.decode import ImageError
 from ..images.find import name_of
 from ..images.masks import mask_image
 from ..inference.predict import inputs_of
@@ -58,6 +58,7 @@ def run(
     """
     console = console or messages()
     inputs = inputs_of(request.paths, stdin or sys.stdin, console)
+    inputs = FOLDER.outside(inputs, request.output)
     masks = None if request.truth is None else masks_of(inputs, request.truth)
     segmenter = Segmenter(**vars(request.segmenter))
     say(console, f"{segmenter.name}: {segmenter.describe()}")
@@ -74,7 +75,12 @@ def run(
         )
     job = _Job(request, segmenter, agreement)
     FOLDER.write_records(
-        request.output, request.overwrite, segmenter.name, len(inputs), job.of_all(inputs), console
+        request.output,
+        request.overwrite,
+        segmenter.name,
+        len(inputs),
+        partial(job.of_all, inputs),
+        console,
     )
     _report(request, job, results())
     return say_errors(console, job.records)
@@ -91,7 +97,7 @@ class _Job:
     records: list[dict[str, Any]] = field(default_factory=list)
 
     def of_all(self, inputs: Sequence[str | bytes], work: Path) -> Iterator[dict[str, Any]]:
-        """A record for each picture, whose files are then in `work`."""
+        """A record for each picture, whose files are then in `work`; in the end, that of all."""
         with (work / AREAS).open(
             "w", encoding="utf-8", errors="backslashreplace", newline=""
         ) as file:
@@ -99,25 +105,28 @@ class _Job:
             table.writerow(["path", "index", "label", "pixels", "share"])
             for found in self.segmenter.stream(inputs):
                 record = self._written(found, work)
+                self.records.append(record)
                 yield record
                 for one in record.get("areas", ()):
                     cells = (one["index"], one["label"], one["pixels"], one["share"])
                     table.writerow([record["path"], *cells])
         self.names.file(AREAS)
+        self._write_index(work)
 
     def _written(self, found: Segmentation, work: Path) -> dict[str, Any]:
         """The record of a picture that is written; or of why it is not."""
         path = name_of(found.source)
         if found.mask is None:
             return {"path": path, "error": found.error}
+        drawn, scores = None, dict[str, Any]()
         try:
-            scores = {} if self.agreement is None else self.agreement.add(path, found.mask)
-            # Drawn first: the picture may have gone meanwhile.
-            drawn = None
+            # Drawn first: the picture may have gone meanwhile, and then it does not count.
             if self.request.overlay:
                 title = Path(path).name if path != "-" else "picture"
                 drawn = found.overlay(opacity=self.request.opacity, title=title)
-        except (ImageError, FileNotFoundError, ValueError) as error:
+            if self.agreement is not None:
+                scores = self.agreement.add(path, found.mask)
+        except (OSError, ValueError, MemoryError) as error:  # an `ImageError` is one of them
             return {"path": path, "error": reason(error)}
         stem, written = self.names.stem(path), {}
         image = mask_image(found.mask, self.segmenter.palette)
@@ -134,7 +143,7 @@ class _Job:
         about = {"path": path, "error": None, "width": width, "height": height}
         return about | written | scores | {"areas": areas}
 
-    def write_index(self, work: Path) -> None:
+    def _write_index(self, work: Path) -> None:
         """The record of all, with what is needed to repeat it; of a run with truth its scores."""
         if self.agreement is not None:
             self.agreement.write(work / self.names.file(SCORES))

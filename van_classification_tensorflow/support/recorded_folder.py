@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,7 +41,7 @@ class RecordedFolder:
         overwrite: bool,
         name: str,
         total: int,
-        of_all: Callable[[Path], Iterator[dict[str, Any]]],
+        of_all: Callable[[Path], Iterator[Any]],
         console: Console,
     ) -> None:
         """Makes the folder as `write` does, with a bar of `total` pictures by the model's name.
@@ -50,7 +51,7 @@ class RecordedFolder:
             overwrite: Whether an earlier one of this kind is replaced.
             name: Stands before the bar.
             total: Pictures.
-            of_all: Given the empty folder, yields the record of each picture once its files are
+            of_all: Given the empty folder, yields something for each picture once its files are
                 there.
             console: Where the bar is shown.
         """
@@ -62,6 +63,15 @@ class RecordedFolder:
                     bar.advance(task)
 
         self.write(output, overwrite, fill)
+
+    def outside(self, inputs: Sequence[str | bytes], output: Path) -> list[str | bytes]:
+        """`inputs` without what an earlier run has drawn there, if `output` lies among them."""
+        folder = os.path.abspath(output) + os.sep
+        return [
+            one
+            for one in inputs
+            if isinstance(one, bytes) or not os.path.abspath(one).startswith(folder)
+        ]
 
     def _earlier(self, output: Path) -> set[str]:
         """Names of what an earlier run wrote there, by its own record."""
