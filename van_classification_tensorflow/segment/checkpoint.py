@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,7 @@ import numpy as np
 from ..spec.architecture import Architecture, architecture_of, check
 from ..spec.card import read_labels, read_preprocessing
 from ..spec.config import VANConfig
-from ..spec.decoders import DecoderSizes, decoder_of
+from ..spec.decoders import LIGHT_HAM, DecoderSizes, decoder_of
 from ..spec.labels import labels_of
 from ..spec.palette import Colour, colours_of
 from ..spec.preprocessing import Preprocessing
@@ -52,6 +52,7 @@ class SegmenterWeights:
         preprocessing: Mean and standard deviation.
         notes: What one should know.
         norm_epsilon: Of the stages' LayerNorm; None where the file does not say.
+        ham_seed: Of Light-Ham's bases in inference; None: drawn at every call.
     """
 
     tensors: dict[str, np.ndarray]
@@ -66,6 +67,7 @@ class SegmenterWeights:
     preprocessing: Preprocessing | None = OF_SEGMENTERS
     notes: tuple[str, ...] = ()
     norm_epsilon: float | None = None
+    ham_seed: int | None = 0
 
     def check_backbone(self, config: VANConfig) -> None:
         """Raises `ValueError` where a backbone of `config` has other sizes."""
@@ -139,7 +141,10 @@ def read_segmenter(
                 raise ValueError(f"it says that it has {said}, and has the tensors of {decoder}")
             decoder, beside = said, _own(found.own, classes, sizes.in_chans)
         else:
-            beside = _beside(found.metadata.get("meta"), classes, sizes.in_chans)
+            meta = found.metadata.get("meta")
+            beside = _beside(meta, classes, sizes.in_chans)
+            if decoder.kind == LIGHT_HAM:
+                decoder = _factorised(decoder, meta, beside)
     except ValueError as error:
         raise CheckpointError(f"{path} was refused, nothing was loaded: {error}") from error
     return SegmenterWeights(
@@ -204,6 +209,11 @@ def _own(said: Mapping[str, Any], classes: int, in_chans: int) -> dict[str, Any]
         if not _is_number(epsilon) or not 0 < epsilon < 1:
             raise ValueError("its metadata: `norm_epsilon` must be a number above 0 and below 1")
         found["norm_epsilon"] = float(epsilon)
+    if "ham_seed" in said:
+        seed = said["ham_seed"]
+        if seed is not None and (type(seed) is not int or not 0 <= seed < 2**63):
+            raise ValueError("its metadata: `ham_seed` must be a whole number from 0 on, or null")
+        found["ham_seed"] = seed
     return found
 
 
@@ -221,17 +231,48 @@ def _beside(meta: Any, classes: int, in_chans: int) -> dict[str, Any]:
     palette = said.get("palette", said.get("PALETTE", meta.get("PALETTE")))
     found: dict[str, Any] = {}
     if isinstance(labels, (list, tuple)) and all(isinstance(one, str) for one in labels):
-        if len(labels) == classes:
-            found["labels"] = tuple(one.text for one in labels_of(list(labels), classes))
+        if len(labels) == _named(classes, labels):
+            given = labels_of(list(labels), len(labels))
+            found["labels"] = tuple(one.text for one in given)
         else:
             notes.append(f"It names {len(labels):,} classes, which are not these {classes:,}.")
     if palette is not None:
         try:
-            found["palette"] = colours_of(palette, classes)
+            found["palette"] = colours_of(palette, _named(classes, palette))
         except ValueError:
             notes.append("Its palette is not one of colours for these classes.")
     found["preprocessing"] = _normalisation(meta, notes) if in_chans == 3 else None
+    if classes == 1:
+        notes.append(
+            "Of its one map a pixel is of the class where the probability is above 0.5; "
+            "mmsegmentation takes 0.3 unless its configuration has another `threshold`."
+        )
     return {**found, "notes": tuple(notes)}
+
+
+def _named(classes: int, given: Any) -> int:
+    """How many names or colours there are: of one map perhaps two, of which 0 is no class."""
+    two = classes == 1 and isinstance(given, (list, tuple)) and len(given) == 2
+    return 2 if two else classes
+
+
+def _factorised(decoder: DecoderSizes, meta: Any, beside: dict[str, Any]) -> DecoderSizes:
+    """Light-Ham with the rank and groups of its configuration's text, which no tensor tells."""
+    head = _config_of(meta).get("model")
+    head = head.get("decode_head") if isinstance(head, dict) else None
+    said = head.get("ham_kwargs") if isinstance(head, dict) else None
+    if not isinstance(said, dict) or "MD_R" not in said:
+        note = (
+            f"It does not say the rank of its factorisation: {decoder.ham_rank}, as published, is "
+            "assumed."
+        )
+        beside["notes"] = (*beside.get("notes", ()), note)
+        return decoder
+    rank, groups = said["MD_R"], said.get("MD_S", 1)
+    for name, number in (("MD_R", rank), ("MD_S", groups)):
+        if type(number) is not int or not 1 <= number <= 65_536:
+            raise ValueError(f"its configuration: `{name}` must be a whole number from 1 on")
+    return replace(decoder, ham_rank=rank, ham_groups=groups)
 
 
 def _is_number(value: Any) -> bool:
@@ -239,10 +280,15 @@ def _is_number(value: Any) -> bool:
     return type(value) in (int, float) and abs(value) < 1e6
 
 
+def _config_of(meta: Any) -> dict[str, Any]:
+    """The configuration that mmengine keeps as text, as far as it is plain."""
+    text = meta.get("cfg", meta.get("config")) if isinstance(meta, Mapping) else None
+    return plain_python(text) if isinstance(text, str) else {}
+
+
 def _normalisation(meta: Mapping[str, Any], notes: list[str]) -> Preprocessing:
     """Mean and standard deviation of the configuration text, else ImageNet's."""
-    text = meta.get("cfg", meta.get("config"))
-    config = plain_python(text) if isinstance(text, str) else {}
+    config = _config_of(meta)
     model = config.get("model")
     places = (
         model.get("data_preprocessor") if isinstance(model, dict) else None,

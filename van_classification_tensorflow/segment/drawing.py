@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw
 
-from ..images.decode import open_image
+from ..images.decode import MAX_PIXELS, open_image
 from ..support.checks import is_number
 from ..support.lettering import INK, PAPER, QUIET, font_of_size, wrapped
 from .labels import ink_on
@@ -49,7 +49,11 @@ def reduced_size(size: tuple[int, int]) -> tuple[int, int]:
 
 
 def overlay_of(
-    image: Any, mask: np.ndarray, palette: np.ndarray, opacity: float = 0.6
+    image: Any,
+    mask: np.ndarray,
+    palette: np.ndarray,
+    opacity: float = 0.6,
+    max_pixels: int = MAX_PIXELS,
 ) -> Image.Image:
     """A mask over its picture, in the picture's size, or smaller where that is above `MAX_DRAWN`.
 
@@ -61,6 +65,7 @@ def overlay_of(
         mask: (H, W) of the picture, numbers of classes.
         palette: (classes, 3), uint8.
         opacity: Of the colours, from 0 to 1.
+        max_pixels: Largest height x width of the picture.
 
     Returns:
         RGB.
@@ -71,7 +76,7 @@ def overlay_of(
     """
     if not is_number(opacity) or not 0 <= opacity <= 1:
         raise ValueError(f"`opacity` must be from 0 to 1. Received: opacity={opacity!r}")
-    picture = open_image(image)
+    picture = open_image(image, max_pixels)
     if mask.shape != picture.size[::-1]:
         raise ValueError(
             f"`mask` must be of the picture's size, {picture.width} x {picture.height}. Received: "

@@ -8,7 +8,8 @@ import keras
 from keras import ops
 
 from ..model.layers import register
-from ..support.checks import check_flag, is_number, is_whole
+from ..spec.config import DATA_FORMATS
+from ..support.checks import check_choice, check_flag, is_number, is_whole
 from .resize import resize_bilinear
 
 _EPSILON = 1.1920929e-07  # float32's, beside a divisor that may be 0
@@ -28,12 +29,15 @@ class SegmentationCrossEntropy(keras.losses.Loss):
         class_weight: A weight for each class; the mean is then weighted: the divisor is the sum of
             the weights of the labels.
         data_format: Of the logits; None: `keras.config.image_data_format()`.
+        name: Of the loss.
+        reduction: As of Keras; not "sum" with the two above, which are of a mean.
+        dtype: As of Keras.
 
     Labels (B, H, W) or (B, H, W, 1), whole numbers; logits (B, h, w, classes), or
     (B, classes, h, w).
 
     Raises:
-        ValueError: An argument is not allowed.
+        ValueError: An argument is not allowed, or is not for so many classes.
     """
 
     def __init__(
@@ -54,7 +58,13 @@ class SegmentationCrossEntropy(keras.losses.Loss):
         self.ignore_index = int(ignore_index)
         self.avg_non_ignore = check_flag("avg_non_ignore", avg_non_ignore)
         self.class_weight = None if class_weight is None else _weights(class_weight)
-        self.data_format = keras.config.image_data_format() if data_format is None else data_format
+        data_format = keras.config.image_data_format() if data_format is None else data_format
+        self.data_format = check_choice("data_format", data_format, DATA_FORMATS)
+        if reduction == "sum" and (self.avg_non_ignore or self.class_weight is not None):
+            raise ValueError(
+                "`reduction` must not be 'sum' with `avg_non_ignore` or `class_weight`, which are "
+                "of a mean"
+            )
 
     def __call__(self, y_true, y_pred, sample_weight=None):
         # Not cast to the loss's type, which in half precision would round large labels.
@@ -68,6 +78,12 @@ class SegmentationCrossEntropy(keras.losses.Loss):
             labels = ops.squeeze(labels, -1)
         if self.data_format == "channels_first":
             y_pred = ops.transpose(y_pred, (0, 2, 3, 1))
+        classes = y_pred.shape[-1]
+        if self.class_weight is not None and classes not in (None, len(self.class_weight)):
+            raise ValueError(
+                f"`class_weight` must hold a number for each of {classes} classes. Received: "
+                f"{len(self.class_weight)} of them"
+            )
         logits = resize_bilinear(y_pred, ops.shape(labels)[1:3])
         logits = ops.cast(logits, keras.backend.result_type(logits.dtype, "float32"))
         kept = ops.not_equal(labels, self.ignore_index)

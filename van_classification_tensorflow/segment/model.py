@@ -91,8 +91,8 @@ class VANSegmenter(keras.Model):
         drop_path_rate: Stochastic depth of the backbone's last block, in [0, 1).
         norm_epsilon: Of the LayerNorm after each stage; by default what the published weights
             were trained with: 1e-5, of Light-Ham 1e-6.
-        ham_seed: Of Light-Ham's bases in inference; None: drawn at every call. In training they
-            always are.
+        ham_seed: Of Light-Ham's bases in inference; None: drawn at every call, as in training they
+            always are. 0: that of the pretrained weights, where a file of this package says it.
         data_format: Of images and logits: "channels_last" or "channels_first". None:
             `keras.config.image_data_format()`.
         name: Name of the model.
@@ -174,6 +174,7 @@ class VANSegmenter(keras.Model):
             in_chans = in_chans or source.architecture.in_chans
             num_classes = num_classes or source.num_classes
             epsilon = source.norm_epsilon
+            ham_seed = source.ham_seed if ham_seed == 0 else ham_seed
         in_chans, num_classes = in_chans or 3, num_classes or 150
         asked = {
             "channels": channels,

@@ -13,7 +13,7 @@ from ..engines.keras import filled
 from ..spec.labels import Label
 from ..spec.preprocessing import NOT_SAID, Preprocessing
 from ..spec.segment_card import MOST_CLASSES
-from ..support.text import printable
+from ..support.text import one_line, printable, shown
 from ..weights.address import address_of
 from ..weights.catalogue import OF_SEGMENTERS
 from .checkpoint import open_segmenter
@@ -66,7 +66,7 @@ class Wanted:
         self,
         name: str,
         run: Model,
-        outputs: int,
+        outputs: int | None,
         channels: int,
         said: Any,
         notes: list[str],
@@ -77,7 +77,7 @@ class Wanted:
         Args:
             name: Of the model.
             run: Of `Opened`; of a single output as it is.
-            outputs: Maps that it gives.
+            outputs: Maps that it gives; None where it does not say.
             channels: Of its pictures.
             said: Has its own `labels`, `palette` and `preprocessing`, each perhaps None.
             notes: What a user should know so far.
@@ -86,8 +86,8 @@ class Wanted:
         Raises:
             ValueError: Something does not go with the model.
         """
-        if not 1 <= outputs <= MOST_CLASSES:
-            raise ValueError(f"{name} gives {outputs:,} maps; allowed: 1 to {MOST_CLASSES:,}")
+        if outputs is None or not 1 <= outputs <= MOST_CLASSES:
+            raise ValueError(f"{name} gives {shown(outputs)} maps; allowed: 1 to {MOST_CLASSES:,}")
         classes = max(outputs, 2)
         if outputs == 1:  # the logit of the second of two classes
             run = _of_two(run)
@@ -185,11 +185,21 @@ def _of_model(model: keras.Model, name: str, wanted: Wanted, notes: list[str]) -
     def run(images: np.ndarray) -> np.ndarray:
         count = len(images)
         images = filled(images, wanted.batch_size)
-        found = model.predict_on_batch(np.moveaxis(images, -1, 1) if first else images)
+        try:
+            found = model.predict_on_batch(np.moveaxis(images, -1, 1) if first else images)
+        except Exception as error:  # each backend has its own kinds
+            size = f"{images.shape[2]} x {images.shape[1]}"
+            raise ValueError(
+                f"{name} does not run on {len(images)} of {size} pixels (a smaller `batch_size` or "
+                f"`crop` needs less memory): {one_line(error)}"
+            ) from error
         found = found[0] if isinstance(found, (list, tuple)) else found
         maps = np.asarray(found)[:count].astype(np.float32, copy=False)
         return np.moveaxis(maps, 1, -1) if first else maps
 
-    return wanted.describe(
+    height, width = inputs[0].shape[2:] if first else inputs[0].shape[1:3]
+    opened = wanted.describe(
         name, run, outputs[0].shape[axis], inputs[0].shape[axis], model, notes, model
     )
+    fixed = None if height is None or width is None else (height, width)
+    return replace(opened, size=fixed)

@@ -19,6 +19,7 @@ from ..support.checks import (
 from ..support.options import number_or, option, part, same_as
 from ..support.recorded_folder import RecordedFolder
 from ..support.text import shown
+from .windows import MAX_WHOLE
 
 INDEX = "segmentation.json"
 FOLDER = RecordedFolder(INDEX, "segmentation")
@@ -26,7 +27,7 @@ OWN = "own"  # a picture stays as large as it is
 MODES = ("whole", "slide")
 FITS = ("resize", "pad", "none")
 LEAST_CROP = 32  # pixels: the stride of the last stage
-_MOST_VIEWS = 32
+_MOST_SCALES = 32
 _LARGEST_SCALE = 16
 _MOST_IGNORED = 65_535
 
@@ -115,9 +116,9 @@ class SegmenterOptions:
                 f"`scales` must be numbers above 0, at most {_LARGEST_SCALE}. "
                 f"Received: scales={shown(scales)}"
             )
-        if not 0 < len(scales) <= _MOST_VIEWS:
+        if not 0 < len(scales) <= _MOST_SCALES:
             raise ValueError(
-                f"`scales` must be 1 to {_MOST_VIEWS} numbers. Received: {len(scales)} of them"
+                f"`scales` must be 1 to {_MOST_SCALES} numbers. Received: {len(scales)} of them"
             )
         object.__setattr__(self, "scales", tuple(float(one) for one in scales))
 
@@ -137,12 +138,14 @@ class SegmenterOptions:
                 "`stride` must be at most `crop`, or pixels would lie in no window. Received: "
                 f"stride={stride}, crop={crop}"
             )
+        if crop or is_whole(self.size):
+            self.windows(self.size if is_whole(self.size) else 0)
 
     def windows(self, side: int) -> tuple[tuple[int, int], tuple[int, int]]:
         """Crop and stride as heights and widths; `side`: of a window where none is given.
 
         Raises:
-            ValueError: `stride` is larger than the window.
+            ValueError: `stride` is larger than the window, or that too large for one piece.
         """
         crop = _pair("crop", self.crop, LEAST_CROP) or (side, side)
         stride = _pair("stride", self.stride, 1) or (crop[0] * 2 // 3, crop[1] * 2 // 3)
@@ -150,6 +153,11 @@ class SegmenterOptions:
             raise ValueError(
                 "`stride` must be at most the window, or pixels would lie in none. Received: "
                 f"stride={stride}, windows of {crop}"
+            )
+        if crop[0] * crop[1] > MAX_WHOLE:
+            raise ValueError(
+                f"`crop` must be of at most {MAX_WHOLE:,} pixels (2048 x 2048). Received: windows "
+                f"of {crop[1]} x {crop[0]}"
             )
         return crop, stride
 
@@ -207,7 +215,9 @@ class SegmentRequest:
         "in those masks 0 is none of the classes, and the first class is 1 (ADE20K)", False
     )
     ignore: int | None = option(
-        "their number of pixels that do not count (default: 255)", None, metavar="LABEL"
+        "their number of pixels that do not count (default: 255; of 256 classes or more 65535)",
+        None,
+        metavar="LABEL",
     )
     opacity: float = option("of the colours, 0 to 1 (default: {default})", 0.6)
     overlay: bool = option("write masks and areas only", True, flag="--no-overlay")

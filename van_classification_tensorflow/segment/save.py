@@ -11,6 +11,7 @@ import keras
 import numpy as np
 
 from ..export.convert import write_safetensors
+from ..spec.decoders import LIGHT_HAM
 from ..support.files import write_atomically
 from ..weights.formats.torch import write_torch
 from ..weights.sidecars import to_openmmlab
@@ -56,6 +57,8 @@ def description(model: keras.Model) -> dict[str, Any]:
     """What a file says beside the tensors, as `read_segmenter` takes it."""
     said = {"decoder": model.decoder, "norm_epsilon": model.norm_epsilon}
     said |= model.sizes.numbers()
+    if model.decoder == LIGHT_HAM:
+        said["ham_seed"] = model.ham_seed
     if model.labels is not None:
         said["labels"] = list(model.labels)
     if model.palette is not None:

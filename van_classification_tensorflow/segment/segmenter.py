@@ -58,6 +58,7 @@ class Segmentation:
         areas: The classes that are there, the largest first.
         error: Why there is no mask.
         palette: (classes, 3), uint8.
+        max_pixels: Largest height x width of a picture that is drawn over.
     """
 
     source: Any
@@ -65,6 +66,7 @@ class Segmentation:
     areas: tuple[ClassArea, ...] = ()
     error: str | None = None
     palette: np.ndarray | None = field(default=None, repr=False)
+    max_pixels: int = field(default=MAX_PIXELS, repr=False)
 
     def overlay(
         self, image: Any = None, opacity: float = 0.6, legend: bool = True, title: str = ""
@@ -85,7 +87,7 @@ class Segmentation:
         if self.mask is None or self.palette is None:
             raise ValueError(f"there is nothing to draw: {self.error}")
         picture = self.source if image is None else image
-        drawn = overlay_of(picture, self.mask, self.palette, opacity)
+        drawn = overlay_of(picture, self.mask, self.palette, opacity, self.max_pixels)
         if not legend:
             return drawn
         count = len(self.areas)
@@ -102,7 +104,7 @@ class Segmenter:
     Each picture goes through the model as mmsegmentation has it (`mode`, `size`, `scales`, `flip`,
     `fit`); its answers are enlarged to the picture's own size, and the best class taken. Memory
     does not grow with classes x pixels: that happens in strips. What goes through the model in
-    one piece has at most 2048 x 2048 pixels.
+    one piece, a picture or a window, has at most 2048 x 2048 pixels.
 
     Args:
         weights: A checkpoint of mmsegmentation, a name of `van weights list`, a `.keras` of a
@@ -133,6 +135,9 @@ class Segmenter:
         notes: What a user should know of the weights.
         model: The Keras model; None of an exported file.
         file: Of the weights, if they are in one file.
+        way: How pictures go through the model, with everything that was not given filled in.
+        workers: As given.
+        max_pixels: As given.
 
     Raises:
         ValueError: There are no such weights, or an argument is not allowed.
@@ -182,10 +187,13 @@ class Segmenter:
         self.palette, self.preprocessing = opened.palette, opened.preprocessing
         self.workers, self.max_pixels = workers, max_pixels
         side = opened.preprocessing.input_size
+        if opened.size is not None:  # or the zeros around would be most of its window
+            side = max(side, min(opened.size))
         short = None if size == OWN else side if size is None else int(size)
-        crop, stride = options.windows(side if short is None else short)
         if opened.size is not None:
             crop, stride = _windows_of_file(opened.size, options, self.name)
+        else:
+            crop, stride = options.windows(side if short is None else short)
         self.way = Way(
             mode=mode,
             crop=crop,
@@ -211,20 +219,22 @@ class Segmenter:
         Raises:
             ImageError: A picture cannot be read; names it and the reason.
             OSError: A file cannot be opened.
-            ValueError: A picture is too large for the way it is to go through the model.
+            ValueError: A picture is too large for the way it is to go through the model, or that
+                fails.
         """
         if is_one(images):
             return self.segment(images)
         return [self.segment(one) for one in images]
 
     def segment(self, source: Any) -> Segmentation:
-        """As `__call__`, of one picture."""
+        """As `__call__`, of one picture; raises what that does."""
         return self._of_pixels(source, self._pixels(source))
 
     def stream(self, images: Iterable[Any]) -> Iterator[Segmentation]:
         """Exactly one `Segmentation` for each picture, in order; decodes ahead in parallel.
 
-        What goes wrong with a picture is noted in its `error`.
+        What goes wrong with a picture is noted in its `error`: it cannot be read, it needs more
+        memory than there is, or the model fails on it.
 
         Args:
             images: As in `__call__`, several; may be endless.
@@ -249,6 +259,11 @@ class Segmenter:
 
         Args:
             source: As in `__call__`, one.
+
+        Raises:
+            ImageError: It cannot be read.
+            OSError: The file cannot be opened.
+            ValueError: It is too large for the way it is to go through the model, or that fails.
         """
         maps = self._maps(self._pixels(source))
         return np.ascontiguousarray(maps.part(0, maps.shape[maps.along]))
@@ -282,7 +297,13 @@ class Segmenter:
 
     def _of_pixels(self, source: Any, pixels: np.ndarray) -> Segmentation:
         mask = best_of(self._maps(pixels))
-        return Segmentation(source, mask, self.areas_of(mask), palette=self.palette)
+        return Segmentation(
+            source,
+            mask,
+            self.areas_of(mask),
+            palette=self.palette,
+            max_pixels=self.max_pixels,
+        )
 
     def areas_of(self, mask: np.ndarray) -> tuple[ClassArea, ...]:
         """The classes of a mask, the largest first.

@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from ..images.decode import MAX_PIXELS
 from ..images.find import name_of
 from ..images.masks import open_mask
 from ..spec.labels import Label
@@ -30,7 +31,8 @@ def masks_of(inputs: Sequence[str | bytes], folder: Path) -> dict[str, Path]:
     """{picture: its mask}: the PNG in `folder`, at any depth, that is named as the picture is.
 
     Raises:
-        ValueError: A picture has none, or several; or came on the standard input.
+        ValueError: A picture has none or several, or shares one with another picture; or came on
+            the standard input.
         OSError: The folder cannot be read.
     """
     found: dict[str, list[Path]] = {}
@@ -38,7 +40,7 @@ def masks_of(inputs: Sequence[str | bytes], folder: Path) -> dict[str, Path]:
         if count >= _MOST_FILES:
             raise ValueError(f"{printable(folder)} (`truth`) has more than {_MOST_FILES:,} masks")
         found.setdefault(path.stem, []).append(path)
-    masks, without = {}, []
+    masks, without, taken = {}, [], dict[Path, str]()
     for source in inputs:
         if isinstance(source, bytes):
             raise ValueError("a picture on the standard input has no name by which to find `truth`")
@@ -50,6 +52,12 @@ def masks_of(inputs: Sequence[str | bytes], folder: Path) -> dict[str, Path]:
                 f"{printable(there[1])}; give the folder of one"
             )
         if there:
+            other = taken.setdefault(there[0], name)
+            if other != name:
+                raise ValueError(
+                    f"`truth`: {printable(there[0])} may be the mask of {printable(other)} or of "
+                    f"{printable(name)}; segment them one after the other"
+                )
             masks[name] = there[0]
         else:
             without.append(f"{Path(name).stem}.png")
@@ -82,17 +90,26 @@ class Agreement:
         reduce_zero_label: As of `SegmentRequest`.
         ignore: As of `SegmentRequest`.
         max_pixels: Of a mask.
+
+    Raises:
+        ValueError: `ignore` does not go with `reduce_zero_label`.
     """
 
     masks: dict[str, Path]
     labels: Sequence[Label]
     reduce_zero_label: bool = False
     ignore: int | None = None
-    max_pixels: int = 50_000_000
+    max_pixels: int = MAX_PIXELS
     confusion: Confusion = field(init=False)
 
     def __post_init__(self) -> None:
         ignore = ignored_label(len(self.labels)) if self.ignore is None else self.ignore
+        if self.reduce_zero_label and ignore < len(self.labels):
+            # All labels move by one, so that another class would become the one not to count.
+            raise ValueError(
+                f"`ignore` must be at least the number of classes, {len(self.labels)}, with "
+                f"`reduce_zero_label`. Received: ignore={ignore}"
+            )
         self.confusion = Confusion(len(self.labels), ignore)
 
     def add(self, name: str, mask: np.ndarray) -> dict[str, float | None]:

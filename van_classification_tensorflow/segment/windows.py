@@ -19,7 +19,8 @@ Box = tuple[int, int, int, int]
 """Top, bottom, left and right, in pixels; bottom and right are the first that are not in it."""
 
 MAX_WHOLE = 1 << 22  # pixels that go through the model in one piece: 2048 x 2048
-MAX_HELD = 1 << 31  # bytes of the logits of windows that are held at once
+MAX_SCALED = 1 << 28  # pixels of a picture that windows slide over
+MAX_HELD = 1 << 31  # bytes of the logits of windows that are held at once, of all views together
 
 
 class Picture:
@@ -88,9 +89,10 @@ class Slid:
         stride: From one window to the next, at most `crop`.
         along: As of `Maps`; a long picture needs least memory along its longer side.
         batch_size: Windows that go through the model at once.
+        max_held: Bytes of logits that may be held.
 
     Raises:
-        ValueError: When logits are asked for, they would need more than `MAX_HELD`.
+        ValueError: When logits are asked for, they would need more than `max_held`.
     """
 
     def __init__(
@@ -101,14 +103,17 @@ class Slid:
         stride: Size,
         along: int = 0,
         batch_size: int = 1,
+        max_held: int = MAX_HELD,
     ):
         self.model, self.picture, self.along, self.batch_size = model, picture, along, batch_size
+        self.max_held = max_held
         axes = [_spans(*one) for one in zip(picture.size, crop, stride, strict=True)]
         self._lines, self._across = axes[along], axes[1 - along]
         self._counts = [_counts(*one) for one in zip(picture.size, axes, strict=True)]
         self._held: dict[int, list[np.ndarray]] = {}
         self._had: set[int] = set()
         self._classes: int | None = None
+        self._bytes = 0  # of a window's logits
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -119,6 +124,7 @@ class Slid:
 
     def part(self, start: int, stop: int) -> np.ndarray:
         lines = [i for i, (low, high) in enumerate(self._lines) if low < stop and start < high]
+        self._check(len(lines))
         # One that no strip has had yet was asked for by `shape`.
         done = self._had - set(lines)
         self._held = {i: found for i, found in self._held.items() if i not in done}
@@ -154,8 +160,8 @@ class Slid:
             some = boxes[start : start + self.batch_size]
             found = self.model(np.stack([self.picture.window(box) for _, box in some]))
             if self._classes is None:
-                self._check(found[0].nbytes)
-                self._classes = found.shape[-1]
+                self._bytes, self._classes = 4 * found[0].size, found.shape[-1]
+                self._check(int(self._counts[self.along].max()) + 1)  # a strip touches the next
             for (line, _), logits in zip(some, found, strict=True):
                 # A copy, so that the others of its batch can be forgotten before it is.
                 self._held[line].append(logits.astype(np.float32))
@@ -164,16 +170,15 @@ class Slid:
         along = self._lines[line]
         return (*along, *across) if self.along == 0 else (*across, *along)
 
-    def _check(self, one: int) -> None:
-        """Whether the logits of so many bytes a window can be held."""
-        deepest = int(self._counts[self.along].max()) + 1  # a strip touches the next line
-        needed = min(deepest, len(self._lines)) * len(self._across) * one
-        if needed > MAX_HELD:
+    def _check(self, lines: int) -> None:
+        """Whether the logits of so many lines of windows can be held."""
+        needed = min(lines, len(self._lines)) * len(self._across) * self._bytes
+        if needed > self.max_held:
             height, width = self.picture.size
             raise ValueError(
-                f"windows that overlap so much need {needed / 2**30:.1f} GB for {width} x {height} "
-                f"pixels; allowed: {MAX_HELD / 2**30:.0f} GB. Take a larger `stride`, or make the "
-                "picture smaller (`size`)"
+                f"windows that overlap so much need {needed / 2**30:.2f} GB for {width} x {height} "
+                f"pixels; allowed for each view: {self.max_held / 2**30:.2f} GB. Take a larger "
+                "`stride` or fewer `scales`, or make the picture smaller (`size`)"
             )
 
 
@@ -186,6 +191,16 @@ def _counts(side: int, spans: list[tuple[int, int]]) -> np.ndarray:
     return np.cumsum(steps[:-1]).astype(np.float32)
 
 
+def check_whole(size: Size) -> None:
+    """Raises `ValueError` where a picture has too many pixels for one piece."""
+    height, width = size
+    if height * width > MAX_WHOLE:
+        raise ValueError(
+            f"{width} x {height} pixels are too many for one piece; allowed: {MAX_WHOLE:,}. Take "
+            "`mode` slide, or make the picture smaller (`size`)"
+        )
+
+
 def in_one_piece(model: Model, picture: Picture, along: int = 0) -> Maps:
     """The logits of a whole picture, in its size.
 
@@ -193,11 +208,7 @@ def in_one_piece(model: Model, picture: Picture, along: int = 0) -> Maps:
         ValueError: It has more than `MAX_WHOLE` pixels.
     """
     height, width = picture.size
-    if height * width > MAX_WHOLE:
-        raise ValueError(
-            f"{width} x {height} pixels are too many for one piece; allowed: {MAX_WHOLE:,}. Take "
-            "`mode` slide, or make the picture smaller (`size`)"
-        )
+    check_whole(picture.size)
     logits = model(picture.window((0, height, 0, width))[None])[0]
     return Resized(Held(logits.astype(np.float32, copy=False), along), picture.size)
 
@@ -256,11 +267,21 @@ class Way:
         size = own if size is None else size
         along = 0 if size[0] >= size[1] else 1
         views = []
-        for scale in self.scales:
-            scaled = resized(pixels, self.size_of(own, scale))
+        sizes = [self.size_of(own, scale) for scale in self.scales]
+        for height, width in sizes:  # before any is made
+            if self.mode != "slide":
+                check_whole((height, width))
+            elif height * width > MAX_SCALED:
+                raise ValueError(
+                    f"{width} x {height} pixels are too many; allowed: {MAX_SCALED:,}. Make the "
+                    "picture smaller (`size`, `scales`)"
+                )
+        max_held = MAX_HELD // (len(sizes) * (1 + self.flip))
+        for one_size in sizes:
+            scaled = resized(pixels, one_size)
             for mirrored in (False, True) if self.flip else (False,):
                 one = scaled[:, ::-1] if mirrored else scaled
-                maps = self._view(model, one, normalise, along)
+                maps = self._view(model, one, normalise, along, max_held)
                 views.append(Resized(Mirrored(maps) if mirrored else maps, size))
         return views[0] if len(views) == 1 else Averaged(views)
 
@@ -276,6 +297,7 @@ class Way:
         pixels: np.ndarray,
         normalise: Callable[[np.ndarray], np.ndarray] | None,
         along: int,
+        max_held: int,
     ) -> Maps:
         inside: Size = pixels.shape[0], pixels.shape[1]
         fitting = inside if self.fit == "none" else up_to_multiple(inside, self.multiple)
@@ -286,7 +308,7 @@ class Way:
         picture = Picture(pixels, normalise, fitting)
         maps: Maps
         if self.mode == "slide":
-            maps = Slid(model, picture, self.crop, self.stride, along, self.batch_size)
+            maps = Slid(model, picture, self.crop, self.stride, along, self.batch_size, max_held)
         else:
             maps = in_one_piece(model, picture, along)
         return maps if inside == fitting else Cut(maps, inside)
