@@ -70,7 +70,7 @@ def test_every_tensor_is_accounted_for():
 
 @pytest.mark.parametrize("ending", [".safetensors", ".pth", ".keras"])
 def test_files_of_this_package(tmp_path, ending):
-    model = micro("ham", norm_epsilon=2e-5)
+    model = micro("ham", norm_epsilon=2e-5, ham_seed=7)
     model.labels, model.palette = list("abcdefg"), np.arange(21, dtype=np.uint8).reshape(7, 3)
     path = tmp_path / f"x{ending}"
     if ending == ".keras":
@@ -83,6 +83,7 @@ def test_files_of_this_package(tmp_path, ending):
     assert (found.decoder, found.norm_epsilon) == (model.sizes, 2e-5)  # also what no tensor tells
     assert (found.labels, found.palette) == (model.labels, model.palette)
     assert found.preprocessing is None
+    assert found.ham_seed == VANSegmenter(pretrained=path).ham_seed == 7
     assert open_segmenter(found) is found
     assert [*tmp_path.iterdir()] == [path]
     # Its backbone is a VAN's, for whoever wants that.
@@ -178,6 +179,15 @@ def test_what_mmsegmentation_says_may_be_anything(tmp_path):
     assert read(CLASSES=["a"]).notes == ("It names 1 classes, which are not these 7.",)
     assert read(dataset_meta={"classes": list("abcdefg")}).labels == tuple("abcdefg")
     assert read(CLASSES=["\x1b[2J", *"bcdefg"]).labels[0] == r"\x1b[2J"
+    (assumed,) = read_segmenter(MMSEG_1).notes
+    assert assumed.startswith("It does not say the rank of its factorisation: 64")
+    ham = read_segmenter(MMSEG_1)
+    said = "model = dict(decode_head=dict(ham_kwargs=dict(MD_R=8, MD_S=2)))"
+    write_torch(tmp_path / "h.pth", ham.tensors, beside={"meta": {"cfg": said}})
+    decoder = read_segmenter(tmp_path / "h.pth").decoder
+    assert (decoder.ham_rank, decoder.ham_groups) == (8, 2)
+    write_torch(tmp_path / "h.pth", ham.tensors, beside={"meta": {"cfg": said.replace("8", "0")}})
+    refused(tmp_path / "h.pth", "`MD_R` must be a whole number from 1 on")
     assert read(PALETTE="red").notes == ("Its palette is not one of colours for these classes.",)
     own = "img_norm_cfg = dict(mean=[51.0, 102.0, 127.5], std=[51, 51, 51], to_rgb=True)"
     assert read(config=own).preprocessing.mean == (0.2, 0.4, 0.5)

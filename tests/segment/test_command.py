@@ -1,6 +1,7 @@
 """`van segment`: what it writes, beside which truth, and what it refuses."""
 
 import csv
+import io
 import json
 
 import keras
@@ -12,6 +13,7 @@ from van_classification_tensorflow import Segmenter, cli
 from van_classification_tensorflow.images.masks import open_mask
 from van_classification_tensorflow.segment import command
 from van_classification_tensorflow.segment.metrics import Confusion, without_zero
+from van_classification_tensorflow.segment.segmenter import Segmentation
 
 NAMES = ["wall", "sky", "=dog()", "sea, water"]
 
@@ -179,7 +181,7 @@ def test_beside_the_truth(folder, tmp_path, capsys):
     assert scores["mIoU"] < 10
 
 
-def test_truth_that_does_not_fit(folder, tmp_path, capsys):
+def test_truth_that_does_not_fit(folder, tmp_path, capsys, monkeypatch):
     truth, output = tmp_path / "truth", tmp_path / "out"
     (truth / "deep").mkdir(parents=True)
     asked = folder, "--output", output, "--truth", truth
@@ -205,8 +207,81 @@ def test_truth_that_does_not_fit(folder, tmp_path, capsys):
     }
     assert json.loads((output / "scores.json").read_text())["mIoU"] is None
     assert "mIoU" not in out
+    data = io.TextIOWrapper(io.BytesIO((folder / "a.png").read_bytes()))
+    monkeypatch.setattr("sys.stdin", data)
     code, _, err = run(capsys, "-", "--output", tmp_path / "x", "--truth", truth)
+    assert (code, "standard input has no name by which to find --truth" in err) == (1, True), err
+    (folder / "more/a.png").write_bytes((folder / "a.png").read_bytes())
+    code, _, err = run(capsys, *asked, "--overwrite")
     assert code == 1
+    assert "a.png may be the mask of" in err
+    assert "more/a.png" in err
+
+
+def test_what_is_not_drawn_is_not_counted(folder, tmp_path, capsys, monkeypatch):
+    """Of two pictures with truth one goes meanwhile, and a mask cannot be opened: two lines."""
+    (folder / "broken.png").unlink()
+    (folder / "c.png").write_bytes((folder / "a.png").read_bytes())
+    truth, output = tmp_path / "truth", tmp_path / "out"
+    truth.mkdir()
+    for name, size in (("a", (64, 96)), ("b ü", (96, 64)), ("c", (64, 96))):
+        Image.fromarray(right(*size)).save(truth / f"{name}.png")
+    before = Segmentation.overlay
+
+    def overlay(self, *args, **options):
+        if str(self.source).endswith("a.png"):
+            raise FileNotFoundError(2, "No such file or directory", "a.png")
+        return before(self, *args, **options)
+
+    def denied(path, *args):
+        if path.stem == "c":
+            raise PermissionError(13, "Permission denied", str(path))
+        return open_mask(path, *args)
+
+    monkeypatch.setattr(Segmentation, "overlay", overlay)
+    monkeypatch.setattr("van_classification_tensorflow.segment.truth.open_mask", denied)
+    code, _, err = run(capsys, folder, "--output", output, "--truth", truth)
+    assert (code, "2 of 3 failed" in err) == (1, True), err
+    assert "a.png: No such file or directory" in err
+    assert "c.png: Permission denied" in err
+    assert json.loads((output / "scores.json").read_text())["pictures"] == 1
+    assert {one.name for one in output.glob("*.png")} == {"b__.mask.png", "b__.overlay.png"}
+
+
+def test_an_upright_picture_beside_its_truth(tmp_path, capsys):
+    """The mask is of the picture as a person sees it, whatever way up its file has it."""
+    pixels = Image.fromarray(fields(96, 64))
+    turned = pixels.transpose(Image.Transpose.ROTATE_90)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turn by 270 degrees to see it
+    turned.save(tmp_path / "a.png", exif=exif)
+    (tmp_path / "truth").mkdir()
+    Image.fromarray(right(96, 64)).save(tmp_path / "truth" / "a.png")
+    asked = "--output", tmp_path / "out", "--truth", tmp_path / "truth"
+    code, _, err = run(capsys, tmp_path / "a.png", *asked)
+    assert code == 0, err
+    scores = json.loads((tmp_path / "out" / "scores.json").read_text())
+    assert scores["mIoU"] > 80
+
+
+def test_a_larger_picture_than_usual(folder, tmp_path, capsys, monkeypatch):
+    """`--max-pixels` is also of the picture that is drawn over."""
+    monkeypatch.setattr("van_classification_tensorflow.segment.drawing.MAX_PIXELS", 1000)
+    monkeypatch.setattr("van_classification_tensorflow.images.decode.MAX_PIXELS", 1000)
+    asked = folder / "a.png", "--output", tmp_path / "out"
+    code, _, err = run(capsys, *asked, "--max-pixels", "10000")
+    assert code == 0, err
+    code, _, err = run(capsys, *asked, "--max-pixels", "1000", "--overwrite")
+    assert (code, "1 of 1 failed" in err) == (1, True)
+
+
+def test_its_own_output_is_no_input(folder, tmp_path, capsys):
+    asked = folder, "--output", folder / "out"
+    (folder / "broken.png").unlink()
+    assert run(capsys, *asked)[0] == 0
+    assert run(capsys, *asked, "--overwrite")[0] == 0
+    index = json.loads((folder / "out" / "segmentation.json").read_text())
+    assert len(index["pictures"]) == 2
 
 
 @pytest.mark.parametrize(
@@ -214,6 +289,8 @@ def test_truth_that_does_not_fit(folder, tmp_path, capsys):
     [
         (["--crop", "64"], "--crop is for --mode slide"),
         (["--mode", "slide", "--crop", "64", "--stride", "65"], "--stride must be at most --crop"),
+        (["--mode", "slide", "--size", "64", "--stride", "65"], "--stride must be at most the"),
+        (["--mode", "slide", "--crop", "2049", "2048"], "--crop must be of at most 4,194,304"),
         (["--scales", "0"], "--scales must be numbers above 0"),
         (["--opacity", "2"], "--opacity must be from 0 to 1"),
         (["--ignore", "3"], "--ignore is for a run with --truth"),

@@ -119,6 +119,7 @@ def test_segmenter_takes_it(exported):
     assert (
         np.abs(by_file.logits(rgb) - expected.part(0, expected.shape[expected.along])).max() < 1e-4
     )
+    assert Segmenter(path, mode="slide").way.size == 512
     small = by_file(rgb[:40, :50])
     assert small.mask.shape == (40, 50)
     for given, says in (

@@ -67,8 +67,16 @@ def test_what_is_asked_for_is_saved():
         ({"avg_non_ignore": 1}, "`avg_non_ignore` must be True or False"),
         ({"class_weight": [1, -1]}, "`class_weight` must hold a number >= 0"),
         ({"class_weight": []}, "`class_weight` must hold"),
+        ({"data_format": "channel_first"}, "`data_format` must be one of"),
+        ({"class_weight": [1, 2], "reduction": "sum"}, "`reduction` must not be 'sum'"),
     ],
 )
 def test_what_is_refused(options, says):
     with pytest.raises(ValueError, match=says):
         SegmentationCrossEntropy(**options)
+
+
+def test_weights_of_other_classes():
+    loss = SegmentationCrossEntropy(class_weight=[1, 2])
+    with pytest.raises(ValueError, match="a number for each of 3 classes. Received: 2"):
+        loss(np.zeros((1, 4, 4), "int32"), np.zeros((1, 4, 4, 3), "float32"))

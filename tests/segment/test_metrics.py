@@ -10,6 +10,7 @@ from van_classification_tensorflow.segment.metrics import (
     ignored_label,
     without_zero,
 )
+from van_classification_tensorflow.segment.truth import Agreement
 
 from .micro import golden, numbers
 
@@ -149,3 +150,13 @@ def test_what_is_refused():
     with pytest.raises(ValueError, match="`ignore` must be a label"):
         Confusion(3, -1)
     assert (ignored_label(150), ignored_label(255), ignored_label(256)) == (255, 255, 65_535)
+
+
+def test_an_ignored_label_that_would_take_a_class():
+    """With `reduce_zero_label` all labels move by one; `ignore` must not be among them then."""
+    labels = ["wall", "sky"]
+    for ignore in (0, 1):
+        with pytest.raises(ValueError, match="`ignore` must be at least the number of classes, 2"):
+            Agreement({}, labels, reduce_zero_label=True, ignore=ignore)
+    assert Agreement({}, labels, reduce_zero_label=True, ignore=2).confusion.ignore == 2
+    assert Agreement({}, labels, ignore=0).confusion.ignore == 0

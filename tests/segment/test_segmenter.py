@@ -163,10 +163,46 @@ def test_any_keras_model(monkeypatch):
     assert len(segmenter.palette) == 2
     grey = Segmenter(plain(3, 1), size=32, preprocessing=Preprocessing(32, mean=(0.5,), std=(0.5,)))
     assert grey(photo()).mask.shape == (60, 90)
+    # One of a single size is used in windows, of which the last batch is not full.
+    images = keras.Input((32, 32, 3))
+    fixed = keras.Model(images, keras.layers.Conv2D(3, 4, 4)(images))
+    whole = Segmenter(fixed, mode="slide", size="own", batch_size=4)
+    one_by_one = Segmenter(fixed, mode="slide", size="own", batch_size=1)
+    np.testing.assert_allclose(whole.logits(photo()), one_by_one.logits(photo()), atol=1e-5)
+    assert whole.way.crop == (32, 32)
+    with pytest.raises(ValueError, match=r"`mode` must be slide for .* of 32 x 32 pixels only"):
+        Segmenter(fixed)
     images = keras.Input((8, 8, 3))
     classifier = keras.Model(images, keras.layers.GlobalAveragePooling2D()(images))
     with pytest.raises(ValueError, match="must give a map for each class"):
         Segmenter(classifier)
+
+
+def test_a_model_that_fails_is_its_pictures_error(monkeypatch):
+    model = plain(3)
+    segmenter = Segmenter(model, size=32)
+
+    def exhausted(images):
+        raise RuntimeError("OOM when allocating\na tensor")
+
+    monkeypatch.setattr(model, "predict_on_batch", exhausted)
+    (found,) = segmenter.stream([photo()])
+    assert found.mask is None
+    assert "does not run on 1 of 64 x 32 pixels" in found.error
+    assert "OOM when allocating a tensor" in found.error
+
+
+def test_sizes_that_are_too_large_are_not_made(monkeypatch):
+    def made(*args):
+        raise AssertionError("a picture was resized")
+
+    segmenter = Segmenter(plain(3), size=40_000)
+    monkeypatch.setattr("van_classification_tensorflow.segment.windows.resized", made)
+    with pytest.raises(ValueError, match=r"60000 x 40000 pixels are too many for one piece"):
+        segmenter(photo())
+    slid = Segmenter(plain(3), size=40_000, mode="slide", crop=512)
+    with pytest.raises(ValueError, match=r"60000 x 40000 pixels are too many; allowed: 268,435"):
+        slid(photo())
 
 
 def test_more_than_256_classes():

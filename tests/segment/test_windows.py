@@ -186,13 +186,22 @@ def test_a_large_picture_holds_few_windows(monkeypatch):
 
 
 def test_what_needs_too_much_memory_is_refused(monkeypatch):
-    monkeypatch.setattr(windows, "MAX_HELD", 1 << 20)
-    slid = Slid(Watched(50), Picture(np.zeros((400, 400, 3), np.float32)), (128, 128), (8, 8))
+    picture = Picture(np.zeros((400, 400, 3), np.float32))
+    slid = Slid(Watched(50), picture, (128, 128), (8, 8), max_held=1 << 20)
     with pytest.raises(ValueError, match=r"need .* GB for 400 x 400 pixels.*larger `stride`"):
         best_of(slid)
     monkeypatch.setattr(windows, "MAX_WHOLE", 1000)
     with pytest.raises(ValueError, match=r"400 x 50 pixels are too many .* 1,000.*`mode` slide"):
         in_one_piece(Watched(), Picture(np.zeros((50, 400, 3), np.float32)))
+    # What may be held is shared by all views.
+    way = Way(mode="slide", crop=(128, 128), stride=(96, 96), fit="none", flip=True)
+    maps = way.logits(Watched(50), np.zeros((400, 400, 3), np.uint8))
+    held = 4 * 4 * 32 * 32 * 50 * 4  # of all 16 windows
+    monkeypatch.setattr(windows, "MAX_HELD", 2 * held)
+    best_of(maps)
+    monkeypatch.setattr(windows, "MAX_HELD", held // 2)
+    with pytest.raises(ValueError, match="allowed for each view"):
+        best_of(way.logits(Watched(50), np.zeros((400, 400, 3), np.uint8)))
 
 
 def test_resized_maps_of_one_row():

@@ -328,7 +328,7 @@ class Segmenter:
 def _windows_of_file(
     size: tuple[int, int], options: SegmenterOptions, name: str
 ) -> tuple[tuple[int, int], tuple[int, int]]:
-    """Windows for an exported file that takes one size only.
+    """Windows for what takes one size only: an exported file, or a Keras model.
 
     Raises:
         ValueError: Others are asked for.
@@ -336,8 +336,8 @@ def _windows_of_file(
     height, width = size
     if options.mode != "slide":
         raise ValueError(
-            f"`mode` must be slide for {name}, which was exported for windows of {width} x "
-            f"{height} pixels only. Received: mode={options.mode!r}"
+            f"`mode` must be slide for {name}, which takes windows of {width} x {height} "
+            f"pixels only. Received: mode={options.mode!r}"
         )
     if options.crop is None:
         options = replace(options, crop=size)
