@@ -78,5 +78,5 @@ def test_what_is_refused(options, says):
 
 def test_weights_of_other_classes():
     loss = SegmentationCrossEntropy(class_weight=[1, 2])
-    with pytest.raises(ValueError, match="a number for each of 3 classes. Received: 2"):
+    with pytest.raises(ValueError, match=r"a number for each of 3 classes\. Received: 2"):
         loss(np.zeros((1, 4, 4), "int32"), np.zeros((1, 4, 4, 3), "float32"))

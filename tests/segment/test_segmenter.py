@@ -119,7 +119,7 @@ def test_stream_notes_what_cannot_be_read(tmp_path, monkeypatch):
     np.testing.assert_array_equal(found[0].mask, found[4].mask)
     assert "broken.png" in found[1].error
     assert "No such file" in found[2].error
-    assert "320 x 224 pixels are too many for one piece; allowed: 10,000" in found[3].error
+    assert "300 x 200 pixels are too many for one piece; allowed: 10,000" in found[3].error
     with pytest.raises(ImageError, match=r"broken\.png"):
         segmenter(sources[1])
     with pytest.raises(ValueError, match=r"there is nothing to draw: .*broken\.png"):

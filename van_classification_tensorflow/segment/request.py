@@ -154,7 +154,7 @@ class SegmenterOptions:
                 "`stride` must be at most the window, or pixels would lie in none. Received: "
                 f"stride={stride}, windows of {crop}"
             )
-        if crop[0] * crop[1] > MAX_WHOLE:
+        if self.mode == "slide" and crop[0] * crop[1] > MAX_WHOLE:
             raise ValueError(
                 f"`crop` must be of at most {MAX_WHOLE:,} pixels (2048 x 2048). Received: windows "
                 f"of {crop[1]} x {crop[0]}"
