@@ -50,6 +50,7 @@ autodoc_typehints = "none"  # types stand in the signature
 autodoc_typehints_format = "short"
 autodoc_member_order = "bysource"
 autodoc_preserve_defaults = True
+maximum_signature_line_length = 90  # longer ones have an argument on each line
 napoleon_google_docstring = True
 napoleon_numpy_docstring = False
 napoleon_use_rtype = False
