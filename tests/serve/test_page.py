@@ -10,7 +10,6 @@ import io
 import json
 import os
 import re
-import shutil
 import signal
 import socket
 import subprocess
@@ -23,14 +22,12 @@ import pytest
 from PIL import Image, features
 
 import van_classification_tensorflow
+from tests.browser import chromium
 from van_classification_tensorflow.benchmark.measure import write_safetensors
 from van_classification_tensorflow.datasets.digits import load_digits
 from van_classification_tensorflow.spec.architecture import Architecture
 
 PAGE = Path(van_classification_tensorflow.__file__).parent / "serve" / "page.html"
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "chrome"))), None)
-FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"]
-FLAGS += ["--disable-background-networking", "--disable-component-update"]
 MAX_BYTES = 300_000
 in_browser = pytest.mark.slow  # half a minute in all
 
@@ -171,13 +168,8 @@ def site(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def browser():
-    api = pytest.importorskip("playwright.sync_api", reason="needs: pip install '.[browser]'")
-    if CHROMIUM is None:
-        pytest.skip("needs Chromium on the PATH: apt-get install chromium")
-    with api.sync_playwright() as playwright:
-        one = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+    with chromium() as one:
         yield one
-        one.close()
 
 
 class Visit:
