@@ -21,8 +21,8 @@ def pytest_addoption(parser):
 # The files that take longest, of all tests or of the slow ones, and so begin first: one that is
 # begun last keeps a single core busy. (xdist itself begins with those of the most tests.)
 LONG = [
-    "docs/test_blocks",
     "docs/test_site",
+    "docs/test_blocks",
     "support/test_quiet",
     "train/test_train",
     "train/test_kill",
@@ -44,7 +44,11 @@ LONG = [
 ]
 
 
-def pytest_collection_modifyitems(items):
+def pytest_collection_modifyitems(config, items):
+    if not config.getoption("--thorough"):
+        for item in items:
+            if mark := item.get_closest_marker("thorough"):
+                item.add_marker(pytest.mark.skip(reason=f"--thorough: {mark.args[0]}"))
     tests = Path(__file__).parent
     rank = {tests / f"{name}.py": i for i, name in enumerate(LONG)}
     items.sort(key=lambda item: rank.get(item.path, len(rank)))

@@ -24,10 +24,8 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
-def site(tmp_path_factory, thorough):
+def site(tmp_path_factory):
     """The folder with index.html; of a build of its own, so that nothing stale is looked at."""
-    if not thorough:
-        pytest.skip("four minutes, in which the notebooks run: --thorough")
     pytest.importorskip("furo", reason="needs the extra `docs`")
     out = tmp_path_factory.mktemp("site")
     built = subprocess.run(

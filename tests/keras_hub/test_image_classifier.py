@@ -118,6 +118,7 @@ def test_scores_stay_in_float32(keras_hub, hub, tmp_path, policy):
         )
 
 
+@pytest.mark.thorough("Keras's int8, as tests/model/test_van.py has it, in most of a minute")
 @pytest.mark.skipif(BACKEND == "torch", reason="Keras's int8 product there")
 def test_int8_with_its_head(keras_hub, hub, tmp_path):
     classifier = hub.VANImageClassifier.from_weights(GOLDEN / "micro_official.pth.tar")

@@ -59,7 +59,15 @@ def images():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("configuration", CONFIGURATIONS)
+@pytest.mark.parametrize(
+    "configuration",
+    [
+        pytest.param(name, marks=pytest.mark.thorough("as the others, most of a minute"))
+        if name in ("van_b2", "van_b4")
+        else name
+        for name in CONFIGURATIONS
+    ],
+)
 def test_logits_of_the_family(configuration):
     model = load_seeded(VAN(configuration, classifier_activation=None))
     fused = fuse(model)

@@ -368,7 +368,12 @@ def test_a_layer_trained_in_a_frozen_model(tmp_path, small):
 
 
 @pytest.mark.parametrize(
-    "mode", ["float8", *(pytest.param(mode, marks=pytest.mark.slow) for mode in ("int8", "int4"))]
+    "mode",
+    [
+        "float8",
+        pytest.param("int8", marks=pytest.mark.slow),
+        pytest.param("int4", marks=[pytest.mark.slow, pytest.mark.thorough("as int8")]),
+    ],
 )
 def test_quantised_layers_stay_quantised(tmp_path, small, mode):
     x = _images(2, 64, 64, 3)
@@ -726,6 +731,7 @@ print((used() - before) / 1024)
 
 
 @pytest.mark.slow
+@pytest.mark.thorough("two training steps of VAN-B0, most of a minute")
 @needs_tensorflow
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads Linux's /proc")
 def test_remat_takes_less_memory():

@@ -269,7 +269,10 @@ def _quantised_whole():
     [
         _whole,
         lambda: fuse(_whole()),
-        pytest.param(_quantised_whole, marks=pytest.mark.slow),
+        pytest.param(
+            _quantised_whole,
+            marks=[pytest.mark.slow, pytest.mark.thorough("half a minute of int8")],
+        ),
         lambda: _whole(data_format="channels_first"),
         lambda: _whole(img_resolution=64),
         lambda: _on_its_layers(*_softmax()),
