@@ -57,6 +57,7 @@ class Hub(ThreadingHTTPServer):
         repositories: {USER/NAME: what it holds}.
         token: That may read what is private, and write; of the user "me" alone.
         asked: (method, path, Authorization) of each request.
+        created: What was asked of each new folder.
         cdn: The other server, with its own `asked`.
         change: {path of a large file's content: what the CDN sends instead}.
         faults: {part of a path: answers it instead, once}.
@@ -71,6 +72,7 @@ class Hub(ThreadingHTTPServer):
         self.large: dict[str, bytes] = {}
         self.token = "hf_secret"
         self.asked: list[tuple[str, str, str | None]] = []
+        self.created: list[dict[str, object]] = []
         self.change: dict[str, bytes] = {}
         self.faults: dict[str, Callable[[_Handler], None]] = {}
         self.cdn = self if is_cdn else Hub(is_cdn=True)
@@ -266,6 +268,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def create(self) -> None:
         record = json.loads(self.body)
+        self.server.created.append(record)
         name = f"{record.get('organization') or 'me'}/{record['name']}"
         if self.may_write(name):
             there = name in self.server.repositories
@@ -279,7 +282,8 @@ class _Handler(BaseHTTPRequestHandler):
         if self.may_write(name):
             repository = self.server.repositories[name]
             there = branch in repository.branches
-            repository.branches.setdefault(branch, repository.branches["main"])
+            start = json.loads(self.body or b"{}").get("startingPoint", "main")
+            repository.branches.setdefault(branch, repository.at(start))
             self.json({}, 409 if there else 200)
 
     def preupload(self, name: str, revision: str) -> None:

@@ -17,6 +17,7 @@ from importlib import import_module
 from typing import Any
 
 from . import __version__
+from .support.completion import SHELLS
 from .support.interrupt import Interrupted
 from .support.options import add_options, from_options
 from .support.quiet import quiet_start
@@ -163,7 +164,6 @@ COMMANDS: dict[str, Command | dict[str, Command]] = {
     },
 }
 _GROUPS = {"weights": "Published weights: list, download, verify, path."}
-_SHELLS = ("bash", "zsh", "fish")
 # Options whose values a shell completes as files, beside those of type Path.
 _FILES = (
     *("weights", "data", "inputs", "source", "target", "path", "pretrained", "calibration"),
@@ -191,7 +191,7 @@ def _parser() -> _Parser:
     parser.add_argument(
         "--print-completion",
         action=_Completion,
-        choices=_SHELLS,
+        choices=SHELLS,
         help="what lets a shell complete commands and options, to be kept in a file of its own",
     )
     return parser
@@ -299,9 +299,13 @@ def main(arguments: list[str] | None = None) -> None:
     parser = _parser()
     arguments = sys.argv[1:] if arguments is None else arguments
     _add_commands(parser, COMMANDS, arguments)
-    options = vars(parser.parse_args(arguments))
-    command, chosen = options.pop("command"), options.pop("parser")
+    chosen: ArgumentParser = parser
     try:
+        try:
+            options = vars(parser.parse_args(arguments))
+        finally:
+            sys.stdout.flush()  # what `--help` and `--print-completion` say before they end it
+        command, chosen = options.pop("command"), options.pop("parser")
         request = from_options(_found(command.request), options)
         # Only now is what does the work imported, which may start Keras.
         where = getattr(request, "where", None)

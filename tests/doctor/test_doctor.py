@@ -1,6 +1,7 @@
 """What `van doctor` says, and what it never says."""
 
 import json
+import os
 import subprocess
 from email.message import Message
 from importlib import metadata
@@ -73,17 +74,77 @@ def test_where_no_engine_runs_the_exit_code_says_so(quick, capsys, monkeypatch):
 def test_secrets_are_never_said(quick, capsys, monkeypatch):
     for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "VAN_SERVE_TOKEN", "RAY_AUTH_TOKEN"):
         monkeypatch.setenv(name, "hf_secret")
-    monkeypatch.setenv("HTTPS_PROXY", "user:hf_secret@proxy:8080")
-    monkeypatch.setenv("VAN_MIRROR", "https://user:hf_secret@mirror/van")
+    for name in ("PRIVATE", "DB_PASS", "PWD", "KEYS", "CRED", "PIN", "COOKIE_JAR"):
+        monkeypatch.setenv(f"RAY_{name}", "hf_secret")
+    for name in ("TF_VAR_ssh_private_key", "TF_VAR_db_name", "TF_CLI_ARGS", "VANITY"):
+        monkeypatch.setenv(name, "hf_secret")
+    monkeypatch.setenv("HTTPS_PROXY", "user:p@hf_secret@proxy:8080")
+    monkeypatch.setenv("VAN_MIRROR", "https://user:p@hf_secret@mirror/van")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "hf_secret")
     for arguments in ((), ("--json",), ("--quick",)):
         text = "".join(said(capsys, *arguments)[1])
         assert "hf_secret" not in text
         assert "proxy:8080" in text
         assert "AWS" not in text
+        assert "TF_VAR" not in text
+        assert "VANITY" not in text
     record = json.loads(said(capsys, "--json", "--quick")[1].out)
     assert record["environment"]["HF_TOKEN"] == "(set)"
     assert record["environment"]["VAN_MIRROR"] == "https://mirror/van"
+
+
+def test_what_matters_is_said():
+    names = (
+        *("PYTHONPATH", "TF_ENABLE_ONEDNN_OPTS", "KERAS_BACKEND", "JAX_PLATFORMS", "XLA_FLAGS"),
+        *("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS", "HF_HOME", "VAN_OFFLINE", "RAY_SPINNING"),
+    )
+    assert look.environment(dict.fromkeys(names, "1")) == dict.fromkeys(sorted(names), "1")
+
+
+def test_what_is_broken_does_not_keep_the_rest_from_being_said(quick, capsys, monkeypatch):
+    def broken(*_):
+        raise RuntimeError("no such luck")
+
+    parts = ("cpu", "_memory", "backend", "packages", "extras", "cache", "environment")
+    for name in parts:
+        monkeypatch.setattr(look, name, broken)
+    code, found = said(capsys, "--quick")
+    assert code == 0
+    assert found.out.count("problem      ") == len(parts)
+    assert "problem      extras: no such luck" in found.out
+    assert json.loads(said(capsys, "--quick", "--json")[1].out)["problems"]["cache"]
+
+
+def test_a_cache_that_cannot_be_is_said(monkeypatch, tmp_path):
+    (tmp_path / "file").write_text("x")
+    monkeypatch.setenv("VAN_CACHE", str(tmp_path / "file"))
+    found = look.cache()
+    assert not found["writable"]
+    assert "Not a directory" in found["problem"]
+    monkeypatch.setenv("VAN_CACHE", str(tmp_path / "file" / "x"))
+    assert not look.cache()["writable"]
+    monkeypatch.setenv("VAN_CACHE", "~nobody-of-this-name/x")
+    assert "`VAN_CACHE` must be a folder" in look.look()["problems"]["cache"]
+
+
+@pytest.mark.parametrize("place", ["", "x/y"])
+def test_a_cache_that_may_not_be_looked_into(place, monkeypatch, tmp_path):
+    shut = tmp_path / "shut"
+    (shut / "x").mkdir(parents=True)
+    look.cache()  # imports what is imported on first use
+    monkeypatch.setenv("VAN_CACHE", str(shut / place))
+    user = os.geteuid()
+    shut.chmod(0)
+    if user == 0:  # who may look into everything
+        os.seteuid(65534)
+    try:
+        found = look.cache()
+    finally:
+        if user == 0:
+            os.seteuid(0)
+        shut.chmod(0o700)
+    assert not found["writable"]
+    assert found["files"] == 0
 
 
 def test_values_are_one_line():
@@ -99,13 +160,14 @@ def test_extras_say_what_is_missing_and_how_to_get_it(monkeypatch):
         "nothing-like-this ; extra == 'new'",
         "nothing-like-this ; sys_platform == 'plan9' and extra == 'cluster'",
         "not a requirement !",
+        "odd>=1 ; extra == 'cluster'",
     ]
     monkeypatch.setattr(metadata, "requires", lambda _: requirements)
     described = Message()
     for name in ("new", "cluster", "dev"):
         described["Provides-Extra"] = name
     monkeypatch.setattr(metadata, "metadata", lambda _: described)
-    versions = {"ray": "2.60.0", "numpy": "2.4.0"}
+    versions = {"ray": "2.60.0", "numpy": "2.4.0", "odd": "mine-1"}
     monkeypatch.setattr(look, "version_of", lambda name: versions.get(name, ""))
     found = look.extras()
     assert found["cluster"]["missing"] == []

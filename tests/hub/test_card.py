@@ -12,6 +12,7 @@ from van_classification_tensorflow.hub.card import (
     datasets_of,
     front_matter,
     licence_of,
+    licence_stated,
     model_card,
 )
 from van_classification_tensorflow.spec.card import Card
@@ -49,7 +50,8 @@ def test_front_matter_of_a_classifier():
     assert result["dataset"] == {"name": "my flowers", "type": "my-flowers"}
     assert [one["value"] for one in result["metrics"]] == [0.91, 0.99]
     assert "top-1 91.00 % (95 % interval 89.00 to 93.00), top-5 99.00 %" in body
-    assert "van evaluate --data 'my flowers' --weights runs/flowers --crops 5 --flip" in body
+    assert "of weights called flowers:" in body
+    assert "van evaluate --data 'my flowers' --weights hf://me/micro --test-size 64" in body
 
 
 def test_front_matter_without_a_head_or_a_licence():
@@ -92,7 +94,8 @@ def test_a_second_push_keeps_what_a_person_wrote():
     edited = edited.replace("# micro\n", "# Flowers of my garden\n\nBy me.\n")
     edited = edited.replace("<!-- van push: end use -->", "<!-- van push: end use -->\n\nMore.\r\n")
     edited += "\n## Thanks\n\nTo all.\n"
-    second = model_card(replace(FACTS, measured=MEASURED), edited)
+    facts = replace(FACTS, measured=MEASURED, licence="")
+    second = model_card(facts, edited)
     front, body = taken_apart(second)
     assert front["license"] == "cc-by-4.0"
     assert front["language"] == "en"
@@ -102,7 +105,86 @@ def test_a_second_push_keeps_what_a_person_wrote():
         assert kept in body
     assert "Not measured." not in body
     assert body.count("## Accuracy") == body.count("## Use") == 1
-    assert model_card(replace(FACTS, measured=MEASURED), second) == second
+    assert model_card(facts, second) == second
+
+
+def test_what_holds_no_longer_goes():
+    first = model_card(replace(FACTS, measured=MEASURED))
+    other = "- name: other\n  results: []\n"
+    mine = first.replace("model-index:\n", f"model-index:\n{other}").replace("- van\n", "- x\n")
+    facts = replace(
+        FACTS, sizes=replace(SIZES, num_classes=None), with_keras_hub=False, measured=None
+    )
+    front, body = taken_apart(model_card(facts, first))
+    assert not {"model-index", "metrics"} & front.keys()
+    assert not {"image-classification", "keras-hub"} & set(front["tags"])
+    assert "Not measured." in body
+    front, _ = taken_apart(model_card(facts, mine))
+    assert front["model-index"] == [{"name": "other", "results": []}]
+    assert "x" in front["tags"]
+    front, _ = taken_apart(model_card(replace(FACTS, measured=replace(MEASURED, top1=0.5)), mine))
+    assert [one["name"] for one in front["model-index"]] == ["other", "micro"]
+    assert front["model-index"][1]["results"][0]["metrics"][0]["value"] == 0.5
+
+
+@pytest.mark.parametrize(
+    ("there", "asked", "front", "body"),
+    [
+        (None, "", None, "No licence is stated here"),
+        (None, "mit", "mit", "The weights: mit."),
+        ("license: mit", "", "mit", "The weights: mit."),
+        ("license: mit", "apache-2.0", "apache-2.0", "The weights: apache-2.0."),
+        ("license: [mit, cc0-1.0]", "", ["mit", "cc0-1.0"], "The weights: mit, cc0-1.0."),
+        ("license: other\nlicense_name: x", "", "other", "The weights: other."),
+        ("license: other\nlicense_name: x", "mit", "mit", "The weights: mit."),
+        ("license:", "", None, "No licence is stated here"),
+    ],
+)
+def test_front_matter_and_text_state_one_licence(there, asked, front, body):
+    facts = replace(FACTS, licence=asked)
+    before = None if there is None else f"---\n{there}\n---\nMine\n"
+    text = model_card(facts, before)
+    found, rest = taken_apart(text)
+    assert found.get("license") == front
+    assert body in rest
+    assert ("license_name" in found) == (front == "other")
+    assert (licence_stated(facts, before) == "") == (front is None)
+    assert model_card(replace(facts, licence=""), text) == text
+
+
+def test_words_are_those_of_the_hub():
+    before = (
+        "---\n# -----\nlanguage: no\ntime: 12:30\nkept: on\ninference: true\nsize: 12\n"
+        "code: 012\nshare: 0.5\nday: 2024-01-02\nnothing: null\n---\nMine\n\n---\n"
+    )
+    text = model_card(FACTS, before)
+    front, body = taken_apart(text)
+    assert {key: front[key] for key in ("language", "time", "kept", "inference", "size")} == {
+        "language": "no",
+        "time": "12:30",
+        "kept": "on",
+        "inference": True,
+        "size": 12,
+    }
+    assert (front["code"], front["share"], str(front["day"])) == ("012", 0.5, "2024-01-02")
+    assert front["nothing"] is None
+    assert "Mine\n\n---\n" in body
+    assert model_card(FACTS, text) == text
+
+
+def test_no_preprocessing_is_made_up():
+    facts = replace(FACTS, sizes=replace(SIZES, in_chans=4), preprocessing=None)
+    text = model_card(facts)
+    assert "None is known" in text
+    assert "0.5" not in text
+    assert "Classifier(" not in text
+
+
+def test_the_card_of_a_branch_does_not_lead_to_another():
+    text = model_card(replace(FACTS, name=HubName.of("hf://me/micro@trial")))
+    assert text.count("van pull hf://me/micro@trial --output micro") == 2
+    assert text.count('("micro")') == 2
+    assert '"hf://me/micro"' not in text
 
 
 def test_a_section_that_was_taken_out_stays_out():
@@ -130,6 +212,8 @@ def test_a_card_of_others_is_added_to(before):
         "---\n{\n---\n",
         "---\n1: 2\n---\n",
         "---\n!!python/name:os.system\n---\n",
+        "---\nx: !!int ''\n---\n",
+        "---\nx: !!bool maybe\n---\n",
     ],
 )
 def test_a_front_matter_that_is_none_is_said(before):

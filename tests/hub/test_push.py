@@ -9,8 +9,9 @@ import pytest
 from tests.parity import GOLDEN
 from van_classification_tensorflow.cli import main
 from van_classification_tensorflow.hub import push as module
-from van_classification_tensorflow.hub.folder import KERAS_HUB_FILES, write_model
+from van_classification_tensorflow.hub.folder import write_model
 from van_classification_tensorflow.weights.checkpoint import read_weights
+from van_classification_tensorflow.weights.file_names import KERAS_HUB_FILES
 from van_classification_tensorflow.weights.hub import place_of
 from van_classification_tensorflow.weights.hub_name import HubName
 
@@ -108,6 +109,85 @@ def test_what_others_wrote_stays_and_what_is_stale_goes(hub, light):
     assert "## Use" in text
 
 
+def test_what_is_asked_of_a_new_folder(hub, light, monkeypatch):
+    assert van("push", "hf://me/new", "--weights", WEIGHTS) == 0
+    assert van("push", "hf://me/mine", "--weights", WEIGHTS, "--private") == 0
+    usual, private = hub.created
+    assert not {"private", "visibility"} & usual.keys()  # the organisation's own default
+    assert private.get("private") is True or private.get("visibility") == "private"
+
+
+@pytest.mark.parametrize("private", [False, True])
+def test_a_new_branch_begins_with_what_is_there(hub, light, private):
+    stale = {"preprocessor_config.json": b"{}", "task.json": b"{}", "pytorch_model.bin": b"old"}
+    card = b"---\nlicense: cc-by-4.0\n---\nMy card\n"
+    before = hub.put("me/old", {**stale, "README.md": card, "notes.txt": b"mine"})
+    hub.repositories["me/old"].private = private
+    assert van("push", "hf://me/old@trial", "--weights", WEIGHTS) == 0
+    files = hub.files("me/old", "trial")
+    assert set(files) == {"model.safetensors", "README.md", "notes.txt"}
+    text = files["README.md"].decode()
+    assert "license: cc-by-4.0" in text
+    assert "\nMy card\n" in text
+    assert 'load_model("old")' in text  # not that of "main"
+    assert hub.repositories["me/old"].branches["main"] == before
+
+
+def test_a_new_branch_of_what_changes_meanwhile(hub, light, capsys, monkeypatch):
+    hub.put("me/x", {"README.md": b"a"})
+    write = module.write_model
+
+    def meanwhile(folder, opened):
+        hub.put("me/x", {"README.md": b"b"}, branch="trial")
+        return write(folder, opened)
+
+    monkeypatch.setattr(module, "write_model", meanwhile)
+    text = refusal(capsys, "push", "hf://me/x@trial", "--weights", WEIGHTS)
+    assert "(412): somebody else has changed it meanwhile: push again" in text
+    assert hub.files("me/x", "trial") == {"README.md": b"b"}
+
+
+def test_a_folder_that_comes_into_being_meanwhile(hub, light, capsys, monkeypatch):
+    write = module.write_model
+
+    def meanwhile(folder, opened):
+        hub.put("me/x", {"README.md": b"b"})
+        return write(folder, opened)
+
+    monkeypatch.setattr(module, "write_model", meanwhile)
+    text = refusal(capsys, "push", "hf://me/x", "--weights", WEIGHTS)
+    assert "(409): it is there by now" in text
+    assert hub.files("me/x") == {"README.md": b"b"}
+
+
+@pytest.mark.parametrize(
+    ("card", "says"),
+    [
+        ("é".encode("latin-1"), "hf://me/x: its README.md is no UTF-8: mend it first"),
+        (b"---\n{\n---\n", "hf://me/x: the front matter of its README.md is no YAML"),
+        (b"x" * (9 << 20), "hf://me/x: its README.md has 9,437,184 bytes; allowed"),
+        (b"x" * (2 << 20), "hf://me/x: its README.md has more than 1,048,576 characters"),
+    ],
+)
+def test_a_card_that_cannot_be_kept_is_said_before_the_work(card, says, hub, capsys, monkeypatch):
+    monkeypatch.setattr(module, "write_model", None)
+    hub.put("me/x", {"README.md": card})
+    assert says in refusal(capsys, "push", "hf://me/x", "--weights", WEIGHTS)
+    assert hub.files("me/x") == {"README.md": card}
+
+
+def test_a_licence_that_is_asked_for_wins(hub, light, capsys):
+    hub.put("me/x", {"README.md": b"---\nlicense: cc-by-4.0\n---\n"})
+    for options, expected in (((), "cc-by-4.0"), (("--licence", "mit"), "mit"), ((), "mit")):
+        assert van("push", "hf://me/x", "--weights", WEIGHTS, *options) == 0
+        text = hub.files("me/x")["README.md"].decode()
+        assert f"license: {expected}\n" in text
+        assert f"The weights: {expected}." in text
+        assert "--licence" not in capsys.readouterr().out
+    assert van("push", "hf://me/y", "--weights", WEIGHTS) == 0
+    assert "note     the model card states no licence: --licence" in capsys.readouterr().out
+
+
 def test_a_branch_of_its_own(hub, light):
     assert van("push", "hf://me/new@trial", "--weights", WEIGHTS) == 0
     assert set(hub.files("me/new", "trial")) >= {"model.safetensors", "README.md"}
@@ -117,13 +197,31 @@ def test_a_branch_of_its_own(hub, light):
 def test_measured_accuracy_is_in_the_card(hub, light, tmp_path):
     from tests.hub.test_measured import RECORD
 
-    (tmp_path / "results.json").write_text(json.dumps(RECORD))
-    assert (
-        van("push", "hf://me/x", "--weights", WEIGHTS, "--metrics", tmp_path / "results.json") == 0
-    )
+    path = tmp_path / "results.json"
+    path.write_text(json.dumps(RECORD))
+    assert van("push", "hf://me/x", "--weights", WEIGHTS, "--metrics", path) == 0
     text = hub.files("me/x")["README.md"].decode()
     assert "value: 0.91" in text
-    assert "van evaluate --data 'my flowers'" in text
+    assert "van evaluate --data 'my flowers' --weights hf://me/x --test-size 64" in text
+    assert "alice" not in text
+
+
+def test_accuracy_of_other_weights_is_refused(hub, light, capsys, tmp_path):
+    from safetensors.numpy import load_file, save_file
+
+    from tests.hub.test_measured import RECORD
+
+    path, headless = tmp_path / "results.json", tmp_path / "headless.safetensors"
+    tensors = load_file(WEIGHTS)
+    save_file({name: one for name, one in tensors.items() if "head" not in name}, headless)
+    for weights, classes, says in (
+        (WEIGHTS, 11, "which have 10 classes. Received: --metrics"),
+        (headless, 10, "which have no head. Received: --metrics"),
+    ):
+        path.write_text(json.dumps({**RECORD, "classes": classes}))
+        arguments = ("push", "hf://me/x", "--weights", weights, "--metrics", path)
+        assert says in refusal(capsys, *arguments)
+    assert not hub.asked
 
 
 # --- What goes wrong, one line each ---
@@ -166,6 +264,24 @@ def test_a_hub_that_fails_leaves_what_is_there(place, hub, light, capsys):
     hub.faults[place] = lambda h: h.error(418)
     assert "was not pushed (418)" in refusal(capsys, "push", "hf://me/x", "--weights", WEIGHTS)
     assert hub.files("me/x") == {"README.md": b"a"}
+
+
+def test_the_token_is_never_said(hub, light, capsys, monkeypatch):
+    hub.put("me/x", {"README.md": b"a"})
+    hub.faults["/commit/"] = lambda h: h.error(418, X_Error_Message=f"not {hub.token}")
+    assert van("push", "hf://me/x", "--weights", WEIGHTS) == 1
+    said = capsys.readouterr()
+    assert "not ***" in said.err
+    assert hub.token not in said.out + said.err
+
+
+def test_nor_is_a_part_of_it(hub, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "0123456789" * 3)
+    name = HubName.of("hf://me/x")
+    for length in range(270, 301):
+        with pytest.raises(OSError, match="was not pushed") as error, module._said(name):
+            raise RuntimeError("x" * length + "0123456789" * 3)
+        assert "0" not in str(error.value)
 
 
 @pytest.mark.parametrize(
@@ -217,17 +333,68 @@ def test_pull_to_a_folder_leaves_what_nothing_reads(hub, capsys, tmp_path):
     assert van("pull", "hf://me/x", "--output", target, "--overwrite") == 0
 
 
+def test_weights_in_several_files_are_pulled_twice(hub, tmp_path):
+    from safetensors.numpy import load_file, save
+
+    tensors = load_file(WEIGHTS)
+    names = sorted(tensors)
+    shards = {
+        f"model-0000{i + 1}-of-00002.safetensors": {name: tensors[name] for name in names[i::2]}
+        for i in range(2)
+    }
+    index = {"weight_map": {name: file for file, held in shards.items() for name in held}}
+    files = {file: save(held) for file, held in shards.items()}
+    hub.put("me/x", {**files, "model.safetensors.index.json": json.dumps(index).encode()})
+    target = tmp_path / "x"
+    assert van("pull", "hf://me/x", "--output", target) == 0
+    assert van("pull", "hf://me/x", "--output", target, "--overwrite") == 0
+    assert read_weights(target).tensors.keys() == read_weights(WEIGHTS).tensors.keys()
+
+
+_OURS = "van_classification_tensorflow"
+CONVERTER = {
+    "module": f"{_OURS}.keras_hub.image_converter",
+    "class_name": "VANImageConverter",
+    "config": {"dtype": {"module": "keras", "class_name": "DTypePolicy", "config": {}}},
+    "registered_name": f"{_OURS}>VANImageConverter",
+}
+LAMBDA = {"class_name": "Lambda", "config": {"function": "x"}, "module": "keras.layers"}
+
+
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        ("config.json", LAMBDA),  # Keras makes the model before it looks for weights
+        ("config.json", {**LAMBDA, "pretrained_cfg": {}}),
+        ("config.json", {}),
+        ("task.json", LAMBDA),
+        ("task.json", []),
+        ("preprocessor.json", {**CONVERTER, "config": {"image_converter": [LAMBDA]}}),
+        ("preprocessor.json", {**CONVERTER, "config": {"x": {**CONVERTER, "class_name": "y"}}}),
+        ("image_converter.json", {**CONVERTER, "registered_name": f"{_OURS}>Evil"}),
+        ("image_converter.json", {**CONVERTER, "registered_name": ["x"]}),
+        ("image_converter.json", {**CONVERTER, "registered_name": None}),
+    ],
+)
+def test_pull_refuses_what_keras_or_keras_hub_would_make(file, content, hub, capsys, tmp_path):
+    files = {"model.safetensors": MICRO, "image_converter.json": json.dumps(CONVERTER).encode()}
+    hub.put("me/x", files)
+    assert van("pull", "hf://me/x") == 0
+    capsys.readouterr()
+    hub.put("me/x", {**files, file: json.dumps(content).encode()})
+    assert "was refused" in refusal(capsys, "pull", "hf://me/x")
+
+
 def test_pull_refuses_what_is_no_van_or_would_run(hub, capsys, tmp_path):
     target = tmp_path / "x"
     hub.put("me/x", {"pytorch_model.bin": b"\x80\x02c__builtin__\nexec\n."})
     assert "was refused" in refusal(capsys, "pull", "hf://me/x", "--output", target)
-    config = {"class_name": "Lambda", "config": {"function": "x"}, "module": "keras.layers"}
     hub.put(
         "me/x",
         {
             "model.safetensors": MICRO,
             "model.weights.h5": (GOLDEN / "micro_seed.h5").read_bytes(),
-            "config.json": json.dumps(config).encode(),
+            "config.json": json.dumps(LAMBDA).encode(),
         },
     )
     assert "was refused" in refusal(capsys, "pull", "hf://me/x", "--output", target)
@@ -296,6 +463,7 @@ def test_by_their_address_as_well(pushed, hub):
     by_keras_hub = keras_hub.models.ImageClassifier.from_preset("hf://me/micro")
     np.testing.assert_array_equal(logits(by_keras), logits(ours))
     np.testing.assert_array_equal(by_keras_hub(PICTURES, training=False), ours(PICTURES))
+    assert van("pull", "hf://me/micro") == 0  # what KerasHub writes is what is allowed
 
 
 @pytest.mark.slow

@@ -1,5 +1,8 @@
 """`VANBackbone`: KerasHub's own test of a backbone, the numbers of the authors, what is kept."""
 
+import errno
+import json
+import os
 import subprocess
 import sys
 import warnings
@@ -12,6 +15,7 @@ from keras import ops
 from tests.parity import GOLDEN, load_seeded, seeded_images
 from van_classification_tensorflow import VAN, load_checkpoint
 from van_classification_tensorflow.registration import CLASSES
+from van_classification_tensorflow.support import files
 
 pytestmark = pytest.mark.slow
 BACKEND = keras.backend.backend()
@@ -178,6 +182,23 @@ def test_policies(hub, tmp_path, policy):
     assert again.dtype_policy.name == policy
     for found, expected in zip(again.get_weights(), backbone.get_weights(), strict=True):
         np.testing.assert_array_equal(found, expected)
+
+
+def test_a_full_disk_leaves_the_configuration_whole(hub, tmp_path, monkeypatch):
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    backbone = hub.VANBackbone(**SMALL, dtype="mixed_bfloat16")
+    monkeypatch.setattr(files, "sync", full)
+    with pytest.raises(OSError, match="No space"):
+        backbone.save_to_preset(tmp_path)
+    assert json.loads((tmp_path / "config.json").read_text())["class_name"] == "VANBackbone"
+    assert not list(tmp_path.glob(".tmp-*"))
+
+
+def test_weights_that_are_none_say_what_may_be(hub):
+    with pytest.raises(ValueError, match=r"a path or hf://USER/NAME\[@REVISION\]"):
+        hub.VANBackbone.from_weights(None)
 
 
 def test_a_map_of_policies_without_entries_keeps_its_default(hub):

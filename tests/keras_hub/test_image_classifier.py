@@ -2,6 +2,7 @@
 
 import json
 import warnings
+from pathlib import Path
 
 import keras
 import numpy as np
@@ -157,6 +158,29 @@ def test_every_published_checkpoint_is_a_preset(keras_hub, hub):
         assert record.dataset in metadata["description"]
     with pytest.raises(KeyError):
         presets["van_digits"]["kaggle"]
+
+
+def test_threads_share_the_folder_of_a_preset(hub, monkeypatch):
+    from concurrent.futures import ThreadPoolExecutor
+    from threading import Barrier
+
+    from van_classification_tensorflow.keras_hub import presets as module
+
+    preset, start, made = module.Preset(CATALOGUE["digits"]), Barrier(4), []
+
+    def files(record):
+        made.append(module._MAKING.locked())  # so that the others wait
+        return {"config.json": {}}
+
+    def ask(_):
+        start.wait(10)
+        return preset["kaggle_handle"]
+
+    monkeypatch.setattr(module, "preset_files", files)
+    with ThreadPoolExecutor(4) as pool:
+        (folder,) = set(pool.map(ask, range(4)))
+    assert made == [True]
+    assert json.loads(Path(folder, "config.json").read_text()) == {}
 
 
 def test_the_digits_are_read(keras_hub, hub):

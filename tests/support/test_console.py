@@ -131,6 +131,16 @@ def test_a_pipe_that_was_closed(command, folder, tmp_path, monkeypatch, capsys):
     assert "rror" not in said
 
 
+@pytest.mark.parametrize("word", ["--help", "--version", "--print-completion=bash"])
+def test_a_pipe_that_was_closed_before_any_command(word, monkeypatch, capsys):
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "w") as pipe:
+        monkeypatch.setattr(sys, "stdout", pipe)
+        assert run(word) == 141
+    assert not capsys.readouterr().err
+
+
 def test_many_records_on_one_terminal_are_not_mixed_with_a_bar(folder, tmp_path, monkeypatch):
     picture = next((folder / "pictures").rglob("*.png"))
     with terminal(monkeypatch) as errors, terminal(monkeypatch, "stdout") as screen:

@@ -12,12 +12,10 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from contextlib import contextmanager
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 from rich.console import Console
@@ -426,30 +424,6 @@ def test_a_file_put_there_by_hand(server, cache):
     assert fetch(weights) == path
     assert SHA in pin.read_text()
     assert server.asked == []
-
-
-@pytest.fixture
-def reader_only():
-    """A folder that this process cannot write, `root` included, and a switch."""
-    folder = Path(tempfile.mkdtemp())
-    user = os.geteuid()
-
-    @contextmanager
-    def without_rights():
-        for each in (folder, *filter(Path.is_dir, folder.rglob("*"))):
-            each.chmod(0o555)
-        if user == 0:
-            os.seteuid(65534)
-        try:
-            yield
-        finally:
-            if user == 0:
-                os.seteuid(0)
-            for each in (folder, *filter(Path.is_dir, folder.rglob("*"))):
-                each.chmod(0o755)
-
-    yield folder, without_rights
-    shutil.rmtree(folder)
 
 
 def test_a_read_only_cache_works(server, cache, reader_only, monkeypatch):

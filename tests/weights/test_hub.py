@@ -151,6 +151,20 @@ def test_the_token_is_for_the_hub_alone(cache, monkeypatch, tmp_path):
         with pytest.raises(ValueError, match="`HF_TOKEN` must be one word") as error:
             token()
         assert wrong not in str(error.value)
+    monkeypatch.delenv("HF_TOKEN")
+    kept.write_text("two words")
+    with pytest.raises(ValueError, match="must be one word") as error:
+        token()
+    assert str(error.value).startswith(f"the token in {kept} ")
+    assert "two words" not in str(error.value)
+
+
+def test_a_user_without_a_home_has_no_token_and_no_cache_in_it(cache, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN_PATH", "~nobody-of-this-name/token")
+    assert token() == ""
+    monkeypatch.setenv("VAN_CACHE", "~nobody-of-this-name/cache")
+    with pytest.raises(ValueError, match=r"`VAN_CACHE` must be a folder.* Received: VAN_CACHE='~n"):
+        place_of(NAME)
 
 
 @pytest.mark.parametrize(
@@ -342,6 +356,59 @@ def test_a_hub_that_does_not_answer_leaves_what_is_here(hub, monkeypatch):
     assert "failed 2 times" in refusal()
 
 
+@pytest.mark.parametrize("offline", [True, False])
+def test_a_read_only_cache_works(offline, hub, reader_only, monkeypatch):
+    folder, without_rights = reader_only
+    monkeypatch.setenv("VAN_CACHE", str(folder))
+    found = get()
+    pinned = f"hf://me/micro@{found.path.name}"
+    if offline:
+        monkeypatch.setenv("VAN_OFFLINE", "1")
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+    with without_rights():
+        assert get() == found
+        assert get(pinned).path == found.path
+        with pytest.raises(DownloadError, match=r"not in the cache|cannot use the cache"):
+            get(choose=Listing.to_keep)
+    assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
+
+
+def test_what_is_here_is_verified_without_a_lock(hub, monkeypatch):
+    folder = get()
+    monkeypatch.setattr(module, "locked", None)
+    assert get() == folder
+
+
+def test_what_ended_runs_left_is_removed_by_the_next_download(hub):
+    place = get().path.parent
+    old = place / COMMIT
+    old.mkdir()
+    dead = [old / ".x.part", old / ".x.part.json", place / ".tmp-1-x", place / "refs" / ".tmp-1-x"]
+    for path in dead:
+        path.write_text("x")
+    dead.append(place / ".van-1")
+    dead[-1].mkdir()
+    (dead[-1] / "listing.json").write_text("x")
+    for path in dead[2:]:
+        os.utime(path, (0, 0))
+    alive = place / ".tmp-2-x"  # of a process that is at work
+    alive.write_text("x")
+    get()
+    assert all(path.exists() for path in dead)
+    get(choose=Listing.to_keep)
+    assert not any(path.exists() for path in dead)
+    assert alive.exists()
+
+
+def test_hubs_of_one_server_have_places_of_their_own(cache, monkeypatch):
+    places = set()
+    for address in ("https://x", "http://x", "https://x/one", "https://x/two", "https://x:1"):
+        monkeypatch.setenv("HF_ENDPOINT", address)
+        places.add(place_of(NAME))
+    assert len(places) == 5
+    assert cache / "hub" / "x" / "me--micro" in places
+
+
 # --- Who may ---
 
 
@@ -468,3 +535,8 @@ def test_hashes_are_git_s_and_sha256(tmp_path):
 
 def test_addresses_are_shown_without_what_is_secret():
     assert shown("https://a:b@x/y") == "https://x/y"
+    assert shown("https://a:b@c@x/y@z") == "https://x/y@z"
+    assert shown("https://x/y@z") == "https://x/y@z"
+    assert shown("https://a:b@x, https://c:d@y") == "https://x, https://y"
+    assert shown("a:b@c@x:80", bare=True) == "x:80"
+    assert shown("http://a:b@c@x:80", bare=True) == "http://x:80"

@@ -10,6 +10,8 @@ import os
 import platform
 import re
 import sys
+from collections.abc import Callable
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -46,6 +48,7 @@ PACKAGES = (
     "fastapi",
     "ray",
 )
+_CONTAINERS = ("/.dockerenv", "/run/.containerenv")
 _FOR_DEVELOPERS = ("browser", "dev", "test")
 # Features of processors that decide how fast a model runs, and in which precisions.
 _FEATURES = {
@@ -65,10 +68,13 @@ _FEATURES = {
     "sve": "SVE",
     "i8mm": "int8 matrices",
 }
-_SECRET = re.compile(r"TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIAL|API_?KEY|ACCESS_?KEY|AUTH", re.I)
+_SECRET = re.compile(
+    r"TOKEN|SECRET|PASS|PWD|PRIVATE|KEY|CRED|AUTH|COOKIE|(?<![A-Z])PIN(?![A-Z])", re.I
+)
 _MATTER = re.compile(
-    r"(VAN|HF|HUGGINGFACE|HUGGING_FACE|KERAS|TF|JAX|XLA|CUDA|NVIDIA|ROCR|HIP|TORCH|PYTORCH|OMP|MKL"
-    r"|OPENBLAS|ONNXRUNTIME|ORT|OPENVINO|RAY|SLURM_CPUS|PYTHON|TORCHDYNAMO)_?[A-Z0-9_]*"
+    r"(VAN|HF|HUGGINGFACE|HUGGING_FACE|KERAS|JAX|XLA|CUDA|NVIDIA|ROCR|HIP|TORCH|PYTORCH|OMP|MKL"
+    r"|OPENBLAS|ONNXRUNTIME|ORT|OPENVINO|RAY|SLURM_CPUS|TORCHDYNAMO)_[A-Z0-9_]*"
+    r"|TF2?_(?!VAR_|CLI_)[A-Z0-9_]*|PYTHON[A-Z0-9]*"  # not Terraform's
     r"|(HTTPS?|ALL|NO)_PROXY|REQUESTS_CA_BUNDLE|SSL_CERT_(FILE|DIR)|CURL_CA_BUNDLE|LANG|LC_ALL"
     r"|XDG_CACHE_HOME|COLUMNS|NO_COLOR|LD_LIBRARY_PATH|LD_PRELOAD",
     re.I,
@@ -76,8 +82,19 @@ _MATTER = re.compile(
 
 
 def look() -> dict[str, Any]:
-    """All of it, as JSON can hold it."""
-    return {
+    """All of it, as JSON can hold it; what could not be seen in "problems", with the reason."""
+    problems: dict[str, str] = {}
+
+    def seen(name: str, part: Callable[[], Any], otherwise: Any) -> Any:
+        try:
+            return part()
+        except Exception as error:  # whatever is broken here: the rest is said all the same
+            problems[name] = one_line(error)
+            return otherwise
+
+    unknown_cpu = {"name": "", "cores": os.cpu_count(), "usable_cores": None, "features": None}
+    unknown_cache = {"folder": "", "files": 0, "bytes": 0, "writable": False}
+    found = {
         "version": __version__,
         "python": {
             "version": platform.python_version(),
@@ -87,16 +104,22 @@ def look() -> dict[str, Any]:
         "system": {
             "platform": platform.platform(),
             "machine": platform.machine(),
-            "in_container": Path("/.dockerenv").exists() or Path("/run/.containerenv").exists(),
+            "in_container": any(map(os.path.exists, _CONTAINERS)),
         },
-        "cpu": cpu(),
-        "memory_bytes": _memory(),
-        "keras": {"backend": backend()},
-        "packages": {name: version for name in PACKAGES if (version := version_of(name))},
-        "extras": extras(),
-        "cache": cache(),
-        "environment": environment(os.environ),
+        "cpu": seen("cpu", cpu, unknown_cpu),
+        "memory_bytes": seen("memory", _memory, None),
+        "keras": {"backend": seen("keras", backend, "")},
+        "packages": seen("packages", packages, {}),
+        "extras": seen("extras", extras, {}),
+        "cache": seen("cache", cache, unknown_cache),
+        "environment": seen("environment", partial(environment, os.environ), {}),
     }
+    return found | ({"problems": problems} if problems else {})
+
+
+def packages() -> dict[str, str]:
+    """{package that matters: its version} of those that are installed."""
+    return {name: version for name in PACKAGES if (version := version_of(name))}
 
 
 def version_of(distribution: str) -> str:
@@ -110,6 +133,7 @@ def version_of(distribution: str) -> str:
 def extras() -> dict[str, dict[str, Any]]:
     """{extra of this package: what of it is missing, and what installs it}; {} if not installed."""
     from packaging.requirements import InvalidRequirement, Requirement
+    from packaging.version import InvalidVersion, Version
 
     try:
         requirements = metadata.requires(_PACKAGE) or []
@@ -132,7 +156,12 @@ def extras() -> dict[str, dict[str, Any]]:
             there = version_of(one.name)
             if not there:
                 lacking.append(one.name)
-            elif there != "?" and not one.specifier.contains(there, prereleases=True):
+                continue
+            try:
+                fits = there == "?" or one.specifier.contains(Version(there), prereleases=True)
+            except InvalidVersion:  # of a build of one's own: who knows
+                fits = True
+            if not fits:
                 lacking.append(f"{one.name}{one.specifier} (here: {there})")
         found[name] = {"missing": lacking, "install": f"pip install '{_PACKAGE}[{name}]'"}
     return found
@@ -186,18 +215,22 @@ def cache() -> dict[str, Any]:
     size = files = 0
     problem = ""
     try:
+        if os.path.lexists(folder):
+            os.scandir(folder).close()  # says what `rglob` passes over
         for path in folder.rglob("*"):
             if path.is_file():
                 files += 1
                 size += path.stat().st_size
     except OSError as error:
         problem = one_line(error)
-    nearest = next(one for one in (folder, *folder.parents) if one.exists())
+    effective = os.access in os.supports_effective_ids
+    nearest = next(one for one in (folder, *folder.parents) if os.path.lexists(one))
     return {
         "folder": str(folder),
         "files": files,
         "bytes": size,
-        "writable": os.access(nearest, os.W_OK),
+        "writable": os.path.isdir(nearest)
+        and os.access(nearest, os.W_OK | os.X_OK, effective_ids=effective),
         **({"problem": problem} if problem else {}),
     }
 
@@ -212,6 +245,4 @@ def environment(variables: Any) -> dict[str, str]:
 
 
 def _without_password(name: str, value: str) -> str:
-    if name.upper().endswith("_PROXY"):  # which may be without a scheme
-        value = re.sub(r"^(\w+://)?[^/@]*@", r"\1", value)
-    return printable(shown(value))
+    return printable(shown(value, bare=name.upper().endswith("_PROXY")))

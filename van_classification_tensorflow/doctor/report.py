@@ -55,6 +55,8 @@ def lines(found: Mapping[str, Any], trials: Mapping[str, Trial]) -> Iterator[str
     yield (
         f"cache        {cache['folder']}: {cache['files']:,} files, {cache['bytes']:,} bytes{state}"
     )
+    for name, problem in found.get("problems", {}).items():
+        yield f"problem      {name}: {problem}"
     for name, value in found["environment"].items():
         yield f"environment  {name}={value}"
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -147,7 +148,8 @@ def _evaluate_by(doer: Doer | None, request: EvaluateRequest, console: Console) 
             bar.update(task, rate=f"{speed:.1f} images/s" if speed else "")
 
         stream = None if doer is None else doer.stream
-        return measure(classifier, dataset, advance, original, stream)
+        found = measure(classifier, dataset, advance, original, stream)
+    return replace(found, asked=request.asked)
 
 
 def report(found: Evaluation, console: Console | None = None) -> None:

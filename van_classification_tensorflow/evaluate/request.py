@@ -63,3 +63,18 @@ class EvaluateRequest:
         """How `datasets.labelled.open_dataset` is to read the data."""
         names = ("split", "subset", "class_map", "real_labels")
         return {name: getattr(self, name) for name in names}
+
+    @property
+    def asked(self) -> dict[str, str | int]:
+        """The options that decide what is measured, but the weights and views, as JSON holds them.
+
+        Those that were left at their default are left out.
+        """
+        names = ("test_size", "engine", "precision", "calibration")
+        given = {name: getattr(self.classifier, name) for name in names}
+        usual = (None, "auto", "float32")
+        kept = {name: value for name, value in {**self.how, **given}.items() if value not in usual}
+        return {
+            name: value if isinstance(value, int) else printable(value)
+            for name, value in {"data": self.data, **kept}.items()
+        }

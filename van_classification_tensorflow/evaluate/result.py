@@ -139,6 +139,8 @@ class Evaluation:
         engine_difference: How far its answer to one picture was from NumPy's, of int8 to those of
             the calibration from float32, in parts of the largest logit; None where nothing was
             compared.
+        asked: {option of `van evaluate`: what it was given}, but for the weights and the views, of
+            those that decide what is measured; {} where it was measured without.
     """
 
     model: str
@@ -171,6 +173,7 @@ class Evaluation:
     notes: tuple[str, ...] = ()
     engine: str = ""
     engine_difference: float | None = None
+    asked: dict[str, Any] = field(default_factory=dict)
 
     @property
     def images_per_second(self) -> float:

@@ -1,15 +1,16 @@
 """The model card of a folder on a hub, `README.md`: what is generated, and what a person wrote.
 
 Generated sections stand between comments that a reader does not see; only what is between them is
-written anew by the next push. In the front matter the keys that are generated are set, lists are
-added to, and a licence that is there stays.
+written anew by the next push. In the front matter the keys that are generated are set and lists
+added to; what was generated and holds no longer goes, and a licence that is there stays where no
+other is asked for.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ..spec.architecture import Architecture
@@ -22,9 +23,24 @@ from .measured import Measured
 
 MAX_CARD = 1 << 20  # characters
 _BEGIN, _END = "<!-- van push: begin {} -->", "<!-- van push: end {} -->"
-_FRONT = re.compile(r"---[ \t]*\r?\n(.*?)(?:\r?\n)?---[ \t]*(?:\r?\n|\Z)", re.DOTALL)
+_FRONT = re.compile(r"---[ \t]*\r?\n(?:(.*?)\r?\n)??---[ \t]*(?:\r?\n|\Z)", re.DOTALL)
 _DATASETS = {"ImageNet-1k": "imagenet-1k", "ImageNet-22k": "imagenet-22k"}
 _NAMED = 20  # classes
+_CLASSIFIER, _BACKBONE = "image-classification", "image-feature-extraction"
+# Tags that a push gives to some models only: where they hold no longer they are its own to take.
+_OF_SOME = (_CLASSIFIER, _BACKBONE, "keras-hub")
+# Plain words as YAML 1.2 reads them, and with it the hub: in 1.1, which PyYAML reads, the language
+# `no` is false and 12:30 is 750. Kind, what it looks like, with what it may begin.
+_PLAIN_WORDS = (
+    ("bool", r"true|True|TRUE|false|False|FALSE", "tTfF"),
+    ("int", r"[-+]?(?:0|[1-9][0-9]*)|0x[0-9a-fA-F]+", "-+0123456789"),
+    (
+        "float",
+        r"[-+]?(?:[0-9]+\.[0-9]*|\.[0-9]+)(?:[eE][-+][0-9]+)?|[-+]?\.(?:inf|Inf|INF)"
+        r"|\.(?:nan|NaN|NAN)",
+        "-+0123456789.",
+    ),
+)
 _PAPER = "https://arxiv.org/abs/2202.09741"
 _CODE = "https://github.com/Visual-Attention-Network/VAN-Classification"
 
@@ -47,8 +63,9 @@ class Facts:
         name: The folder on the hub.
         card: Of the weights.
         sizes: Of the model.
-        preprocessing: Of its pictures.
-        licence: As the hub writes it; "" where none is known.
+        preprocessing: Of its pictures; None where none is known.
+        licence: That is asked for, as the hub writes it; "": the one of the card that is there, or
+            else of the weights.
         datasets: What it was trained on, as the hub calls it.
         measured: Its accuracy, where it was measured.
         with_keras_hub: Whether KerasHub's files are there.
@@ -58,7 +75,7 @@ class Facts:
     name: HubName
     card: Card
     sizes: Architecture
-    preprocessing: Preprocessing
+    preprocessing: Preprocessing | None
     licence: str = ""
     datasets: tuple[str, ...] = ()
     measured: Measured | None = None
@@ -91,14 +108,25 @@ def model_card(facts: Facts, before: str | None = None) -> str:
     Raises:
         ValueError: The front matter of the one that is there cannot be read.
     """
-    sections = _sections(facts)
+    front, body = ({}, "") if before is None else taken_apart(before)
+    asked, facts = facts.licence, replace(facts, licence=_licence_of_all(facts, front))
+    mine, sections = front_matter(facts), _sections(facts)
+    if not asked and front.get("license"):
+        mine.pop("license", None)  # as it stands there, which may be a list
     if before is None:
-        body = f"# {facts.name.name}\n\n{_joined(sections)}"
-        return _with_front({}, front_matter(facts), body)
-    if len(before) > MAX_CARD:
-        raise ValueError(f"its README.md has more than {MAX_CARD:,} characters")
-    front, body = _taken_apart(before)
-    return _with_front(front, front_matter(facts), _merged(body, sections))
+        return _with_front({}, mine, f"# {facts.name.name}\n\n{_joined(sections)}")
+    return _with_front(_without_old(front, mine, facts.name.name), mine, _merged(body, sections))
+
+
+def licence_stated(facts: Facts, before: str | None = None) -> str:
+    """The licence that `model_card` states; "" where it states none."""
+    return _licence_of_all(facts, {} if before is None else taken_apart(before)[0])
+
+
+def _licence_of_all(facts: Facts, front: Mapping[str, Any]) -> str:
+    there = front.get("license") or ()
+    said = ", ".join(map(str, there if isinstance(there, (list, tuple)) else [there]))
+    return facts.licence or printable(said[:200]) or licence_of(facts.card)
 
 
 # --- Front matter ---
@@ -109,7 +137,7 @@ def front_matter(facts: Facts) -> dict[str, Any]:
     found: dict[str, Any] = {}
     if facts.licence:
         found["license"] = facts.licence
-    tag = "image-classification" if facts.has_head else "image-feature-extraction"
+    tag = _CLASSIFIER if facts.has_head else _BACKBONE
     tags = ["van", "visual-attention-network", tag, "safetensors"]
     tags += ["keras-hub"] if facts.with_keras_hub else []
     found |= {"library_name": "keras", "pipeline_tag": tag, "tags": tags}
@@ -137,20 +165,65 @@ def _as_identifier(text: str) -> str:
     return re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip("-")[:96] or "pictures"
 
 
-def _taken_apart(text: str) -> tuple[dict[str, Any], str]:
-    """(front matter, the rest) of a card."""
+def taken_apart(text: str) -> tuple[dict[str, Any], str]:
+    """(front matter, the rest) of a card.
+
+    Raises:
+        ValueError: It is too long, or its front matter cannot be read.
+    """
     import yaml
 
+    if len(text) > MAX_CARD:
+        raise ValueError(f"its README.md has more than {MAX_CARD:,} characters")
     match = _FRONT.match(text.removeprefix("\ufeff"))
     if match is None:
         return {}, text
     try:
-        found = yaml.safe_load(match[1]) or {}
-    except (yaml.YAMLError, RecursionError, ValueError):
+        found = yaml.load(match[1] or "", _loader()) or {}  # noqa: S506 - a safe one
+    except Exception:  # also KeyError, IndexError, ... of what looks like a number or a date
         found = None
     if not isinstance(found, dict) or not all(isinstance(key, str) for key in found):
         raise ValueError("the front matter of its README.md is no YAML of names: mend it first")
     return found, text.removeprefix("\ufeff")[match.end() :]
+
+
+def _loader() -> Any:
+    """PyYAML's safe loader, with the plain words of `_PLAIN_WORDS`."""
+    import yaml
+
+    kinds = {f"tag:yaml.org,2002:{kind}": (looks, begins) for kind, looks, begins in _PLAIN_WORDS}
+
+    class Loader(yaml.SafeLoader):
+        yaml_implicit_resolvers = {  # noqa: RUF012 - as PyYAML has it
+            first: [(kind, looks) for kind, looks in known if kind not in kinds]
+            for first, known in yaml.SafeLoader.yaml_implicit_resolvers.items()
+        }
+
+    for kind, (looks, begins) in kinds.items():
+        Loader.add_implicit_resolver(kind, re.compile(f"(?:{looks})\\Z"), list(begins))
+    return Loader
+
+
+def _listed(value: Any) -> list[Any]:
+    return list(value) if isinstance(value, list) else [value] if value else []
+
+
+def _without_old(front: Mapping[str, Any], mine: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """The front matter that is there, without what an earlier push said and holds no longer."""
+    changed: dict[str, Any] = {}
+    index = _listed(front.get("model-index"))
+    others = [one for one in index if not (isinstance(one, dict) and one.get("name") == name)]
+    if len(others) < len(index):
+        changed["model-index"] = others
+        if not others:
+            metrics = _listed(front.get("metrics"))
+            changed["metrics"] = [one for one in metrics if one != "accuracy"]
+    tags = _listed(front.get("tags"))
+    changed["tags"] = [one for one in tags if one not in _OF_SOME or one in mine["tags"]]
+    if front.get("license") and mine.get("license", front["license"]) != front["license"]:
+        changed |= {"license_name": None, "license_link": None}  # of the licence that was there
+    kept = {key: changed.get(key, value) for key, value in front.items()}
+    return {key: value for key, value in kept.items() if value or key in mine or key not in changed}
 
 
 def _with_front(before: Mapping[str, Any], mine: Mapping[str, Any], body: str) -> str:
@@ -158,11 +231,8 @@ def _with_front(before: Mapping[str, Any], mine: Mapping[str, Any], body: str) -
 
     front = dict(before)
     for key, value in mine.items():
-        there = front.get(key)
-        if key == "license" and there:
-            continue
-        if key in ("tags", "datasets", "metrics"):
-            kept = there if isinstance(there, list) else [there] if there else []
+        if key in ("tags", "datasets", "metrics", "model-index"):
+            kept = _listed(front.get(key))
             value = [*kept, *(one for one in value if one not in kept)]
         front[key] = value
     text = yaml.safe_dump(front, sort_keys=False, allow_unicode=True, width=100)
@@ -206,7 +276,7 @@ def _sections(facts: Facts) -> dict[str, str]:
 
 
 def _summary(facts: Facts) -> str:
-    sizes, side = facts.sizes, facts.preprocessing.input_size
+    sizes, side = facts.sizes, (facts.preprocessing or Preprocessing()).input_size
     rows = {
         "model": sizes.configuration or "a VAN of its own sizes",
         "channels of the stages": ", ".join(map(str, sizes.embed_dims)),
@@ -249,12 +319,17 @@ def _parameters(sizes: Architecture) -> int:
 
 
 def _use(facts: Facts) -> str:
-    address = str(facts.name)
-    plain = f"hf://{facts.name.repository}"
+    address = there = str(facts.name)
+    pulled = ""
+    if facts.name.revision is not None:  # which an address of Keras and KerasHub cannot name
+        there = facts.name.name
+        pulled = f", of the folder that `van pull {address} --output {there}` makes"
     install = "pip install 'van-classification-tensorflow{}'"
     ours = (
         f'from van_classification_tensorflow import VAN, Classifier\n\nmodel = VAN("{address}")'
         f'  # Keras\nprint(Classifier("{address}")(["photo.jpg"]))'
+        if facts.has_head and facts.preprocessing is not None
+        else f'from van_classification_tensorflow import VAN\n\nmodel = VAN("{address}")'
         if facts.has_head
         else f'from van_classification_tensorflow import VAN\n\nbackbone = VAN("{address}", '
         "include_top=False)"
@@ -267,24 +342,24 @@ With its own package, `{install.format("")}`, which reads `model.safetensors` an
 {ours}
 ```
 
-With Keras, once that package is imported (and `huggingface_hub` installed):
+With Keras, once that package is imported (and `huggingface_hub` installed){pulled}:
 
 ```python
 import keras
 import van_classification_tensorflow
 
-model = keras.saving.load_model("{plain}")
+model = keras.saving.load_model("{there}")
 ```
 """
     if facts.with_keras_hub:
         text += f"""
-With KerasHub, `{install.format("[keras-hub]")}`:
+With KerasHub, `{install.format("[keras-hub]")}`{pulled}:
 
 ```python
 import keras_hub
 import van_classification_tensorflow
 
-classifier = keras_hub.models.ImageClassifier.from_preset("{plain}")
+classifier = keras_hub.models.ImageClassifier.from_preset("{there}")
 ```
 """
     return text + (
@@ -293,7 +368,12 @@ classifier = keras_hub.models.ImageClassifier.from_preset("{plain}")
     )
 
 
-def _preprocessing(found: Preprocessing) -> str:
+def _preprocessing(found: Preprocessing | None) -> str:
+    if found is None:
+        return (
+            "## Preprocessing\n\nNone is known: the weights do not say how the pictures that they "
+            "were trained on were prepared."
+        )
     side = found.input_size
     how = (
         f"both sides to {found.resize_to} pixels"
@@ -327,8 +407,10 @@ def _accuracy(facts: Facts) -> str:
         text += f"; {found.failed:,} pictures could not be read" if found.failed else ""
         text += (
             f". Version {_plain(found.version)} of `van-classification-tensorflow`, of weights "
-            f"called {_plain(found.model)}:\n\n```bash\n{found.command}\n```\n"
+            f"called {_plain(found.model)}"
         )
+        command = found.command(str(facts.name))
+        text += f":\n\n```bash\n{command}\n```\n" if command else ".\n"
     published = facts.card.top1
     if published is not None:
         five = f", top-5 {facts.card.top5:.2f} %" if facts.card.top5 is not None else ""
@@ -359,7 +441,9 @@ def _plain_long(text: str) -> str:
 
 
 def _licence(facts: Facts) -> str:
-    stated = f"The weights: {facts.licence}" if facts.licence else "No licence is stated here"
+    stated = (
+        f"The weights: {_plain(facts.licence)}" if facts.licence else "No licence is stated here"
+    )
     note = facts.card.licence_note
     note = f"; {note}" if note else ""
     version = f" {facts.version}" if facts.version else ""

@@ -22,15 +22,9 @@ from .. import __version__
 from ..export.convert import describe, write_safetensors
 from ..spec.scores import activation_of
 from ..support.extras import is_installed
-from ..weights.hub_listing import KERAS_WEIGHTS, SAFETENSORS
+from ..weights.file_names import CONFIG, KERAS_HUB_FILES, KERAS_WEIGHTS, SAFETENSORS
 from ..weights.pretrained import Pretrained
 
-KERAS_HUB_FILES = (
-    "task.json",
-    "task.weights.h5",
-    "preprocessor.json",
-    "image_converter.json",
-)
 README = "README.md"
 
 
@@ -58,7 +52,7 @@ def write_model(folder: Path, opened: Pretrained) -> list[str]:
     with tempfile.TemporaryDirectory(dir=folder) as work:
         made = Path(work) / "keras"
         keras.saving.save_model(model, made, zipped=False)
-        for name in ("config.json", KERAS_WEIGHTS):
+        for name in (CONFIG, KERAS_WEIGHTS):
             (made / name).rename(folder / name)
     metadata: dict[str, Any] = {
         "keras_version": keras.version(),

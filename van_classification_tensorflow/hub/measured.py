@@ -6,8 +6,10 @@ The file may be a stranger's: it is read as plain data of bounded size, and ever
 from __future__ import annotations
 
 import json
+import re
 import shlex
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,13 @@ from ..support.files import open_regular
 from ..support.text import printable
 
 _MAX = 64 << 20  # bytes; 21,841 classes have 3 million
+_LONGEST_PATH = 4096
+# Options of `van evaluate` that decide what is measured, beside the views; those that may be paths.
+_OPTIONS = (
+    *("data", "split", "subset", "class_map", "real_labels"),
+    *("test_size", "engine", "precision", "calibration"),
+)
+_PATHS = ("data", "class_map", "real_labels", "calibration")
 
 
 @dataclass(frozen=True)
@@ -23,8 +32,8 @@ class Measured:
     """Accuracy on a data set.
 
     Args:
-        model: What was measured.
-        dataset: On what.
+        model: What was measured; of a path its last part, as others need not know where it was.
+        dataset: On what; of a path the same.
         pictures: How many of them were measured.
         failed: How many could not be read.
         classes: Among how many it was decided.
@@ -35,6 +44,8 @@ class Measured:
         flip: Whether they were mirrored as well.
         engine: What ran the model.
         version: Of this package.
+        asked: {option of `van evaluate`: what it was given}, of those that decide what is measured;
+            empty where the file is of a version that did not keep them.
     """
 
     model: str
@@ -49,14 +60,19 @@ class Measured:
     flip: bool
     engine: str
     version: str
+    asked: Mapping[str, str] = field(default_factory=dict)
 
-    @property
-    def command(self) -> str:
-        """What measures it again."""
-        options = [f"--crops {self.views}"] if self.views != 1 else []
-        options += ["--flip"] if self.flip else []
-        words = ["van evaluate", "--data", shlex.quote(self.dataset), "--weights"]
-        return " ".join([*words, shlex.quote(self.model), *options])
+    def command(self, weights: str) -> str:
+        """What measures it again, with weights of this address; "" where that is not known."""
+        if "data" not in self.asked:
+            return ""
+        words = ["--data", self.asked["data"], "--weights", weights]
+        for name, value in self.asked.items():
+            if name != "data":
+                words += [f"--{name.replace('_', '-')}", value]
+        words += ["--crops", str(self.views)] if self.views != 1 else []
+        words += ["--flip"] if self.flip else []
+        return " ".join(["van evaluate", *map(shlex.quote, words)])
 
 
 def read_measured(path: Path) -> Measured:
@@ -100,8 +116,8 @@ def _measured(record: dict[str, Any]) -> Measured:
     if not isinstance(interval, list) or len(interval) != 2:
         raise ValueError("it has no `top1_interval`")
     return Measured(
-        model=_text(record, "model"),
-        dataset=_text(record, "dataset"),
+        model=_without_folders(_text(record, "model")),
+        dataset=_without_folders(_text(record, "dataset")),
         pictures=_count(record.get("pictures"), "pictures"),
         failed=len(failed),
         classes=_count(record.get("classes"), "classes"),
@@ -112,7 +128,45 @@ def _measured(record: dict[str, Any]) -> Measured:
         flip=views[1],
         engine=_text(record, "engine", least=0),
         version=_text(record, "version"),
+        asked=_asked(record.get("asked", {})),
     )
+
+
+def _asked(found: Any) -> dict[str, str]:
+    """The options, of paths their last part."""
+    if not isinstance(found, dict):
+        raise ValueError("its `asked` names no options")
+    asked = {}
+    for name in _OPTIONS:
+        value = found.get(name)
+        if value is None:
+            continue
+        if is_whole(value):
+            asked[name] = f"{_count(value, name)}"
+        elif isinstance(value, str) and 1 <= len(value) <= _LONGEST_PATH:
+            text = printable(value)
+            asked[name] = _last_part(text) if name in _PATHS and not _is_name(text) else text
+        else:
+            raise ValueError(f"its `{name}` is no text of sensible length")
+    return asked
+
+
+def _is_name(text: str) -> bool:
+    """Whether it names data that are no folder."""
+    return text == "digits" or text.startswith("tfds:")
+
+
+def _last_part(path: str) -> str:
+    last = re.split(r"[/\\]", path.rstrip("/\\"))[-1] or path
+    return f"./{last}" if _is_name(last) or last.startswith("-") else last
+
+
+def _without_folders(text: str) -> str:
+    """What `van evaluate` calls weights or data, of a path its last part."""
+    if text.startswith(("hf://", "tfds:", "digits:")):
+        return text
+    text = re.sub(r"[/\\]+(?=$|, )", "", text)  # at the end of a folder's name
+    return re.split(r"[/\\]", text)[-1] or text
 
 
 def _text(record: dict[str, Any], key: str, least: int = 1) -> str:

@@ -8,9 +8,9 @@ from pathlib import Path
 from ..support.console import messages, say
 from ..support.result_folder import write_folder
 from ..support.text import first_few
-from ..weights.checkpoint import read_keras_folder, read_weights
+from ..weights.checkpoint import check_for_keras, read_weights
 from ..weights.hub import fetch_folder
-from ..weights.hub_listing import KERAS_WEIGHTS, Listing, left_out
+from ..weights.hub_listing import Listing, left_out
 from ..weights.hub_name import HubName
 from .request import FILES, PullRequest
 
@@ -19,15 +19,13 @@ def run(request: PullRequest) -> None:
     """Fetches what is of use, reads it as weights, and prints where it is.
 
     Raises:
-        ValueError: It holds no VAN, or a model of Keras with classes of others.
+        ValueError: It holds no VAN, or what Keras or KerasHub would make objects of others of.
         OSError: It cannot be had or written.
     """
     console = messages()
     found = fetch_folder(HubName.of(request.address, "address"), Listing.to_keep, console=console)
     weights = read_weights(found.path)
-    if (found.path / KERAS_WEIGHTS).is_file() and (found.path / "config.json").is_file():
-        # What Keras would make of it: only this package's layers and a classifier head.
-        read_keras_folder(found.path)
+    check_for_keras(found.path, [one.name for one in found.files])
     if others := left_out(found.listing, found.files):
         say(console, f"{found.name}: left there, as nothing here reads it: {first_few(others)}")
     say(console, f"{found.title}: {weights.architecture}")

@@ -11,11 +11,11 @@ from ..support.options import option
 from ..support.result_folder import check_folder
 from ..support.text import printable, shown
 from ..weights.address import address_of
-from ..weights.hub_listing import PULLED
+from ..weights.hub_listing import Kept
 from ..weights.hub_name import HubName
 
 _ADDRESS = "hf://USER/NAME"
-FILES = (*PULLED, "LICENSE")
+FILES = Kept()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,6 +17,7 @@ from ..model.layers import register
 from ..model.network import Network
 from ..spec.config import DATA_FORMATS, VANConfig
 from ..support.checks import check_choice
+from ..support.files import write_atomically
 from .weights import load_features, named, opened, sizes_of
 
 # The 1 x 1 convolutions of a block: of the attention, where LoRA begins, and of the MLP.
@@ -153,7 +154,8 @@ class VANBackbone(FeaturePyramidBackbone):
             saved = json.loads(path.read_text("utf-8"))
             kept = keras.DTypePolicy(self.variable_dtype)
             saved["config"]["dtype"] = keras.dtype_policies.serialize(kept)
-            path.write_text(json.dumps(saved, indent=4), "utf-8")
+            text = json.dumps(saved, indent=4)
+            write_atomically(path, lambda new: new.write_text(text, "utf-8"))
 
     @classmethod
     def from_preset(cls, preset: str, load_weights: bool = True, **kwargs) -> VANBackbone:
@@ -172,7 +174,8 @@ class VANBackbone(FeaturePyramidBackbone):
 
         Args:
             weights: The path of a weight file (`.pth`, `.safetensors`, `.h5`, `.keras`, ...) or of
-                a Hugging Face folder; or a name of `van weights list`. A head is left out.
+                a Hugging Face folder; hf://USER/NAME[@REVISION]; or a name of `van weights list`.
+                A head is left out.
             data_format: As of the constructor.
             dtype: As of the constructor.
             kwargs: What else the constructor takes.

@@ -105,7 +105,7 @@ class VANImageClassifier(ImageClassifier):
 
         Args:
             weights: The path of a weight file (`.pth`, `.safetensors`, `.h5`, `.keras`, ...) or of
-                a Hugging Face folder; or a name of `van weights list`.
+                a Hugging Face folder; hf://USER/NAME[@REVISION]; or a name of `van weights list`.
             num_classes: Another number of classes than theirs makes a fresh head.
             data_format: As of `VANBackbone`.
             dtype: As of `VANBackbone`.

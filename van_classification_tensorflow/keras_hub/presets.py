@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import tempfile
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from .image_classifier import VANImageClassifier, VANImageClassifierPreprocessor
 from .image_converter import VANImageConverter
 from .weights import naming, opened, sizes_of
 
+_MAKING = threading.Lock()  # of the folder of a preset, which several threads may ask for
 _DATASETS = {"in1k": "imagenet", "in22k": "imagenet22k"}
 
 
@@ -55,11 +57,14 @@ class Preset(dict):
     def __missing__(self, key: str) -> str:
         if key != "kaggle_handle":
             raise KeyError(key)
-        self._folder = tempfile.TemporaryDirectory(prefix="van_preset_")  # until Python ends
-        for name, content in preset_files(self._record).items():
-            Path(self._folder.name, name).write_text(json.dumps(content, indent=4), "utf-8")
-        self[key] = self._folder.name
-        return self._folder.name
+        with _MAKING:
+            if key not in self:  # else another thread has been quicker
+                folder = tempfile.TemporaryDirectory(prefix="van_preset_")
+                for name, content in preset_files(self._record).items():
+                    Path(folder.name, name).write_text(json.dumps(content, indent=4), "utf-8")
+                self._folder = folder  # until Python ends
+                self[key] = folder.name
+        return self[key]
 
 
 def preset_files(record: Weights) -> dict[str, Any]:

@@ -47,7 +47,7 @@ def named(path: str | os.PathLike) -> Pretrained | None:
 
 
 def opened(weights: Any) -> Pretrained:
-    """The weights of a name of the catalogue or of a path.
+    """The weights of a name of the catalogue, of a path or of a folder of a hub.
 
     Raises:
         ValueError: There are no such weights, or the file is refused.
@@ -56,7 +56,8 @@ def opened(weights: Any) -> Pretrained:
     found = open_pretrained(weights, argument="weights")
     if found is None:
         raise ValueError(
-            "`weights` must be a name of the catalogue (`van weights list`) or a path. "
+            "`weights` must be a name of the catalogue (`van weights list`), a path or "
+            "hf://USER/NAME[@REVISION]. "
             f"Received: weights={weights!r}"
         )
     return found

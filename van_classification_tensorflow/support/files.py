@@ -7,11 +7,11 @@ import os
 import stat
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from hashlib import file_digest
+from hashlib import file_digest, sha1
 from importlib.resources import files
 from importlib.resources.abc import Traversable
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 
 def asset(name: str) -> Traversable:
@@ -23,6 +23,16 @@ def sha256_of(path: str | os.PathLike) -> str:
     """Of a file's content, in hexadecimal digits."""
     with open(path, "rb") as file:
         return file_digest(file, "sha256").hexdigest()
+
+
+def git_hash_of(path: str | os.PathLike, size: int) -> str:
+    """What git calls a file's content: SHA-1 of "blob", its size and itself."""
+
+    def begun() -> Any:
+        return sha1(f"blob {size}\0".encode(), usedforsecurity=False)
+
+    with open(path, "rb") as file:
+        return file_digest(file, begun).hexdigest()
 
 
 def open_regular(path: str | os.PathLike, buffering: int = -1) -> BinaryIO:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Container
 from pathlib import Path
 
 from .files import folder_beside, put_in_place
 from .text import printable
 
 
-def check_folder(output: Path | None, files: Collection[str], maker: str, overwrite: bool) -> None:
+def check_folder(output: Path | None, files: Container[str], maker: str, overwrite: bool) -> None:
     """Before the work: can `output` be made, or replaced?
 
     Args:
@@ -50,7 +50,7 @@ def check_folder(output: Path | None, files: Collection[str], maker: str, overwr
 
 def write_folder(
     output: Path,
-    files: Collection[str],
+    files: Container[str],
     maker: str,
     overwrite: bool,
     write: Callable[[Path], None],

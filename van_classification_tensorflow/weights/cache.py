@@ -21,6 +21,8 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 from urllib.parse import urlsplit
 
 from ..support.files import asset, sha256_of, write_atomically
+from ..support.text import one_line
+from ..support.text import shown as in_message
 from .catalogue import Source, Weights
 from .download import (
     DownloadError,
@@ -49,11 +51,21 @@ class Status(NamedTuple):
 
 
 def cache_dir() -> Path:
-    """Folder of the cache, from `VAN_CACHE` or the user's cache folder. It may not exist."""
+    """Folder of the cache, from `VAN_CACHE` or the user's cache folder. It may not exist.
+
+    Raises:
+        ValueError: `VAN_CACHE` is in the home of somebody who has none.
+    """
     import platformdirs
 
     if chosen := os.environ.get("VAN_CACHE"):
-        return Path(chosen).expanduser().absolute()
+        try:
+            return Path(chosen).expanduser().absolute()
+        except RuntimeError:
+            raise ValueError(
+                "`VAN_CACHE` must be a folder, and there is no such home here. Received: "
+                f"VAN_CACHE={in_message(chosen)}"
+            ) from None
     return Path(platformdirs.user_cache_dir("van-classification-tensorflow")) / "weights"
 
 
@@ -198,16 +210,12 @@ class _Fetch:
             forget(part)
             os.replace(part, path)
         except OSError as error:
-            no_space = isinstance(error, NoSpaceError)
-            if not no_space and error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            about = f"about {self.weights.expected_bytes or 0:,} bytes"
+            refusal = no_space(f"{name}, {about},", self.folder, error)
+            if refusal is None:
                 raise
             discard(part)
-            about = f"about {self.weights.expected_bytes or 0:,} bytes"
-            raise DownloadError(
-                f"no space for {name}, {about}, in {self.folder} "
-                f"({error if no_space else error.strerror}): free some, or set VAN_CACHE to a "
-                "folder on another disk"
-            ) from error
+            raise refusal from error
         source_and_hash = f"{size:,} bytes from {shown(url)}, SHA-256 {digest}"
         _say(self.console, f"{name}: {source_and_hash}, in {path}")
         return path
@@ -332,6 +340,16 @@ def is_offline() -> bool:
     if value not in ("", "0", "1"):
         raise ValueError(f"`VAN_OFFLINE` must be 1 or 0. Received: {value!r}")
     return value == "1"
+
+
+def no_space(what: str, folder: Path, error: OSError) -> DownloadError | None:
+    """What to say of a disk that is full; None where `error` is another one."""
+    if not isinstance(error, NoSpaceError) and error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        return None
+    return DownloadError(
+        f"no space for {what} in {folder} ({error.strerror or one_line(error)}): free some, or set "
+        "VAN_CACHE to a folder on another disk"
+    )
 
 
 def _say(console: Console, text: str) -> None:

@@ -12,7 +12,7 @@ import io
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -26,34 +26,42 @@ from ..spec.decoders import DecoderSizes, layers_as_tensors
 from ..support.files import open_regular
 from ..support.text import excerpt
 from . import sidecars as beside
+from .file_names import (
+    CONFIG,
+    INDEX,
+    KERAS_HUB_FILES,
+    KERAS_WEIGHTS,
+    MAX_JSON,
+    PREPROCESSOR_CONFIG,
+    PYTORCH,
+    SAFETENSORS,
+)
 from .formats.hdf5 import Hdf5File
 from .formats.stored_zip import StoredZip
 from .formats.torch import Namespace, Tensor, TorchFile
-from .keras_config import INSTEAD, ONLY_IN_TRAINING, QUANTISED, describe
+from .keras_config import (
+    INSTEAD,
+    ONLY_IN_TRAINING,
+    QUANTISED,
+    Described,
+    check_keras_hub,
+    describe,
+)
 from .namings import translate, without_prefix
 
 # Where training scripts keep the weights, in the order of preference.
 WRAPPERS = ("state_dict", "model", "model_state_dict", "model_ema", "state_dict_ema")
 
 # What a folder is read for, the first that is there: transformers', a run of `van train`, Keras's.
-_INDEX = ".index.json"
-_OF_TRANSFORMERS = (
-    "model.safetensors",
-    f"model.safetensors{_INDEX}",
-    "pytorch_model.bin",
-    f"pytorch_model.bin{_INDEX}",
-)
-# What Keras writes where a model is no single file, `config.json` beside it.
-_KERAS_WEIGHTS = "model.weights.h5"
-_OF_A_FOLDER = (*_OF_TRANSFORMERS, "best.keras", "last.keras", _KERAS_WEIGHTS)
+_OF_TRANSFORMERS = (SAFETENSORS, SAFETENSORS + INDEX, PYTORCH, PYTORCH + INDEX)
+_OF_A_FOLDER = (*_OF_TRANSFORMERS, "best.keras", "last.keras", KERAS_WEIGHTS)
 _MAX_SHARDS = 200
 
 # A B6 has 2,842 tensors, with BatchNorm's counters 3,300; names of at most 100 letters.
 _MAX_TENSORS = 20_000
 _MAX_NAME = 200
 _MAX_PREFIXED = 1000  # with all that wrappers put before it
-_MAX_JSON = 1 << 20  # bytes of a safetensors header or a `.keras` configuration
-_MAX_JSON_FILE = 8 << 20  # of a config.json: the names of 21,841 classes, twice, are 2 million
+_MAX_HEADER = 1 << 20  # bytes of a safetensors header or a `.keras` configuration
 _HDF5_START = b"\x89HDF\r\n\x1a\n"
 
 
@@ -137,9 +145,9 @@ def weight_file(path: str | os.PathLike) -> Path:
 
 def files_beside(file: Path) -> list[Path]:
     """The files that say what is in `file`, transformers' or Keras's, as far as they are there."""
-    if file.name not in (*_OF_TRANSFORMERS, _KERAS_WEIGHTS):
+    if file.name not in (*_OF_TRANSFORMERS, KERAS_WEIGHTS):
         return []
-    names = ("config.json", "preprocessor_config.json")
+    names = (CONFIG, PREPROCESSOR_CONFIG)
     return [file.with_name(name) for name in names if file.with_name(name).is_file()]
 
 
@@ -163,9 +171,9 @@ def read_checkpoint(path: str | os.PathLike, wrapper: str | None = None) -> Chec
     prefix = wrapper if wrapper is not None and wrapper.endswith(".") else None
     wrapper = None if prefix else wrapper
     with _refused(path):
-        if file.name.endswith(_INDEX):
+        if file.name.endswith(INDEX):
             found = _read_shards(file, wrapper)
-        elif file.name == _KERAS_WEIGHTS and Path(path).is_dir():
+        elif file.name == KERAS_WEIGHTS and Path(path).is_dir():
             found = _no_wrapper(wrapper, _keras_folder(file))
         else:
             found = _read_file(file, wrapper)
@@ -207,9 +215,9 @@ def _read_file(path: Path, wrapper: str | None) -> Checkpoint:
 
 def _read_json(path: Path) -> Any:
     with _opened(path) as file:
-        text = file.read(_MAX_JSON_FILE + 1)
-    if len(text) > _MAX_JSON_FILE:
-        raise ValueError(f"{path.name} has more than {_MAX_JSON_FILE:,} bytes")
+        text = file.read(MAX_JSON + 1)
+    if len(text) > MAX_JSON:
+        raise ValueError(f"{path.name} has more than {MAX_JSON:,} bytes")
     return _json(text, path.name)
 
 
@@ -280,15 +288,34 @@ class ModelWeights:
     ignored: dict[str, str]
 
 
-def read_keras_folder(path: str | os.PathLike) -> Checkpoint:
-    """What Keras would read of a folder: `config.json` and `model.weights.h5`.
+def check_for_keras(path: str | os.PathLike, names: Collection[str]) -> None:
+    """Checks what Keras and KerasHub would make objects of, in a folder; makes none.
+
+    Args:
+        path: The folder.
+        names: Of the files in it.
 
     Raises:
-        CheckpointError: They are not of a VAN, perhaps with a classifier head; nothing is made.
-        OSError: One cannot be opened.
+        CheckpointError: They would make a model that is no VAN, perhaps with a classifier head, or
+            objects of classes of others.
+        OSError: A file cannot be opened.
     """
+    folder = Path(path)
     with _refused(path):
-        return _keras_folder(Path(path) / _KERAS_WEIGHTS)
+        if CONFIG in names and KERAS_WEIGHTS in names:
+            _keras_folder(folder / KERAS_WEIGHTS)
+        elif CONFIG in names and not _is_of_others(config := _read_json(folder / CONFIG)):
+            _vans_config(config)  # Keras makes the model before it looks for the weights
+        for name in KERAS_HUB_FILES:
+            if name in names and name.endswith(".json"):
+                check_keras_hub(_read_json(folder / name), name)
+
+
+def _is_of_others(config: Any) -> bool:
+    """Whether a `config.json` is transformers' or timm's, and nothing to Keras."""
+    if not isinstance(config, dict) or "class_name" in config:
+        return False
+    return "pretrained_cfg" in config or bool(beside.TRANSFORMERS_KEYS & config.keys())
 
 
 def read_weights(
@@ -324,7 +351,7 @@ def _read(file: BinaryIO, path: Path, wrapper: str | None) -> Checkpoint:
     file.seek(0)
     if start.startswith(b"PK"):
         archive = StoredZip(file)
-        if _KERAS_WEIGHTS in archive.members:
+        if KERAS_WEIGHTS in archive.members:
             return _no_wrapper(wrapper, _read_keras(archive))
         return _read_torch(file, wrapper)
     if start.startswith(b"\x80\x02"):
@@ -430,7 +457,7 @@ def _read_safetensors(file: BinaryIO, path: Path) -> Checkpoint:
 
     size = os.fstat(file.fileno()).st_size
     header = int.from_bytes(file.read(8), "little")
-    if header > min(size - 8, _MAX_JSON):
+    if header > min(size - 8, _MAX_HEADER):
         raise ValueError(f"a safetensors header of {header:,} bytes in a file of {size:,}")
     _json(file.read(header), "header")  # for the library takes the last of two equal keys
     try:
@@ -495,8 +522,8 @@ _HARMLESS_MODULES = ("keras.initializers", "keras.regularizers", "keras.constrai
 
 def _read_keras(archive: StoredZip) -> Checkpoint:
     """`.keras`: its configuration is read as data; no class in it is ever made."""
-    config = _json(archive.read("config.json", limit=_MAX_JSON), "config.json")
-    return _described(config, io.BytesIO(archive.read(_KERAS_WEIGHTS)), "keras")
+    config = _json(archive.read("config.json", limit=_MAX_HEADER), "config.json")
+    return _described(config, io.BytesIO(archive.read(KERAS_WEIGHTS)), "keras")
 
 
 def _keras_folder(file: Path) -> Checkpoint:
@@ -506,11 +533,15 @@ def _keras_folder(file: Path) -> Checkpoint:
         return _described(config, weights, "keras folder")
 
 
-def _described(config: Any, hdf5: BinaryIO, layout: str) -> Checkpoint:
+def _vans_config(config: Any) -> Described:
     if not isinstance(config, dict) or not isinstance(config.get("config"), dict):
         raise ValueError("its config.json describes no model")
     _check_classes(config["config"])
-    described = describe(config)
+    return describe(config)
+
+
+def _described(config: Any, hdf5: BinaryIO, layout: str) -> Checkpoint:
+    described = _vans_config(config)
     weights = _read_hdf5(hdf5)
     tensors = weights.tensors
     if described.head is not None:

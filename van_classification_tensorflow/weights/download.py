@@ -148,9 +148,14 @@ def forget(part: Path) -> None:
     _memory(part).unlink(missing_ok=True)
 
 
-def shown(url: str) -> str:
-    """`url` as it may be printed and stored: without a user's name and password."""
-    return re.sub(r"//[^/@]*@", "//", url, count=1)
+def shown(url: str, bare: bool = False) -> str:
+    """`url` as it may be printed and stored: without a user's name and password.
+
+    Args:
+        url: One, or a text with some.
+        bare: It may be without a scheme, as that of a proxy.
+    """
+    return re.sub(r"(^(?!\w+://)|//)[^/]*@" if bare else r"(//)[^/]*@", r"\1", url)
 
 
 def _attempt(

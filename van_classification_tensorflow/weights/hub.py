@@ -2,25 +2,32 @@
 
 A folder is kept by its commit, so that what is there never changes:
 `<cache>/hub/<host>/<USER>--<NAME>/<commit>/`. What the hub said of a commit lies beside it, and
-`refs` say which commit a branch was last. Nothing here reads weights. Imports neither Keras nor a
-backend; read over plain HTTPS, as `huggingface_hub` would bring a cache of links, an accelerator of
-its own and more packages than this needs, and compares sizes but not hashes.
+`refs` say which commit a branch was last. What is here is verified without a lock, by many at once
+and from a cache that is only for reading; a lock is for downloads.
+
+Nothing here reads weights. Imports neither Keras nor a backend; read over plain HTTPS, as
+`huggingface_hub` would bring a cache of links, an accelerator of its own and more packages than
+this needs, and compares sizes but not hashes.
 """
 
 from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Callable
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, urlsplit
 
 from ..support.files import folder_beside, write_atomically
-from ..support.text import one_line
 from . import cache
-from .cache import bar, cache_dir, locked
+from .cache import bar, cache_dir, locked, no_space
 from .download import (
     DownloadError,
     Limits,
@@ -39,6 +46,8 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 Choose = Callable[[Listing], list[Entry]]
+_READ_ONLY = (errno.EACCES, errno.EPERM, errno.EROFS)
+_YOUNG = 24 * 3600  # seconds
 
 
 @dataclass(frozen=True)
@@ -101,18 +110,12 @@ def fetch_folder(
         console = messages()
     fetch = _Fetch(name, console, limits or Limits(), place_of(name))
     try:
-        fetch.folder.mkdir(parents=True, exist_ok=True)
-        with locked(fetch.folder / ".lock", console, fetch.limits.lock):
-            return fetch.run(choose)
+        return fetch.run(choose)
     except OSError as error:
-        no_space = isinstance(error, NoSpaceError) or error.errno in (errno.ENOSPC, errno.EDQUOT)
-        if isinstance(error, DownloadError) and not no_space:
+        if refusal := no_space(str(name), fetch.folder, error):
+            raise refusal from error
+        if isinstance(error, DownloadError):
             raise
-        if no_space:
-            raise DownloadError(
-                f"no space for {name} in {fetch.folder} ({one_line(error)}): free some, or set "
-                "VAN_CACHE to a folder on another disk"
-            ) from error
         raise DownloadError(
             f"cannot use the cache folder {fetch.folder} ({error.strerror or error}): set "
             "VAN_CACHE to another one"
@@ -121,13 +124,16 @@ def fetch_folder(
 
 def place_of(name: HubName) -> Path:
     """Where the commits of a folder are kept."""
-    host = urlsplit(endpoint()).netloc.replace(":", "_")
+    address = urlsplit(endpoint())
+    host = address.netloc.replace(":", "_")
+    if (address.scheme, address.path) != ("https", ""):  # another hub, with another's folders
+        host += f"+{sha256(endpoint().encode()).hexdigest()[:8]}"
     return cache_dir() / "hub" / host / f"{name.user}--{name.name}"
 
 
 @dataclass(frozen=True)
 class _Fetch:
-    """One folder, whose lock is held."""
+    """One folder."""
 
     name: HubName
     console: Console
@@ -141,22 +147,48 @@ class _Fetch:
         except ValueError as error:
             raise DownloadError(f"{self.name}: {error}") from error
         path = self.folder / listing.commit
-        path.mkdir(exist_ok=True)
-        missing = [one for one in entries if not self._is_here(path / one.name, one)]
-        if missing and is_offline():
+        if missing := self._missing(path, entries):
+            self._get(missing, listing.commit, path)
+        return HubFolder(self.name, path, listing, tuple(entries))
+
+    def _missing(self, path: Path, entries: Iterable[Entry]) -> list[Entry]:
+        return [one for one in entries if not self._is_here(path / one.name, one)]
+
+    def _get(self, missing: Iterable[Entry], commit: str, path: Path) -> None:
+        if is_offline():
+            first = next(iter(missing)).name
             raise DownloadError(
-                f"VAN_OFFLINE is set and {missing[0].name} of {self.name} is not in the cache: run "
+                f"VAN_OFFLINE is set and {first} of {self.name} is not in the cache: run "
                 f"`van pull {self.name}` where there is a network, or unset VAN_OFFLINE"
             )
-        for one in missing:
-            self._download(listing.commit, path, one)
+        path.mkdir(parents=True, exist_ok=True)
+        with locked(self.folder / ".lock", self.console, self.limits.lock):
+            # Another process may have fetched them meanwhile.
+            missing = self._missing(path, missing)
+            for one in missing:
+                self._download(commit, path, one)
+            self._tidy()
         if missing:
             size = sum(one.size for one in missing)
             files = "1 file" if len(missing) == 1 else f"{len(missing)} files"
-            self._say(
-                f"{self.name}: {files}, {size:,} bytes of commit {listing.commit[:7]}, in {path}"
-            )
-        return HubFolder(self.name, path, listing, tuple(entries))
+            self._say(f"{self.name}: {files}, {size:,} bytes of commit {commit[:7]}, in {path}")
+
+    def _tidy(self) -> None:
+        """Removes what runs that were ended have left, the lock being held."""
+        for pattern in ("*/.*.part", "*/.*.part.json"):
+            for left in self.folder.glob(pattern):
+                left.unlink(missing_ok=True)
+        # What the hub answers is written without the lock: what is young may be in use.
+        young = time.time() - _YOUNG
+        for pattern in (".van-*", ".tmp-*", "refs/.tmp-*"):
+            for left in self.folder.glob(pattern):
+                with suppress(OSError):  # another process may be as tidy
+                    if left.lstat().st_mtime > young:
+                        continue
+                    if left.is_dir() and not left.is_symlink():
+                        shutil.rmtree(left)
+                    else:
+                        left.unlink()
 
     def _is_here(self, path: Path, entry: Entry) -> bool:
         """Whether a file is in the cache; computes its hash anew."""
@@ -190,12 +222,16 @@ class _Fetch:
             return known
         if self.name.is_commit and listing.commit != self.name.revision:
             raise DownloadError(f"{self.name}: the hub answers for commit {listing.commit}")
-        _keep(self._said(listing.commit), listing.to_json())
-        _keep(self._ref(), listing.commit)
+        try:
+            _keep(self._said(listing.commit), listing.to_json())
+            _keep(self._ref(), listing.commit)
+        except OSError as error:
+            if error.errno not in _READ_ONLY:
+                raise
         return listing
 
     def _ask(self) -> Listing:
-        with folder_beside(self.folder / "listing") as work:
+        with self._work() as work:
             part = work / "listing.json"
             transfer(
                 self.name.listing_url(),
@@ -209,6 +245,19 @@ class _Fetch:
             return Listing.from_json(text)
         except ValueError as error:
             raise DownloadError(f"{self.name}: {shown(endpoint())}: {error}") from error
+
+    @contextmanager
+    def _work(self) -> Iterator[Path]:
+        """A folder for an answer: in the cache, but where that is only for reading."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with ExitStack() as stack:
+            try:
+                folder = stack.enter_context(folder_beside(self.folder / "listing"))
+            except OSError as error:
+                if error.errno not in _READ_ONLY:
+                    raise
+                folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+            yield folder
 
     def _known(self) -> Listing | None:
         """What the hub said when it was last asked."""

@@ -6,46 +6,59 @@ larger than any VAN needs, and each file has a hash that its bytes must have.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Container, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..support.files import git_hash_of, sha256_of
+from .file_names import (
+    CONFIG,
+    INDEX,
+    KERAS_HUB_FILES,
+    KERAS_WEIGHTS,
+    MAX_JSON,
+    PREPROCESSOR_CONFIG,
+    PYTORCH,
+    SAFETENSORS,
+)
+
 MAX_LISTING = 16 << 20  # bytes; a file takes some 200
 _MAX_FILES = 10_000
 _MAX_WEIGHTS = 4 << 30  # bytes of a file; a B6 with its optimizer has 2.4 GB
-_MAX_TEXT = 8 << 20  # of a configuration, as in `weights/checkpoint.py`
 _MAX_ALL = 16 << 30
 _WEIGHTS = (".safetensors", ".bin", ".h5", ".keras")
 
-# What tensors are read from, the first that is there.
-SAFETENSORS, PYTORCH = "model.safetensors", "pytorch_model.bin"
-KERAS_WEIGHTS = "model.weights.h5"
-_INDEX = ".index.json"
-_BESIDE = ("config.json", "preprocessor_config.json")
+_BESIDE = (CONFIG, PREPROCESSOR_CONFIG)
 # What Keras and KerasHub read as well.
-_OF_KERAS = (
-    "metadata.json",
-    KERAS_WEIGHTS,
-    "task.json",
-    "task.weights.h5",
-    "preprocessor.json",
-    "image_converter.json",
-)
+_OF_KERAS = ("metadata.json", KERAS_WEIGHTS, *KERAS_HUB_FILES)
 _FOR_PEOPLE = ("README.md", "LICENSE", "LICENSE.md", "LICENSE.txt", "results.json")
-# All that may be kept of a folder, but for the parts of weights in several files.
-PULLED = (
+_KEPT = (
     SAFETENSORS,
     PYTORCH,
-    SAFETENSORS + _INDEX,
-    PYTORCH + _INDEX,
+    SAFETENSORS + INDEX,
+    PYTORCH + INDEX,
     *_BESIDE,
     *_OF_KERAS,
     *_FOR_PEOPLE,
 )
+_SHARD = r"{}-\d{{5}}-of-\d{{5}}\.{}"
+
+
+class Kept(Container[str]):
+    """The names of all that may be kept of a folder, parts of weights in several files too."""
+
+    def __contains__(self, name: object) -> bool:
+        return name in _KEPT or any(_is_shard(name, of) for of in (SAFETENSORS, PYTORCH))
+
+
+def _is_shard(name: object, of: str) -> bool:
+    """Whether a file is a part of the weights that would be called `of` in one file."""
+    stem, ending = of.rsplit(".", 1)
+    pattern = _SHARD.format(re.escape(stem), ending)
+    return isinstance(name, str) and bool(re.fullmatch(pattern, name))
 
 
 @dataclass(frozen=True)
@@ -70,14 +83,9 @@ class Entry:
         if size != self.size:
             return f"expected {self.size:,} bytes, found {size:,}"
         if self.sha256:
-            kind, expected, hashed = "SHA-256", self.sha256, hashlib.sha256()
+            kind, expected, found = "SHA-256", self.sha256, sha256_of(path)
         else:
-            kind, expected = "git's hash", self.blob
-            hashed = hashlib.sha1(f"blob {size}\0".encode(), usedforsecurity=False)
-        with path.open("rb") as file:
-            while piece := file.read(1 << 20):
-                hashed.update(piece)
-        found = hashed.hexdigest()
+            kind, expected, found = "git's hash", self.blob, git_hash_of(path, size)
         return "" if found == expected else f"expected {kind} {expected}, found {found}"
 
 
@@ -138,12 +146,13 @@ class Listing:
         for name in (SAFETENSORS, PYTORCH):
             if name in self.files:
                 return self._chosen([name, *_BESIDE])
-            if name + _INDEX in self.files:
-                return self._chosen([name + _INDEX, *self._shards(name), *_BESIDE])
-        if KERAS_WEIGHTS in self.files and "config.json" in self.files:
-            return self._chosen([KERAS_WEIGHTS, "config.json"])
+            if name + INDEX in self.files:
+                shards = [one for one in self.files if _is_shard(one, name)]
+                return self._chosen([name + INDEX, *shards, *_BESIDE])
+        if KERAS_WEIGHTS in self.files and CONFIG in self.files:
+            return self._chosen([KERAS_WEIGHTS, CONFIG])
         raise ValueError(
-            f"there is no {SAFETENSORS}, {PYTORCH} or {KERAS_WEIGHTS} with config.json in it"
+            f"there is no {SAFETENSORS}, {PYTORCH} or {KERAS_WEIGHTS} with {CONFIG} in it"
         )
 
     def to_keep(self) -> list[Entry]:
@@ -155,15 +164,18 @@ class Listing:
         names = [entry.name for entry in self.to_read()]
         return self._chosen(dict.fromkeys([*names, *_BESIDE, *_OF_KERAS, *_FOR_PEOPLE]))
 
-    def _shards(self, name: str) -> list[str]:
-        stem, ending = name.rsplit(".", 1)
-        pattern = rf"{re.escape(stem)}-\d{{5}}-of-\d{{5}}\.{ending}"
-        return [one for one in self.files if re.fullmatch(pattern, one)]
+    def only(self, *names: str) -> list[Entry]:
+        """Those of these names that are there.
+
+        Raises:
+            ValueError: They are larger than any VAN's.
+        """
+        return self._chosen(names)
 
     def _chosen(self, names: Iterable[str]) -> list[Entry]:
         entries = [self.files[name] for name in names if name in self.files]
         for one in entries:
-            most = _MAX_WEIGHTS if one.name.endswith(_WEIGHTS) else _MAX_TEXT
+            most = _MAX_WEIGHTS if one.name.endswith(_WEIGHTS) else MAX_JSON
             if one.size > most:
                 raise ValueError(f"its {one.name} has {one.size:,} bytes; allowed: {most:,}")
         if sum(one.size for one in entries) > _MAX_ALL:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlsplit
 
+from ..support.text import printable
 from ..support.text import shown as in_message
 from .download import shown
 
@@ -126,28 +127,34 @@ def token() -> str:
     https://huggingface.co, not for wherever `HF_ENDPOINT` points.
 
     Raises:
-        ValueError: `HF_TOKEN` cannot be one.
+        ValueError: `HF_TOKEN`, or what is kept, cannot be one.
     """
     parts = urlsplit(endpoint())
     if parts.scheme != "https" and parts.hostname not in ("localhost", "127.0.0.1", "::1"):
         return ""
-    found = os.environ.get("HF_TOKEN", "").strip()
-    if not found and endpoint() == HUB:
-        found = _kept()
+    found, place = os.environ.get("HF_TOKEN", "").strip(), "`HF_TOKEN`"
+    if not found and endpoint() == HUB and (path := _kept_in()) is not None:
+        found, place = _kept(path), f"the token in {printable(path)}"
     if found and not (len(found) <= _MAX_TOKEN and re.fullmatch(r"[!-~]+", found)):
         raise ValueError(  # not what it holds, which is a secret
-            f"`HF_TOKEN` must be one word in ASCII, of at most {_MAX_TOKEN} characters. Received: "
+            f"{place} must be one word in ASCII, of at most {_MAX_TOKEN} characters. Received: "
             f"{len(found)} characters"
         )
     return found
 
 
-def _kept() -> str:
-    """The token that the hub's own client has kept for its user."""
+def _kept_in() -> Path | None:
+    """Where the hub's own client keeps the token of its user; None of a user without a home."""
     home = os.environ.get("HF_HOME") or os.path.join(
         os.environ.get("XDG_CACHE_HOME") or "~/.cache", "huggingface"
     )
-    path = Path(os.environ.get("HF_TOKEN_PATH") or os.path.join(home, "token")).expanduser()
+    try:
+        return Path(os.environ.get("HF_TOKEN_PATH") or os.path.join(home, "token")).expanduser()
+    except RuntimeError:
+        return None
+
+
+def _kept(path: Path) -> str:
     try:
         with path.open(encoding="ascii") as file:
             return file.read(_MAX_TOKEN + 1).strip()

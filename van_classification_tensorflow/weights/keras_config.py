@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from ..registration import CLASSES
 from ..spec.config import stage_kernel_stride
 from ..spec.decoders import DecoderSizes
 from ..spec.labels import right_number
@@ -19,6 +20,13 @@ from ..support.text import excerpt
 
 _OURS = "van_classification_tensorflow>"
 _MODELS = ("Functional", "Sequential")
+_FOR_KERAS_HUB = {
+    f"{_OURS}{name}"
+    for module, names in CLASSES.items()
+    if module.startswith("keras_hub.")
+    for name in names
+}
+_POLICIES = ("DTypePolicy", "DTypePolicyMap", "QuantizedDTypePolicy")
 # They change nothing in inference. Not `RandomCrop`, which says that it gives another size.
 _AUGMENTATIONS = {
     "AugMix",
@@ -150,6 +158,40 @@ def describe(config: Mapping[str, Any]) -> Described:
     use_bias = bool(head.config.get("use_bias", True))
     described = Described(about, head.name, use_bias, tuple(notes))
     return _without_more(described, rest, about)
+
+
+def check_keras_hub(content: Any, file: str) -> None:
+    """Checks that KerasHub would make only objects of this package of a file of its own.
+
+    Args:
+        content: Of the file, as JSON.
+        file: Its name.
+
+    Raises:
+        ValueError: It names another class.
+    """
+    if not isinstance(content, dict) or not _is_for_keras_hub(content):
+        raise ValueError(f"{file} describes nothing of this package")
+    waiting: list[Any] = [content]
+    while waiting:
+        one = waiting.pop()
+        if isinstance(one, list):
+            waiting += one
+        elif isinstance(one, dict):
+            waiting += one.values()
+            # Keras makes an object of whatever has this entry.
+            if "class_name" in one and not _is_for_keras_hub(one):
+                raise ValueError(
+                    f"{file} names the class {excerpt(one['class_name'])}; expected only those of "
+                    "this package for KerasHub"
+                )
+
+
+def _is_for_keras_hub(entry: Mapping[str, Any]) -> bool:
+    module, name, registered = map(entry.get, ("module", "class_name", "registered_name"))
+    if isinstance(registered, str) and registered in _FOR_KERAS_HUB:
+        return name == registered.removeprefix(_OURS)
+    return name in _POLICIES and module == "keras" and registered in (None, name)
 
 
 def _changes_nothing(layer: _Layer) -> bool:
