@@ -158,6 +158,7 @@ def test_extras_say_what_is_missing_and_how_to_get_it(monkeypatch):
         "ray>=2 ; extra == 'cluster'",
         "numpy>=999 ; extra == 'new'",
         "nothing-like-this ; extra == 'new'",
+        "nothing-like-this>=2 ; extra == 'new'",
         "nothing-like-this ; sys_platform == 'plan9' and extra == 'cluster'",
         "not a requirement !",
         "odd>=1 ; extra == 'cluster'",

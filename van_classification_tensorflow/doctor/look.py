@@ -163,6 +163,7 @@ def extras() -> dict[str, dict[str, Any]]:
                 fits = True
             if not fits:
                 lacking.append(f"{one.name}{one.specifier} (here: {there})")
+        lacking = list(dict.fromkeys(lacking))  # one that two of its extras need
         found[name] = {"missing": lacking, "install": f"pip install '{_PACKAGE}[{name}]'"}
     return found
 

@@ -138,8 +138,8 @@ class SegmenterOptions:
                 "`stride` must be at most `crop`, or pixels would lie in no window. Received: "
                 f"stride={stride}, crop={crop}"
             )
-        if crop or is_whole(self.size):
-            self.windows(self.size if is_whole(self.size) else 0)
+        if crop is not None or isinstance(self.size, int):
+            self.windows(self.size if isinstance(self.size, int) else 0)
 
     def windows(self, side: int) -> tuple[tuple[int, int], tuple[int, int]]:
         """Crop and stride as heights and widths; `side`: of a window where none is given.
