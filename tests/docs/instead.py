@@ -137,6 +137,12 @@ COMMANDS: dict[str, dict[str, Instead]] = {
             "van segment aerial.tif --weights upernet_van_b2.pth --output water --mode slide "
             "--size own --crop 32 --stride 21",
         ),
+        "van export --weights upernet_van_b2.pth --output upernet.tflite --image-size 512": Instead(
+            "half a minute; tests/segment/test_export.py does it", checked=AS_IT_STANDS
+        ),
+        "van export --weights upernet_van_b2.pth --output upernet.xml --image-size 512": Instead(
+            "as upernet.onnx above; tests/segment/test_export.py does it", checked=AS_IT_STANDS
+        ),
         "van export --weights upernet_van_b2.pth --output upernet --image-size any": Instead(
             "half a minute; tests/segment/test_export.py does it", checked=AS_IT_STANDS
         ),

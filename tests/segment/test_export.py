@@ -11,10 +11,12 @@ from PIL import Image
 from tests.parity import GOLDEN, seeded_tensor
 from van_classification_tensorflow import Classifier, Segmenter, VANSegmenter, cli
 from van_classification_tensorflow.engines.keras_values import Untranslatable
+from van_classification_tensorflow.export.request import ExportRequest
 from van_classification_tensorflow.segment import export as exporting
 from van_classification_tensorflow.segment.graph import graph_of
 from van_classification_tensorflow.segment.load import load_segmenter, tensors_of
 from van_classification_tensorflow.spec.segment_card import SegmentCard
+from van_classification_tensorflow.support.console import messages
 from van_classification_tensorflow.weights.catalogue import OF_SEGMENTERS
 
 from . import micro
@@ -145,7 +147,8 @@ def test_what_does_not_agree_is_not_left(tmp_path, capsys, monkeypatch):
 @pytest.mark.parametrize(
     ("given", "says"),
     [
-        ("--output x.xml", "--format must be onnx or saved_model for a segmentation"),
+        ("--output x.xml --image-size any", "must be fixed for openvino of a segmentation"),
+        ("--output x.tflite --batch-size 2", "--batch-size must be 1 for litert"),
         ("--output x.onnx --softmax", "--softmax is for classifiers"),
         ("--output x.onnx --features", "--features is for classifiers"),
         ("--output x.onnx --uint8", "--uint8 is for classifiers"),
@@ -195,8 +198,55 @@ def test_files_that_are_no_segmenters(tmp_path):
         Segmenter(tmp_path / "x.onnx")
     with pytest.raises(FileNotFoundError):
         Segmenter(tmp_path / "no.onnx")
-    with pytest.raises(ValueError, match=r"must end in \.onnx, or be the folder"):
-        Segmenter(tmp_path / "x.tflite")
+    (tmp_path / "x.xml").write_text("<net></net>")
+    (tmp_path / "x.tflite").write_bytes(b"no")
+    for name in ("x.xml", "x.tflite"):
+        with pytest.raises(ValueError, match=rf"{name} was refused"):
+            Segmenter(tmp_path / name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ending", ["xml", "tflite"])
+def test_other_runtimes(tmp_path, capsys, ending):
+    """OpenVINO and LiteRT, in windows, beside ONNX Runtime's mask; each decoder was compared."""
+    pytest.importorskip({"xml": "openvino", "tflite": "ai_edge_litert"}[ending])
+    output = tmp_path / f"x.{ending}"
+    given = ("export", "--weights", WEIGHTS, "--output", output, "--image-size", "64")
+    code, out, err = run(capsys, *given)
+    assert code == 0, err
+    assert "best class the same for 100.00% of the positions" in out
+    assert "images, float32, 64 x 64 pixels" in out
+    picture = Image.fromarray(micro.golden()["predict_image_bgr"])
+    slide = {"mode": "slide", "crop": 64, "stride": 40, "size": "own"}
+    found = Segmenter(output, **slide)
+    np.testing.assert_array_equal(found(picture).mask, Segmenter(WEIGHTS, **slide)(picture).mask)
+    assert found.labels[2].name == "class_2"
+    with pytest.raises(ValueError, match="it is a segmentation: `Segmenter`"):
+        Classifier(output)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "kind",
+    ["openvino", pytest.param("litert", marks=pytest.mark.thorough("half a minute of tracing"))],
+)
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        {"decoder": "semantic_fpn", "channels": 16, "neck_channels": 32},
+        {"decoder": "light_ham", "channels": 32, "ham_channels": 64, "ham_rank": 8},
+    ],
+    ids=["fpn", "ham"],
+)
+def test_other_decoders_by_other_runtimes(tmp_path, kind, sizes):
+    pytest.importorskip({"openvino": "openvino", "litert": "ai_edge_litert"}[kind])
+    model = VANSegmenter(**micro.SIZES, **sizes, num_classes=7, data_format="channels_last")
+    target = tmp_path / {"openvino": "x.xml", "litert": "x.tflite"}[kind]
+    request = ExportRequest(model=model, path=target, image_size=64)
+    found = exporting.export_segmenter(model, request, messages())
+    assert found.difference <= 1e-4 * max(found.largest, 1)
+    assert found.agreement == 1
+    assert found.bytes > 10_000
 
 
 @pytest.mark.slow

@@ -7,7 +7,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
-from ..spec.card import METADATA_KEY, About
+from ..spec.card import METADATA_KEY, precision_of
 from ..support.extras import missing
 from .protocol import Loaded, Spec
 
@@ -68,7 +68,7 @@ def load(path: Path, threads: int | None) -> Loaded:
     options: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", "NUM_STREAMS": 1}
     if threads is not None:
         options["INFERENCE_NUM_THREADS"] = int(threads)
-    precision = About.from_json(metadata).precision if metadata is not None else "float32"
+    precision = precision_of(metadata)
     if precision != "int8":  # beside int8, OpenVINO knows best what the rest runs in
         hints = {"float16": ("FP16", "f16"), "bfloat16": ("BF16", "bf16")}
         needed, hint = hints.get(precision, ("FP32", "f32"))

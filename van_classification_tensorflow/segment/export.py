@@ -19,6 +19,8 @@ from .. import __version__
 from ..export.compare import TOLERANCES, ExportError
 from ..export.export import run as run_for_classifiers
 from ..export.formats import import_runtime
+from ..export.litert import save as save_litert
+from ..export.openvino import save as save_openvino
 from ..export.place import place
 from ..export.request import ExportRequest
 from ..export.saved_model import save
@@ -37,7 +39,8 @@ from .exported import open_exported
 if TYPE_CHECKING:
     import keras
 
-FORMATS = ("onnx", "saved_model")
+FORMATS = ("onnx", "openvino", "litert", "saved_model")
+_ANY_SIZE = ("saved_model",)
 _PICTURES = 4  # that are compared
 _ANY = (96, 160)  # of a file for any size
 _DECODER = "decode_head."  # begins the names of its tensors
@@ -51,7 +54,7 @@ class SegmenterExport:
     Args:
         path: The file, or SavedModel's folder.
         card: What it says of itself.
-        format: onnx or saved_model.
+        format: One of `FORMATS`.
         bytes: Size.
         difference: Largest absolute difference of a logit.
         largest: Largest absolute logit of the Keras model.
@@ -126,7 +129,7 @@ def export_segmenter(
 
     Args:
         source: Weights, as `open_segmenter` gives them, or a `VANSegmenter`.
-        request: Where to and how: "onnx" of one size, or "saved_model"; float32.
+        request: Where to and how: a format of one size, or "saved_model"; float32.
         console: Where to show progress.
 
     Raises:
@@ -168,7 +171,7 @@ def export_segmenter(
             _WRITERS[request.kind](model, card, size, request, made)
         found = _compared(model, card, made, request, size)
         place(made, request.target, request.kind)
-    if request.kind == "onnx":
+    if request.kind not in _ANY_SIZE:
         say(console, "Of one size only: `van segment --mode slide` takes its windows from it.")
     return found
 
@@ -177,7 +180,8 @@ def _check(request: ExportRequest) -> None:
     """Raises `ValueError` where something is asked for that is for classifiers."""
     if request.kind not in FORMATS:
         raise ValueError(
-            f"`format` must be {' or '.join(FORMATS)} for a segmentation. Received: {request.kind}"
+            f"`format` must be one of {', '.join(FORMATS)} for a segmentation. Received: "
+            f"{request.kind}"
         )
     for name, only in (("precision", "float32"), ("uint8", False), ("softmax", False),
                        ("features", False), ("data", None)):  # fmt: skip
@@ -186,15 +190,18 @@ def _check(request: ExportRequest) -> None:
                 f"`{name}` is for classifiers; a segmentation takes normalised pictures and gives "
                 f"logits, in float32. Received: {name}={getattr(request, name)!r}"
             )
-    if request.kind == "onnx" and "any" in (request.batch_size, request.image_size):
+    if request.kind in _ANY_SIZE:
+        return
+    if "any" in (request.batch_size, request.image_size):
         raise ValueError(
-            "`batch_size` and `image_size` must be fixed for onnx of a segmentation; saved_model "
-            f"takes any. Received: batch_size={request.batch_size!r}, "
+            f"`batch_size` and `image_size` must be fixed for {request.kind} of a segmentation; "
+            f"saved_model takes any. Received: batch_size={request.batch_size!r}, "
             f"image_size={request.image_size!r}"
         )
-    if request.kind == "onnx" and request.batch_size != 1:
+    if request.batch_size != 1:
         raise ValueError(
-            f"`batch_size` must be 1 for onnx of a segmentation. Received: {request.batch_size}"
+            f"`batch_size` must be 1 for {request.kind} of a segmentation. Received: "
+            f"{request.batch_size}"
         )
 
 
@@ -216,13 +223,34 @@ def _write_onnx(
 ) -> None:
     import onnx
 
-    from .graph import graph_of
-
-    channels = int(model.inputs[0].shape[-1])
-    made = onnx.load_model_from_string(graph_of(model)((*size, channels)).model)
+    made = onnx.load_model_from_string(_onnx(model, size))
     entry = made.metadata_props.add()
     entry.key, entry.value = METADATA_KEY, card.to_json()
     onnx.save(made, os.fspath(path))
+
+
+def _onnx(model: keras.Model, size: Any) -> bytes:
+    from .graph import graph_of
+
+    return graph_of(model)((*size, int(model.inputs[0].shape[-1]))).model
+
+
+def _write_openvino(
+    model: keras.Model, card: SegmentCard, size: Any, request: ExportRequest, path: Path
+) -> None:
+    from ..engines.quantised import openvino_model
+
+    save_openvino(openvino_model(_onnx(model, size)), card.to_json(), path, compress=False)
+
+
+def _write_litert(
+    model: keras.Model, card: SegmentCard, size: Any, request: ExportRequest, path: Path
+) -> None:
+    from ..engines.flatbuffer import LITERT_TAPS, flatbuffer, tensorflow_function
+
+    shape = (1, *size, int(model.inputs[0].shape[-1]))
+    function = tensorflow_function(model, shape, "logits", max_taps=LITERT_TAPS)
+    save_litert(flatbuffer(function, "float32", folder=path.parent), card.to_json(), path)
 
 
 def _write_saved_model(
@@ -236,7 +264,12 @@ def _write_saved_model(
     save(model, function, card.to_json(), path)
 
 
-_WRITERS = {"onnx": _write_onnx, "saved_model": _write_saved_model}
+_WRITERS = {
+    "onnx": _write_onnx,
+    "openvino": _write_openvino,
+    "litert": _write_litert,
+    "saved_model": _write_saved_model,
+}
 
 
 def _compared(

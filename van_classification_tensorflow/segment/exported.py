@@ -1,4 +1,4 @@
-"""Exported segmenters, run: ONNX and TensorFlow's SavedModel."""
+"""Exported segmenters, run by the runtime of their format."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..engines import onnx, saved_model
+from ..engines import litert, onnx, openvino, saved_model
 from ..engines.protocol import Loaded
 from ..spec.segment_card import MOST_CLASSES, SegmentCard
 from ..support.files import open_regular
@@ -17,7 +17,7 @@ from ..support.text import one_line, printable
 from ..weights.address import address_of
 from .pixels import Size
 
-_ENGINES = {"onnx": onnx, "saved_model": saved_model}
+_ENGINES = {"onnx": onnx, "openvino": openvino, "litert": litert, "saved_model": saved_model}
 _MOST_INPUT = 2**29  # numbers in one batch
 
 
@@ -76,7 +76,8 @@ def open_exported(path: str | os.PathLike) -> Exported:
     what you trust.
 
     Args:
-        path: *.onnx or the folder of a SavedModel, (N, H, W, C) float32 -> (N, h, w, classes).
+        path: *.onnx, *.xml, *.tflite or the folder of a SavedModel, (N, H, W, C) float32 -> (N, h,
+            w, classes).
 
     Raises:
         ValueError: It is no such file, damaged, or a model of something else.
@@ -86,8 +87,8 @@ def open_exported(path: str | os.PathLike) -> Exported:
     kind = address_of(path).format
     if kind not in _ENGINES:
         raise ValueError(
-            "`weights` of an exported segmenter must end in .onnx, or be the folder of a "
-            f"SavedModel. Received: {printable(path)}"
+            "`weights` of an exported segmenter must end in .onnx, .xml or .tflite, or be the "
+            f"folder of a SavedModel. Received: {printable(path)}"
         )
     file = Path(path) / "saved_model.pb" if kind == "saved_model" else Path(path)
     try:

@@ -166,7 +166,8 @@ def _of_exported(path: Any, wanted: Wanted) -> Opened:
     if found.card is not None:
         name = f"{found.card.name} ({name})"
     opened = wanted.describe(name, found, found.classes, found.channels, found.card, [])
-    file = found.path if found.path.is_file() else None
+    one_file = found.path.is_file() and found.path.suffix != ".xml"  # that has weights beside it
+    file = found.path if one_file else None
     return replace(opened, file=file, size=found.size)
 
 

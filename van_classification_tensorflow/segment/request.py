@@ -42,7 +42,8 @@ class SegmenterOptions:
 
     weights: Any = option(
         "weights of a segmentation: a name of `van weights list`, a checkpoint of mmsegmentation, "
-        "a .keras of a VANSegmenter, or an exported file: *.onnx, a SavedModel's folder"
+        "a .keras of a VANSegmenter, or an exported file: *.onnx, *.xml, *.tflite, a SavedModel's "
+        "folder"
     )
     labels: Any = None
     palette: Any = None

@@ -108,8 +108,8 @@ class Segmenter:
 
     Args:
         weights: A checkpoint of mmsegmentation, a name of `van weights list`, a `.keras` of a
-            `VANSegmenter`; an exported file (*.onnx or a SavedModel's folder); or a Keras model
-            in memory, (N, H, W, C) -> logits (N, h, w, classes).
+            `VANSegmenter`; an exported file (*.onnx, *.xml, *.tflite or a SavedModel's folder);
+            or a Keras model in memory, (N, H, W, C) -> logits (N, h, w, classes).
         labels: Names of the classes, or "ade20k", "cityscapes"; the weights' own by default.
         palette: Colours of the classes, as `segment.labels.palette_of` takes them; the weights'
             own by default.

@@ -17,6 +17,7 @@ from .preprocessing import Preprocessing
 from .scores import ACTIVATIONS, SIGMOID, SOFTMAX, activation_of
 
 METADATA_KEY = "van_classification_tensorflow"
+SEGMENTATION = "segmentation"  # `task` of exported segmenters; a classifier names none
 LITERT_METADATA = "van.json"  # in a zip archive behind the flatbuffer
 SAVED_MODEL_METADATA = "assets.extra/van.json"
 PRECISIONS = ("float32", "float16", "bfloat16", "int8")
@@ -85,6 +86,37 @@ class Card:
         if self.activation != SOFTMAX:
             kept["classifier_activation"] = self.activation
         return kept
+
+
+def read_record(text: str) -> dict[str, Any]:
+    """The metadata of an exported file, as an object.
+
+    Raises:
+        ValueError: It is no JSON object, or too large.
+    """
+    if len(text) > MAX_METADATA:
+        raise ValueError(f"its metadata has {len(text):,} characters")
+    try:
+        record = json.loads(text)
+    except RecursionError:
+        raise ValueError("its metadata is nested too deep") from None
+    except ValueError as error:
+        raise ValueError(f"its metadata is no JSON: {error}") from error
+    if not isinstance(record, dict):
+        raise ValueError("its metadata is no JSON object")
+    return record
+
+
+def precision_of(metadata: str | None) -> str:
+    """What an exported file computes in; float32 where it does not say, as segmentations do not.
+
+    Raises:
+        ValueError: It says something else.
+    """
+    record = {} if metadata is None else read_record(metadata)
+    if metadata is None or record.get("task") == SEGMENTATION:
+        return "float32"
+    return _one_of(record, "precision", PRECISIONS)
 
 
 def read_labels(said: Any, num_classes: int | None) -> str | tuple[str, ...] | None:
@@ -173,17 +205,8 @@ class About(Card):
             ValueError: It is no JSON or too large, or a value is missing, of a wrong type or in
                 contradiction to another.
         """
-        if len(text) > MAX_METADATA:
-            raise ValueError(f"its metadata has {len(text):,} characters")
-        try:
-            record = json.loads(text)
-        except RecursionError:
-            raise ValueError("its metadata is nested too deep") from None
-        except ValueError as error:
-            raise ValueError(f"its metadata is no JSON: {error}") from error
-        if not isinstance(record, dict):
-            raise ValueError("its metadata is no JSON object")
-        if record.get("task") == "segmentation":
+        record = read_record(text)
+        if record.get("task") == SEGMENTATION:
             raise ValueError("it is a segmentation: `Segmenter` and `van segment` take it")
         chosen = {
             key: _one_of(record, key, allowed)

@@ -10,12 +10,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..support.text import printable
-from .card import MAX_METADATA, read_preprocessing
+from .card import SEGMENTATION, read_preprocessing, read_record
 from .labels import labels_of
 from .palette import Colour, colours_of
 from .preprocessing import Preprocessing
 
-TASK = "segmentation"
 MOST_CLASSES = 65_535  # what a mask of 16 bits can hold
 
 
@@ -42,7 +41,7 @@ class SegmentCard:
     def to_json(self) -> str:
         """One line of ASCII, for the metadata of any format."""
         record = {
-            "task": TASK,
+            "task": SEGMENTATION,
             "name": self.name,
             "classes": self.classes,
             "labels": self.labels,
@@ -59,15 +58,8 @@ class SegmentCard:
         Raises:
             ValueError: It is no JSON or too large, of another task, or a value makes no sense.
         """
-        if len(text) > MAX_METADATA:
-            raise ValueError(f"its metadata has {len(text):,} characters")
-        try:
-            record: Any = json.loads(text)
-        except RecursionError:
-            raise ValueError("its metadata is nested too deep") from None
-        except ValueError as error:
-            raise ValueError(f"its metadata is no JSON: {error}") from error
-        if not isinstance(record, dict) or record.get("task") != TASK:
+        record = read_record(text)
+        if record.get("task") != SEGMENTATION:
             raise ValueError(
                 "its metadata does not say that it is a segmentation: a classifier is for "
                 "`Classifier` and `van predict`"

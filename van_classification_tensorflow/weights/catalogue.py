@@ -12,6 +12,7 @@ from difflib import get_close_matches
 from types import MappingProxyType
 from urllib.parse import urlsplit
 
+from ..spec.card import SEGMENTATION as SEGMENTATION
 from ..spec.card import Card
 from ..spec.config import CONFIGURATIONS
 from ..spec.decoders import AUXILIARY_CHANNELS, UPERNET, DecoderSizes, published_sizes
@@ -28,7 +29,7 @@ _PARAMETERS = {
     "van_b6": 199_829_416,
 }
 
-CLASSIFICATION, SEGMENTATION = "classification", "segmentation"
+CLASSIFICATION = "classification"
 _TAKEN_BY = {
     CLASSIFICATION: "VAN, Classifier, `van predict`",
     SEGMENTATION: "VANSegmenter, `van segment`",
