@@ -78,14 +78,14 @@ def test_commands_that_start_tensorflow_say_nothing_of_their_own(tmp_path, thoro
         "evaluate --data digits --weights digits",
         "export --weights digits --output x.onnx",
         "export --weights digits --output x.xml",
+        "export --weights digits --output x",
+        "evaluate --data digits --weights x",
         "demo --epochs 1",
         "benchmark --weights digits x.tflite --rounds 2 --seconds 0.1 --max-spread 99",
     )
     for command in (
         "export --weights digits --output x.tflite",
-        "export --weights digits --output x",
         "evaluate --data digits --weights x.tflite",
-        "evaluate --data digits --weights x",
         "train --data digits --output run --epochs 1 --warmup-epochs 0 --processes 1",
         *(others if thorough else ()),
     ):

@@ -128,6 +128,7 @@ def test_the_best_model_is_ready_for_use(whole):
 
 
 @pytest.mark.slow
+@pytest.mark.thorough("a minute and a half; CI trains the demo to its accuracy")
 @tensorflow_only
 def test_the_digits_recipe_reaches_its_accuracy(tmp_path):
     """Of the last epoch, so that nothing was chosen on the test images."""
