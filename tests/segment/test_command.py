@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from van_classification_tensorflow import Segmenter, cli
+from van_classification_tensorflow.images.decode import open_image
 from van_classification_tensorflow.images.masks import open_mask
 from van_classification_tensorflow.segment import command
 from van_classification_tensorflow.segment.metrics import Confusion, without_zero
@@ -266,11 +267,16 @@ def test_an_upright_picture_beside_its_truth(tmp_path, capsys):
 
 def test_a_larger_picture_than_usual(folder, tmp_path, capsys, monkeypatch):
     """`--max-pixels` is also of the picture that is drawn over."""
-    monkeypatch.setattr("van_classification_tensorflow.segment.drawing.MAX_PIXELS", 1000)
-    monkeypatch.setattr("van_classification_tensorflow.images.decode.MAX_PIXELS", 1000)
+    allowed = []
+
+    def opened(image, max_pixels):
+        allowed.append(max_pixels)
+        return open_image(image, max_pixels)
+
+    monkeypatch.setattr("van_classification_tensorflow.segment.drawing.open_image", opened)
     asked = folder / "a.png", "--output", tmp_path / "out"
     code, _, err = run(capsys, *asked, "--max-pixels", "10000")
-    assert code == 0, err
+    assert (code, allowed) == (0, [10_000]), err
     code, _, err = run(capsys, *asked, "--max-pixels", "1000", "--overwrite")
     assert (code, "1 of 1 failed" in err) == (1, True)
 

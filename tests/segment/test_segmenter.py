@@ -170,6 +170,9 @@ def test_any_keras_model(monkeypatch):
     one_by_one = Segmenter(fixed, mode="slide", size="own", batch_size=1)
     np.testing.assert_allclose(whole.logits(photo()), one_by_one.logits(photo()), atol=1e-5)
     assert whole.way.crop == (32, 32)
+    # Smaller pictures are enlarged to its size: zeros around them would be most of a window.
+    small = Preprocessing(16, 1.0, "bilinear", mean=(0.5,) * 3, std=(0.5,) * 3)
+    assert Segmenter(fixed, mode="slide", preprocessing=small).way.size == 32
     with pytest.raises(ValueError, match=r"`mode` must be slide for .* of 32 x 32 pixels only"):
         Segmenter(fixed)
     images = keras.Input((8, 8, 3))

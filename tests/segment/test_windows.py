@@ -199,7 +199,7 @@ def test_what_needs_too_much_memory_is_refused(monkeypatch):
     held = 4 * 4 * 32 * 32 * 50 * 4  # of all 16 windows
     monkeypatch.setattr(windows, "MAX_HELD", 2 * held)
     best_of(maps)
-    monkeypatch.setattr(windows, "MAX_HELD", held // 2)
+    monkeypatch.setattr(windows, "MAX_HELD", held)  # of which each view has half
     with pytest.raises(ValueError, match="allowed for each view"):
         best_of(way.logits(Watched(50), np.zeros((400, 400, 3), np.uint8)))
 
