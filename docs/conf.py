@@ -14,9 +14,9 @@ from sphinx.util.inspect import stringify_signature
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE))
 
-import made_pages  # noqa: E402
+import made_pages  # noqa: E402 - beside this file, which the line above makes known
 
-from van_classification_tensorflow import __version__  # noqa: E402
+from van_classification_tensorflow import __version__  # noqa: E402 - after it
 
 made_pages.write(HERE / "made")
 

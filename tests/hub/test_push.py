@@ -63,6 +63,17 @@ def van(*arguments):
     return 0
 
 
+def meanwhile(monkeypatch, hub, name, files, branch="main"):
+    """Somebody else puts something on the hub while the files are written here."""
+    write = module.write_model
+
+    def made(folder, opened):
+        hub.put(name, files, branch)
+        return write(folder, opened)
+
+    monkeypatch.setattr(module, "write_model", made)
+
+
 def refusal(capsys, *arguments):
     assert van(*arguments) == 1
     error = capsys.readouterr().err.splitlines()[-1]
@@ -135,26 +146,14 @@ def test_a_new_branch_begins_with_what_is_there(hub, light, private):
 
 def test_a_new_branch_of_what_changes_meanwhile(hub, light, capsys, monkeypatch):
     hub.put("me/x", {"README.md": b"a"})
-    write = module.write_model
-
-    def meanwhile(folder, opened):
-        hub.put("me/x", {"README.md": b"b"}, branch="trial")
-        return write(folder, opened)
-
-    monkeypatch.setattr(module, "write_model", meanwhile)
+    meanwhile(monkeypatch, hub, "me/x", {"README.md": b"b"}, branch="trial")
     text = refusal(capsys, "push", "hf://me/x@trial", "--weights", WEIGHTS)
     assert "(412): somebody else has changed it meanwhile: push again" in text
     assert hub.files("me/x", "trial") == {"README.md": b"b"}
 
 
 def test_a_folder_that_comes_into_being_meanwhile(hub, light, capsys, monkeypatch):
-    write = module.write_model
-
-    def meanwhile(folder, opened):
-        hub.put("me/x", {"README.md": b"b"})
-        return write(folder, opened)
-
-    monkeypatch.setattr(module, "write_model", meanwhile)
+    meanwhile(monkeypatch, hub, "me/x", {"README.md": b"b"})
     text = refusal(capsys, "push", "hf://me/x", "--weights", WEIGHTS)
     assert "(409): it is there by now" in text
     assert hub.files("me/x") == {"README.md": b"b"}
@@ -246,13 +245,7 @@ def test_who_may_not_push(hub, light, capsys, monkeypatch):
 
 def test_somebody_else_was_quicker(hub, light, capsys, monkeypatch):
     hub.put("me/x", {"README.md": b"a"})
-    write = module.write_model
-
-    def meanwhile(folder, opened):
-        hub.put("me/x", {"README.md": b"b"})
-        return write(folder, opened)
-
-    monkeypatch.setattr(module, "write_model", meanwhile)
+    meanwhile(monkeypatch, hub, "me/x", {"README.md": b"b"})
     text = refusal(capsys, "push", "hf://me/x", "--weights", WEIGHTS)
     assert "(412): somebody else has changed it meanwhile: push again" in text
     assert hub.files("me/x") == {"README.md": b"b"}
